@@ -1,0 +1,5 @@
+"""The one exception that the command line turns into a line of text and exit code 2."""
+
+
+class InputError(ValueError):
+    """Bad input: one line saying what was given, what was expected and what to do."""

@@ -1,0 +1,65 @@
+"""The linear measurement operator `A` of `y = A x + n`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearOperator(nn.Module, ABC):
+    """`y = A x` with `A` of unit spectral norm; `x` and `y` are batches of slices, (slices, ...).
+
+    A subclass sets `scale` and writes `forward`, `adjoint` and `pseudo_inverse`, all differentiable.
+
+    Attributes:
+        scale: spectral norm of the physical operator, divided out: physical measurement = scale * A(x).
+    """
+
+    scale: float = 1.0
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Measurement `A x` of images `x`."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Exact adjoint: `<A x, y> = <x, A^T y>`."""
+
+    @abstractmethod
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """Direct reconstruction `A^+ y`, an approximation where the inverse has no closed form."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """`A^T A x`."""
+        return self.adjoint(self(x))
+
+    def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
+        """The operator of some slices of the volume; here itself, as it serves all slices alike."""
+        return self
+
+
+def spectral_norm(
+    normal: Callable[[Tensor], Tensor],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float64,
+    iterations: int = 200,
+    tolerance: float = 1e-8,
+) -> float:
+    """Largest singular value of `A` by power iteration on `normal`: `x -> A^T A x`.
+
+    Stops once the estimate changes by less than `tolerance` (relative). The start vector is the same in
+    every call and leaves the global random state alone.
+    """
+    x = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x /= torch.linalg.vector_norm(x)
+    eigenvalue = 0.0
+    for _ in range(iterations):
+        x = normal(x)
+        previous, eigenvalue = eigenvalue, torch.linalg.vector_norm(x).item()
+        if abs(eigenvalue - previous) <= tolerance * eigenvalue:
+            break
+        x = x / eigenvalue
+    return eigenvalue**0.5

@@ -1,0 +1,141 @@
+"""Reading and writing priors: our own format, Lightning checkpoints, and the forms in which ADM weights are published.
+
+Nothing here runs code from a file: `.safetensors` holds none, and pickles are read with `weights_only=True`.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+from ddip_pl.prior.schedule import BETA_END, BETA_START, STEPS
+from ddip_pl.prior.unet import UNet, UNetConfig
+
+FORMAT = "ddip-pl-prior-1"
+SCHEDULE = {"steps": STEPS, "beta_start": BETA_START, "beta_end": BETA_END}
+# Settings of guided-diffusion's scripts that leave the network as it is.
+IRRELEVANT = {"use_checkpoint", "use_fp16", "num_heads_upsample", "class_cond", "diffusion_steps", "noise_schedule"}
+
+
+def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
+    """Network settings from a mapping; lists may be written "1,1,2,4", as guided-diffusion writes them.
+
+    Raises:
+        InputError: a setting is unknown or missing, or the network is class-conditional.
+    """
+    if settings.get("class_cond"):
+        raise InputError("the prior is class-conditional; only unconditional networks can be used")
+    known = {field.name for field in fields(UNetConfig)}
+    if unknown := set(settings) - known - IRRELEVANT:
+        raise InputError(f"unknown network settings {sorted(unknown)}; known are {sorted(known)}")
+    values = {name: settings[name] for name in known & set(settings)}
+    for name in ("channel_mult", "attention_resolutions"):
+        if name in values:
+            value = values[name]
+            values[name] = tuple(int(v) for v in value.split(",")) if isinstance(value, str) else tuple(value)
+    if "image_size" not in values:
+        raise InputError("the network settings lack image_size")
+    return UNetConfig(**values)
+
+
+def describe(network: UNet) -> dict[str, str]:
+    """What a file must say beside the weights: format, network settings and noise schedule, as JSON."""
+    return {"format": FORMAT, "config": json.dumps(asdict(network.config)), "schedule": json.dumps(SCHEDULE)}
+
+
+def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write weights, network settings, noise schedule and a model card into one `.safetensors` file, atomically."""
+    path = Path(path)
+    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in network.state_dict().items()}
+    temporary = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, temporary, metadata=describe(network) | {"card": json.dumps(card)})
+    os.replace(temporary, path)
+
+
+def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
+    """Read a prior, whichever form it has, as a float32 network `network(x, t) -> eps` in evaluation mode.
+
+    Args:
+        path: our `.safetensors`; a Lightning `.ckpt` of `fit`; a guided-diffusion state dict; a dict with `config` and
+            `state_dict`; or `{decay, num_updates, shadow_params}` with the averaged weights in order of registration.
+        config: network settings, for files that carry none.
+
+    Raises:
+        InputError: the file is missing, truncated, not a prior, or does not fit the settings.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"prior {path}: no such file; give a .safetensors, .ckpt or .pt file")
+    contents, carried = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    settings = config if config is not None else carried
+    if settings is None:
+        raise InputError(f"prior {path}: the file does not say which network it is for; give its settings as config")
+    try:
+        network = UNet(parse_config(settings))
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"prior {path}: {error}") from error
+    if isinstance(contents, list):
+        weights = _name_parameters(network, contents, path)
+    else:
+        weights = contents
+    _load(network, weights, path)
+    return network.eval()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"prior {path}: not a prior of ddip-pl (format {metadata.get('format')!r})")
+            if json.loads(metadata["schedule"]) != SCHEDULE:
+                raise InputError(f"prior {path}: noise schedule {metadata['schedule']}, expected {SCHEDULE}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["config"])  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"prior {path}: truncated or not a .safetensors file ({_one_line(error)})") from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str, Any] | None]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"prior {path}: truncated, or not a file of plain weights ({_one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"prior {path}: holds a {type(content).__name__}, expected a dict of weights")
+    if "shadow_params" in content:
+        return list(content["shadow_params"]), None
+    settings = content.get("config")
+    if "prior" in content:  # a Lightning checkpoint of DiffusionPrior
+        settings = content["prior"]["config"]
+    weights = content.get("state_dict", content)
+    weights = {name.removeprefix("network."): value for name, value in weights.items()}
+    return weights, json.loads(settings) if isinstance(settings, str) else settings
+
+
+def _name_parameters(network: UNet, parameters: list[Tensor], path: Path) -> dict[str, Tensor]:
+    names = [name for name, _ in network.named_parameters()]
+    if len(names) != len(parameters):
+        raise InputError(f"prior {path}: {len(parameters)} parameters, the network of these settings has {len(names)}")
+    return dict(zip(names, parameters, strict=True))
+
+
+def _load(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or [n for n, v in own.items() if weights[n].shape != v.shape]
+    if wrong:
+        raise InputError(f"prior {path}: {len(wrong)} weights do not fit the network's settings, {wrong[0]} the first")
+    network.load_state_dict(dict(weights))
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).split("\n")[0].split(". ")[0]

@@ -1,0 +1,238 @@
+"""ADM U-Net (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021).
+
+Parameter names, and the order in which parameters are registered, are those of OpenAI's guided-diffusion, so that
+published weights load as they are, in both forms in which they are published: by name, and as a list.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddip_pl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Settings of the network, named as in guided-diffusion.
+
+    Args:
+        image_size: height and width that the prior is made for; any multiple of `2 ** (levels - 1)` can be given to it.
+        in_channels: 1 for real images, 2 for complex ones (real, imaginary).
+        out_channels: channels of the output; twice `in_channels` with `learn_sigma`; None: whatever follows.
+        num_channels: channels at full resolution.
+        channel_mult: multiples of `num_channels`, one for each resolution level.
+        num_res_blocks: residual blocks a level.
+        attention_resolutions: sizes, in pixels of an image of `image_size`, of the levels that have attention.
+        num_heads: attention heads, where `num_head_channels` is -1.
+        num_head_channels: channels of one attention head.
+        resblock_updown: change resolution by residual blocks instead of strided convolution / nearest neighbour.
+        use_scale_shift_norm: let the time embedding scale and shift the normalised features instead of being added.
+        use_new_attention_order: split queries, keys and values before the heads instead of after.
+        learn_sigma: the second half of the output channels is a variance; only the first half is noise.
+    """
+
+    image_size: int
+    in_channels: int = 1
+    out_channels: int | None = None
+    num_channels: int = 32
+    channel_mult: Sequence[int] = (1, 1, 2, 4)
+    num_res_blocks: int = 1
+    attention_resolutions: Sequence[int] = (16,)
+    num_heads: int = 4
+    num_head_channels: int = -1
+    dropout: float = 0.0
+    resblock_updown: bool = True
+    use_scale_shift_norm: bool = True
+    use_new_attention_order: bool = False
+    learn_sigma: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        if self.image_size % 2 ** (levels - 1):
+            raise InputError(f"image_size is {self.image_size}; {levels} levels need a multiple of {2 ** (levels - 1)}")
+        if self.num_channels % 32:
+            raise InputError(f"num_channels is {self.num_channels}; group normalisation needs a multiple of 32")
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding of timesteps `(batch,)`, shape `(batch, channels)` (Vaswani et al. 2017)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    phase = t[:, None].float() * frequencies
+    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution, by a strided convolution (`op`) or by averaging."""
+
+    def __init__(self, channels: int, learned: bool):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the resolution by nearest neighbour, with or without a convolution behind it."""
+
+    def __init__(self, channels: int, learned: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on the time embedding; `resample` changes the resolution inside it."""
+
+    def __init__(
+        self, channels: int, out_channels: int, embedding: int, config: UNetConfig,
+        resample: type[Downsample] | type[Upsample] | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.scale_shift = config.use_scale_shift_norm
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.h_upd = resample(channels, learned=False) if resample else nn.Identity()
+        self.x_upd = resample(channels, learned=False) if resample else nn.Identity()
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels * (1 + self.scale_shift)))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers[2](self.h_upd(self.in_layers[:2](x)))
+        emb = self.emb_layers(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + emb)
+        return self.skip_connection(self.x_upd(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, added to its input."""
+
+    def __init__(self, channels: int, config: UNetConfig):
+        super().__init__()
+        self.heads = config.num_heads if config.num_head_channels == -1 else channels // config.num_head_channels
+        if channels % self.heads:
+            raise InputError(f"attention over {channels} channels cannot be split into {self.heads} heads")
+        self.heads_first = not config.use_new_attention_order
+        self.norm = nn.GroupNorm(32, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        flat = x.reshape(batch, channels, height * width)
+        qkv = self.qkv(self.norm(flat))
+        if self.heads_first:
+            q, k, v = qkv.reshape(batch, self.heads, 3, channels // self.heads, -1).transpose(-1, -2).unbind(2)
+        else:
+            q, k, v = qkv.reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
+        return (flat + self.proj_out(h)).reshape(x.shape)
+
+
+class Block(nn.Sequential):
+    """A level's layers in sequence; those that want the time embedding get it."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """The ADM U-Net: `network(x, t) -> eps`.
+
+    Args:
+        config: see `UNetConfig`.
+
+    Called with `x (batch, in_channels, height, width)` float and `t (batch,)`, timesteps 0 .. 999. Returns
+    `(batch, out_channels, height, width)`: the predicted noise and, with `learn_sigma`, the variance behind it.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.in_channels = config.in_channels
+        width = config.num_channels
+        embedding = 4 * width
+        out_channels = config.out_channels or config.in_channels * (1 + config.learn_sigma)
+        attention_strides = {config.image_size // resolution for resolution in config.attention_resolutions}
+
+        def change_resolution(channels: int, resample: type[Downsample] | type[Upsample]) -> nn.Module:
+            if config.resblock_updown:
+                return ResBlock(channels, channels, embedding, config, resample)
+            return resample(channels, learned=True)
+
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        channels = config.channel_mult[0] * width
+        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, channels, 3, padding=1))])
+        skips, stride = [channels], 1
+        for level, multiple in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                layers: list[nn.Module] = [ResBlock(channels, multiple * width, embedding, config)]
+                channels = multiple * width
+                if stride in attention_strides:
+                    layers.append(AttentionBlock(channels, config))
+                self.input_blocks.append(Block(*layers))
+                skips.append(channels)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Block(change_resolution(channels, Downsample)))
+                skips.append(channels)
+                stride *= 2
+        self.middle_block = Block(
+            ResBlock(channels, channels, embedding, config),
+            AttentionBlock(channels, config),
+            ResBlock(channels, channels, embedding, config),
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, multiple in reversed(list(enumerate(config.channel_mult))):
+            for i in range(config.num_res_blocks + 1):
+                layers = [ResBlock(channels + skips.pop(), multiple * width, embedding, config)]
+                channels = multiple * width
+                if stride in attention_strides:
+                    layers.append(AttentionBlock(channels, config))
+                if level and i == config.num_res_blocks:
+                    layers.append(change_resolution(channels, Upsample))
+                    stride //= 2
+                self.output_blocks.append(Block(*layers))
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
+        # Convolutions are a third faster in this layout, on CPU and on tensor cores.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedding = self.time_embed(timestep_embedding(t, self.config.num_channels))
+        h = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out(h)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """Set all parameters of a layer to zero, so that its residual block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
