@@ -1,23 +1,128 @@
 """The command line: `ddip-pl fit | validate | test | predict | demo`."""
 
 import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningCLI
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
+from ddip_pl.callbacks.progress import ReconstructionProgress
+from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.data.ellipses import EllipsesDataModule
+from ddip_pl.data.volumes import VolumeDataModule
+from ddip_pl.errors import InputError
 from ddip_pl.prior.module import DiffusionPrior
+from ddip_pl.reconstruction.loop import ReconstructionTrainer
+from ddip_pl.reconstruction.module import Reconstruction
+
+USAGE = """usage: ddip-pl COMMAND [options]
+
+Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand.
+
+  test      simulate a measurement of a volume, reconstruct it, compare with the volume
+  predict   reconstruct without comparing
+  fit       train a prior on random ellipses
+  validate  loss of a prior on held-out ellipses
+  demo      reconstruct a brain with FBP, DDS and D3IP, side by side
+
+  ddip-pl test --config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz
+  ddip-pl fit --config configs/prior/ellipses_128.yaml
+
+ddip-pl COMMAND --help lists the options of a command."""
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong with the settings in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise InputError(" ".join(str(message).split()) + "; see ddip-pl COMMAND --help")
 
 
 class PriorCLI(LightningCLI):
     """`fit` and `validate`: learning a prior from phantoms."""
 
-    def add_arguments_to_parser(self, parser):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("model.network.image_size", "data.image_size")
         parser.link_arguments("model.network.in_channels", "data.channels")
 
 
-def main() -> None:
-    PriorCLI(DiffusionPrior, EllipsesDataModule, parser_kwargs={"parser_mode": "omegaconf"})
+class ReconstructionCLI(LightningCLI):
+    """`test` and `predict`: reconstructing a volume."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in ("test", "predict")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--task", default="task", help="Name of the task, for the results.")
+        parser.add_argument("--method", default="method", help="Name of the method, for the results.")
+        parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand]
+        task, method = settings.task, settings.method
+        folder = settings.output or Path("outputs", f"{task}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+        config = self._parser(self.subcommand).dump(settings, skip_none=False)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks += [  # type: ignore[attr-defined]
+            VolumeWriter(folder, task, method, config),
+            DiffusionCheckpoint(folder),
+            ReconstructionProgress(),
+        ]
+        return trainer
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run one of the commands.
+
+    Raises:
+        InputError: what the user gave cannot be used.
+    """
+    common: dict[str, Any] = {
+        "parser_class": Parser,
+        "parser_kwargs": {"parser_mode": "omegaconf", "prog": "ddip-pl"},
+        "args": [command, *arguments],
+    }
+    sys.argv[1:] = []  # Lightning warns of arguments that are given to it twice
+    if command in PriorCLI.subcommands():
+        PriorCLI(DiffusionPrior, EllipsesDataModule, **common)
+    elif command in ReconstructionCLI.subcommands():
+        plain = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+                 "enable_checkpointing": False}  # fmt: skip
+        ReconstructionCLI(
+            Reconstruction, VolumeDataModule, trainer_class=ReconstructionTrainer, trainer_defaults=plain,
+            seed_everything_default=0, save_config_callback=None, **common,
+        )  # fmt: skip
+    elif command == "demo":
+        from ddip_pl.demo import main as demo  # needs packages of its own
+
+        demo(arguments)
+    else:
+        raise InputError(f"unknown command {command!r}; commands are test, predict, fit, validate, demo")
+
+
+def main() -> int:
+    """Entry point; the exit code is 0, or 2 for bad input."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    try:
+        run(arguments[0], arguments[1:])
+    except InputError as error:
+        print(f"ddip-pl: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,24 +27,28 @@ log = logging.getLogger(__name__)
 
 FILTERS = ("ram-lak", "hann")
 CACHE_VERSION = 1  # raise it when the content of a cache file changes its meaning
-SLICES_AT_ONCE = 32  # a wider operand falls out of the processor's cache: 64 columns take three times as long each
+SLICES_AT_ONCE = 32  # wider operands fall out of the processor's cache: 64 columns take 3 times as long each
+
+with warnings.catch_warnings():  # PyTorch warns once per process that CSR tensors are in beta: have it here
+    warnings.simplefilter("ignore")
+    torch.eye(1).to_sparse_csr()
 
 
 class ParallelBeamCT(LinearOperator):
     """Parallel-beam CT of a square image of unit pixels centred at the origin, in unit spectral norm.
 
-    The physical operator is the line integral `(R x)(theta, s)` over `{p : p_0 cos(theta) + p_1 sin(theta) = s}`
-    in Joseph's discretisation (IEEE Trans. Med. Imaging 1, 1982). Geometry and orientation are those of ODL's
-    `RayTransform` with `Parallel2dGeometry`, and the same arrays go into both: the rows of an image run along
-    ODL's first coordinate `p_0`, its columns along `p_1`; detector bins run along growing `s`, centred at 0.
+    The physical operator integrates along the lines `p_0 cos(theta) + p_1 sin(theta) = s`, with Joseph's
+    linear interpolation (IEEE Trans. Med. Imaging 1, 1982). Geometry and orientation are those of ODL's
+    `RayTransform` with `Parallel2dGeometry`, and the same arrays go into both: `p_0` grows from one row of
+    the image to the next, `p_1` from column to column, `s` from bin to bin of a detector centred at 0.
 
-    Images are (slices, 1, image_size, image_size), sinograms (slices, 1, angles, detectors). The system matrix and its
-    transpose are sparse and applied to all slices at once; both follow `.to(device)` and `.double()`, and neither
-    is part of the state dict.
+    Images are (slices, 1, image_size, image_size), sinograms (slices, 1, angles, detectors); results have
+    the operator's precision. The system matrix and its transpose are sparse and applied to all slices at
+    once; they move with `.to(device)` and `.double()` and are not part of the state dict.
 
     Args:
         image_size: height and width of the image, in pixels.
-        angles: number of equidistant angles `i * angular_range / angles`, or the angles themselves in radians.
+        angles: number of equidistant angles `i * angular_range / angles`, or the angles in radians.
         angular_range: range of equidistant angles in radians; below pi for limited-angle CT.
         detectors: number of detector bins; by default they cover the diagonal of the image.
         spacing: width of a detector bin, in pixels.
@@ -86,15 +89,16 @@ class ParallelBeamCT(LinearOperator):
         self.filter = filter
 
         folder = Path(cache_dir) if cache_dir is not None else _user_cache()
-        matrix, self.scale = _load_or_build(self.image_size, self.angles, self.detectors, self.spacing, folder)
+        geometry = self.image_size, self.angles, self.detectors, self.spacing
+        matrix, self.scale = _load_or_build(*geometry, folder)
         matrix.data /= np.float32(self.scale)
         for name, part in ("matrix", matrix), ("transpose", matrix.T.tocsr()):
             self.register_buffer(f"{name}_rows", torch.from_numpy(part.indptr), persistent=False)
             self.register_buffer(f"{name}_columns", torch.from_numpy(part.indices), persistent=False)
             self.register_buffer(f"{name}_values", torch.from_numpy(part.data), persistent=False)
 
-        # Filtered back-projection: sum over angles of (angular step) * A^T (filtered projection). The columns of one
-        # angle of A sum to about 1 / spacing, the convolution over bins carries another spacing, and A is scaled.
+        # Back-projection sums over angles (weight: the angular step) and convolution over bins (weight: the
+        # spacing). An angle's columns of A sum to 1 / spacing on average, and A lacks `scale` on either side.
         weights = _angular_weights(self.angles) * self.scale**2 * self.spacing**2
         response = _ramp(self.detectors, self.spacing, window=filter == "hann")
         fbp_filter = torch.from_numpy(np.outer(weights, response)).float()
@@ -109,7 +113,7 @@ class ParallelBeamCT(LinearOperator):
         return self._apply_matrix(x, self._image_shape, self._sinogram_shape, *self._matrices())
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Back-projection (slices, 1, image_size, image_size) of sinograms `y` (slices, 1, angles, detectors).
+        """Back-projection (slices, 1, image_size, image_size) of `y` (slices, 1, angles, detectors).
 
         Raises:
             ValueError: `y` has another shape.
@@ -119,7 +123,7 @@ class ParallelBeamCT(LinearOperator):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Filtered back-projection of sinograms `y` (Kak & Slaney, Computerized Tomographic Imaging, 3.3).
 
-        Every angle weighs half the gap between its neighbours in direction (modulo pi), so that non-uniform and
+        Every angle weighs half the gap between its neighbours in direction (modulo pi), so non-uniform and
         repeated directions are integrated correctly; a missing wedge is not filled in.
 
         Raises:
@@ -134,7 +138,8 @@ class ParallelBeamCT(LinearOperator):
         first, last = self.angles[[0, -1]]
         return (
             f"image_size={self.image_size}, angles={len(self.angles)} ({first:.3f} to {last:.3f} rad), "
-            f"detectors={self.detectors}, spacing={self.spacing:g}, filter={self.filter}, scale={self.scale:.4g}"
+            f"detectors={self.detectors}, spacing={self.spacing:g}, "
+            f"filter={self.filter}, scale={self.scale:.4g}"
         )
 
     @property
@@ -163,7 +168,7 @@ class ParallelBeamCT(LinearOperator):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """`x -> x M^T`, (slices, columns) -> (slices, rows), whose gradient is the same product with the transpose."""
+    """`x -> x M^T`, (slices, columns) -> (slices, rows); its gradient is the product with the transpose."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
@@ -177,7 +182,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """`x M^T` for few rows `x`; the sparse kernel is fast on a row-major operand with an even number of columns."""
+    """`x M^T`; the sparse kernel is fast on row-major operands with an even number of columns."""
     if len(x) == 1:
         return (matrix @ x[0])[None]
     operand = F.pad(x, (0, 0, 0, len(x) % 2)).T.contiguous()
@@ -185,9 +190,7 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _csr(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=False)
 
 
 def _check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
@@ -196,38 +199,41 @@ def _check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"expected a tensor of shape (slices, {expected}), got {tuple(x.shape)}")
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------
 
 
 def _count(name: str, value: int) -> int:
-    if not isinstance(value, Integral) or value < 1:
+    if not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     return int(value)
 
 
 def _length(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value!r}; expected a positive, finite number")
     return float(value)
 
 
 def _angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
-    if isinstance(angles, Integral):
+    if isinstance(angles, (int, np.integer)):
         return np.arange(_count("angles", angles)) * (angular_range / angles)
-    explicit = np.array(angles, dtype=np.float64)
+    try:
+        explicit = np.array(angles, dtype=np.float64)
+    except (TypeError, ValueError):  # text, ragged lists
+        explicit = np.empty(0)
     if explicit.ndim != 1 or explicit.size == 0 or not np.isfinite(explicit).all():
         raise InputError(f"angles is {angles!r}; expected their number or a list of finite angles in radians")
     return explicit
 
 
-# --- filtered back-projection -----------------------------------------------------------------------------------------
+# --- filtered back-projection -----------------------------------------------------------------------------
 
 
 def _angular_weights(angles: np.ndarray) -> np.ndarray:
     """Quadrature weights of the integral over directions in [0, pi), in radians.
 
-    A direction weighs half the gap to its neighbours, shared among the angles that look along it. The widest gap, if
-    more than three times the median, is a missing wedge: no measurement stands for it.
+    A direction weighs half the gap between its neighbours, shared among the angles that look along it. The
+    widest gap, if more than three times the median, is a missing wedge: no measurement stands for it.
     """
     fraction = np.round(angles / np.pi % 1, 9) % 1
     directions, inverse, repeats = np.unique(fraction, return_inverse=True, return_counts=True)
@@ -251,7 +257,7 @@ def _ramp(detectors: int, spacing: float, window: bool) -> np.ndarray:
     return response
 
 
-# --- system matrix ----------------------------------------------------------------------------------------------------
+# --- system matrix ----------------------------------------------------------------------------------------
 
 
 def _load_or_build(

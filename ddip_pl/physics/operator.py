@@ -16,9 +16,11 @@ class LinearOperator(nn.Module, ABC):
 
     Attributes:
         scale: spectral norm of the physical operator, divided out: physical measurement = scale * A(x).
+        channels: of an image: 1 for real images, 2 for complex ones.
     """
 
     scale: float = 1.0
+    channels: int = 1
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

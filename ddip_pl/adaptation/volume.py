@@ -1,0 +1,89 @@
+"""D3IP: one set of LoRA weights for the whole volume (Chung & Ye 2024, Algorithm 2)."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddip_pl.adaptation.adaptation import Adaptation
+from ddip_pl.adaptation.lora import LoRA
+from ddip_pl.errors import InputError
+from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.schedule import STEPS
+
+
+class VolumeAdaptation(Adaptation):
+    """AdamW on `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`, the mean over slices estimated from a few random ones.
+
+    Its cost and the number of adapted parameters do not depend on the number of slices.
+
+    Args:
+        slices: K, random slices of one gradient step.
+        steps: L, gradient steps at each timestep.
+        learning_rate: of AdamW.
+        horizon: zeta; the prior is adapted for zeta <= t <= T - zeta only (constrained horizon).
+        rank: of the LoRA weights.
+        bias: train biases too.
+        dropout: of the LoRA path.
+    """
+
+    def __init__(
+        self,
+        slices: int = 6,
+        steps: int = 10,
+        learning_rate: float = 1e-3,
+        horizon: int = 40,
+        rank: int = 4,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
+        for name, value in (("slices", slices), ("steps", steps), ("learning_rate", learning_rate)):
+            if value <= 0:
+                raise InputError(f"{name} of the adaptation is {value}; give a positive number")
+        self.slices, self.steps, self.learning_rate, self.horizon = slices, steps, learning_rate, horizon
+        self.rank, self.bias, self.dropout = rank, bias, dropout
+
+    def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
+        if self.slices > len(measurement):
+            raise InputError(
+                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; lower adaptation.slices"
+            )
+        self.denoiser, self.measurement = denoiser, measurement
+        self.lora = LoRA(denoiser.network, self.rank, self.bias, self.dropout)
+        self.optimizer = torch.optim.AdamW(self.lora.parameters(), self.learning_rate)
+
+    def draw_slices(self) -> Tensor:
+        """Indices of the K slices of a gradient step: random ones, without repetition."""
+        return torch.randperm(len(self.measurement))[: self.slices]
+
+    @torch.enable_grad()
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+        if not self.horizon <= t <= STEPS - self.horizon:
+            return None
+        for _ in range(self.steps):
+            chosen = self.draw_slices()
+            part = self.measurement[chosen]
+            mean, _ = estimator(self.denoiser, x_t[chosen], t, part)
+            loss = part.residual(mean).square().sum() / len(chosen)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return loss.item()
+
+    def applied(self) -> AbstractContextManager[None]:
+        return self.lora.merged()
+
+    def finish(self) -> dict[str, Tensor]:
+        weights = self.lora.state_dict()
+        self.lora.remove()
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lora": self.lora.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lora.load_state_dict(state["lora"])
+        self.optimizer.load_state_dict(state["optimizer"])

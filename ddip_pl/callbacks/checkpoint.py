@@ -1,0 +1,32 @@
+"""Saving the state of a reconstruction while it runs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+
+from ddip_pl.reconstruction.callback import ReconstructionCallback
+
+
+class DiffusionCheckpoint(ReconstructionCallback):
+    """Keep `last.ckpt` while a volume is being reconstructed; `--ckpt_path` continues from it.
+
+    Args:
+        folder: where to keep it.
+        every_seconds: the least time between two saves.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 60):
+        self.path, self.every_seconds = folder / "last.ckpt", every_seconds
+        self.saved = time.monotonic()
+
+    def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:
+        if step < steps and time.monotonic() - self.saved >= self.every_seconds:
+            trainer.save_checkpoint(self.path)
+            self.saved = time.monotonic()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.path.unlink(missing_ok=True)
+
+    on_predict_end = on_test_end

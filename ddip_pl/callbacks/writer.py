@@ -1,0 +1,127 @@
+"""Writing a reconstructed volume and all that belongs to it."""
+
+import csv
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import nibabel as nib
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
+
+import ddip_pl
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.figure import compare
+from ddip_pl.evaluation.metrics import magnitude, quality, relative_residual, summary
+from ddip_pl.reconstruction.module import Reconstruction, Result
+
+
+class VolumeWriter(Callback):
+    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a picture.
+
+    A volume's folder appears when it is complete, and not before.
+
+    Args:
+        folder: for all volumes of the run.
+        task: name of the task.
+        method: name of the method.
+        config: settings of the run, YAML.
+    """
+
+    def __init__(self, folder: Path, task: str, method: str, config: str = ""):
+        self.folder, self.task, self.method, self.config = folder, task, method, config
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out that the folder cannot be written before the long run, not after it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(f"output folder {self.folder}: cannot be written ({error.strerror})") from error
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self.write(pl_module, outputs, with_reference=True)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self.write(pl_module, outputs, with_reference=False)
+
+    def write(self, module: LightningModule, result: Result, with_reference: bool) -> None:
+        """Write all files of a volume, first under a temporary name."""
+        assert isinstance(module, Reconstruction)
+        final = self.folder / result.measurement.name
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
+            folder = Path(temporary, "volume")
+            folder.mkdir()
+            self._write_files(folder, module, result, with_reference)
+            if final.exists():
+                shutil.rmtree(final)
+            folder.rename(final)
+
+    def _write_files(self, folder: Path, module: Reconstruction, result: Result, with_reference: bool) -> None:
+        measurement = result.measurement
+        images = measurement.unpad(result.images)
+        guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
+        reference = None
+        if with_reference and measurement.reference is not None:
+            reference = measurement.unpad(measurement.reference)
+        metrics: dict[str, Any] = {"task": self.task, "method": self.method}
+        if reference is not None:
+            metrics |= summary(images, reference)
+            metrics |= {f"input_{name}": value for name, value in summary(guess, reference).items()}
+            write_table(folder / "slices.csv", [{"slice": i} | row for i, row in enumerate(quality(images, reference))])
+        metrics |= {
+            "seconds": result.seconds,
+            "peak_memory_bytes": result.peak_memory_bytes,
+            "residual": relative_residual(result.images, measurement),
+            "sigma_y": measurement.sigma_y,
+            "slices": len(measurement),
+            "diffusion_steps": len(result.trajectory),
+            "adapted_parameters": sum(weight.numel() for weight in result.weights.values()),
+            "prior": Path(module.prior).name,
+            "device": f"{module.device.type}, {torch.get_num_threads()} threads",
+            "versions": {
+                "ddip_pl": ddip_pl.__version__,
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        (folder / "config.yaml").write_text(self.config)
+        write_table(folder / "trajectory.csv", [{"step": i + 1} | row for i, row in enumerate(result.trajectory)])
+        if result.weights:
+            save_file({name: weight.cpu().contiguous() for name, weight in result.weights.items()},
+                      folder / "lora.safetensors")  # fmt: skip
+
+        low, high = measurement.window
+        affine = measurement.affine.numpy()
+        volume = magnitude(images)[:, 0].cpu().numpy() * (high - low) + low
+        nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), affine), folder / "reconstruction.nii.gz")  # type: ignore[attr-defined]
+        (folder / "figures").mkdir()
+        columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
+        compare({"input": guess, self.method: images}, reference, (columns, rows, slices), folder / "figures" / "planes.png")
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of figures as CSV; a figure that a row does not have is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

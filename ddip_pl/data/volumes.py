@@ -1,0 +1,148 @@
+"""A volume and what a scanner would have measured of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ddip_pl.data.readers import Volume, read_nifti
+from ddip_pl.errors import InputError
+from ddip_pl.physics.measurement import Measurement, simulate
+from ddip_pl.physics.operator import LinearOperator
+
+Plane = Literal["axial", "coronal", "sagittal"]
+NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+def normalise(data: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Map the intensities of `window` to [0, 1] and clip what lies outside.
+
+    Raises:
+        InputError: the window is empty, or the image is constant inside it.
+    """
+    low, high = window
+    if not low < high:
+        raise InputError(f"data.window is {window}; the first value must be below the second")
+    image = np.clip((data - low) / (high - low), 0, 1)
+    if image.min() == image.max():
+        raise InputError(f"the volume is constant inside data.window {window}; it has values {data.min()} .. {data.max()}")
+    return image
+
+
+def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of a volume as upright images, and where they lie.
+
+    Args:
+        volume: see `Volume`.
+        plane: of the slices.
+        first: index of the first slice; by default the slices are the central ones.
+        count: number of slices, by default all.
+
+    Returns:
+        Images `(slices, rows, columns)`, the patient's front or top up; affine `(4, 4)` from (column, row, slice) to mm.
+
+    Raises:
+        InputError: there are not that many slices.
+    """
+    normal = NORMAL_AXIS[plane]
+    across, up = [axis for axis in range(3) if axis != normal]
+    depth = volume.data.shape[normal]
+    count = depth - (first or 0) if count is None else count
+    first = (depth - count) // 2 if first is None else first
+    if count < 1 or first < 0 or first + count > depth:
+        raise InputError(f"slices {first} .. {first + count - 1} asked for, the volume has {depth} {plane} slices")
+    images = volume.data.transpose(normal, up, across)[first : first + count, ::-1]
+    to_volume = np.zeros((4, 4))
+    to_volume[3, 3] = to_volume[across, 0] = to_volume[normal, 2] = 1
+    to_volume[up, 1], to_volume[up, 3], to_volume[normal, 3] = -1, volume.data.shape[up] - 1, first
+    return np.ascontiguousarray(images), volume.affine @ to_volume
+
+
+def fit(images: Tensor, size: int) -> tuple[Tensor, tuple[int, int, int, int], Tensor]:
+    """Bring images `(slices, 1, rows, columns)` to `size` x `size`: shrink what is larger, pad what is smaller with 0.
+
+    Returns:
+        The images, the padding `(top, bottom, left, right)`, and the affine `(4, 4)` from (column, row, slice) of the
+        new image without its padding to those of the old one.
+    """
+    old = images.shape[-2:]
+    shrink = min(1.0, size / max(old))
+    new = [max(1, round(length * shrink)) for length in old]
+    if shrink < 1:
+        images = F.interpolate(images, size=new, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    margin = (top, size - new[0] - top, left, size - new[1] - left)
+    affine = torch.eye(4, dtype=torch.float64)
+    for axis, step in ((0, old[1] / new[1]), (1, old[0] / new[0])):
+        affine[axis, axis], affine[axis, 3] = step, (step - 1) / 2
+    return F.pad(images, (margin[2], margin[3], margin[0], margin[1])), margin, affine
+
+
+class VolumeDataModule(LightningDataModule):
+    """A volume from file and its simulated measurement `y = A x + n`, for `test` and `predict`.
+
+    Args:
+        path: NIfTI file.
+        operator: makes the measurement operator for an image size, for example `ParallelBeamCT` with its angles.
+        sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1].
+        plane: of the slices.
+        slices: number of slices, the central ones; by default all.
+        first: index of the first slice, where not the central ones are wanted.
+        window: intensities that become 0 and 1; by default the smallest, and the 99.9th percentile.
+        size: height and width of the reconstruction; by default the prior's.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        operator: Callable[[int], LinearOperator],
+        sigma_y: float,
+        plane: Plane = "axial",
+        slices: int | None = None,
+        first: int | None = None,
+        window: tuple[float, float] | None = None,
+        size: int | None = None,
+    ):
+        super().__init__()
+        if not 0 <= sigma_y < float("inf"):
+            raise InputError(f"data.sigma_y is {sigma_y}; give a standard deviation of at least 0")
+        self.path, self.operator, self.sigma_y, self.plane = Path(path), operator, sigma_y, plane
+        self.slices, self.first, self.window, self.size = slices, first, window, size
+
+    def setup(self, stage: str) -> None:
+        network = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
+        operator = self.operator(self.size or network.config.image_size)
+        if network.in_channels != operator.channels:
+            raise InputError(
+                f"the prior has {network.in_channels} image channels, {type(operator).__name__} needs "
+                f"{operator.channels}; choose another --model.prior"
+            )
+        self.measurement = self.simulate(operator)
+
+    def simulate(self, operator: LinearOperator) -> Measurement:
+        """Read the volume and measure it; the noise depends on the seed of `seed_everything` only."""
+        volume = read_nifti(self.path)
+        window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
+        images, affine = cut(Volume(normalise(volume.data, window), volume.affine), self.plane, self.first, self.slices)
+        x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), self.size or operator.image_size)
+        return Measurement(
+            y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed())),
+            operator=operator,
+            sigma_y=self.sigma_y,
+            name=self.path.name.removesuffix(".gz").removesuffix(".nii"),
+            reference=x,
+            window=window,
+            affine=torch.from_numpy(affine) @ to_slices,
+            margin=margin,
+        )
+
+    def test_dataloader(self) -> DataLoader[Measurement]:
+        return DataLoader([self.measurement], batch_size=None)  # type: ignore[arg-type]
+
+    predict_dataloader = test_dataloader

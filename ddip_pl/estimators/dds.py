@@ -1,0 +1,37 @@
+"""Decomposed diffusion sampling (Chung, Lee & Ye 2024): conjugate gradients from the prior's mean."""
+
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+from ddip_pl.estimators.cg import conjugate_gradient
+from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.physics.measurement import Measurement
+
+
+class DDS(PosteriorMean):
+    """A few conjugate-gradient steps from `x0_hat` towards the data.
+
+    Without `gamma` on `A^T A x = A^T y` (the paper's CT), with it on the proximal problem
+    `min_x gamma/2 ||A x - y||^2 + 1/2 ||x - x0_hat||^2`, that is `(I + gamma A^T A) x = x0_hat + gamma A^T y`
+    (the paper's MRI, gamma 5).
+
+    Both are solved for the correction `d = x - x0_hat`, whose right-hand side is `A^T (y - A x0_hat)`.
+
+    Args:
+        iterations: conjugate-gradient steps.
+        gamma: weight of the data in the proximal form.
+    """
+
+    def __init__(self, iterations: int = 5, gamma: float | None = None):
+        if iterations < 1:
+            raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
+        if gamma is not None and gamma <= 0:
+            raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without prior term")
+        self.iterations, self.gamma = iterations, gamma
+
+    def condition(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
+        operator, gamma = measurement.operator, self.gamma
+        gradient = -operator.adjoint(measurement.residual(x0_hat))
+        if gamma is None:
+            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations)
+        return x0_hat + conjugate_gradient(lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations)

@@ -1,0 +1,40 @@
+"""Image quality against a reference, on [0, 1] with data range 1."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ddip_pl.physics.measurement import Measurement
+
+
+def magnitude(images: Tensor) -> Tensor:
+    """Real images as they are, complex ones (two channels) by magnitude; `(slices, 1, height, width)`."""
+    return images if images.shape[1] == 1 else images.norm(dim=1, keepdim=True)
+
+
+def quality(images: Tensor, reference: Tensor) -> list[dict[str, float]]:
+    """PSNR in dB and SSIM of each slice; images `(slices, channels, height, width)`, clipped to [0, 1].
+
+    SSIM has the 7 x 7 window that is customary for CT and MRI.
+    """
+    rows = []
+    for image, truth in zip(magnitude(images).clamp(0, 1), magnitude(reference), strict=True):
+        pair = image[None], truth[None]
+        psnr = peak_signal_noise_ratio(*pair, data_range=1.0)
+        ssim = structural_similarity_index_measure(*pair, data_range=1.0, gaussian_kernel=False, kernel_size=7)
+        assert isinstance(ssim, Tensor)
+        rows.append({"psnr": float(psnr), "ssim": float(ssim)})
+    return rows
+
+
+def summary(images: Tensor, reference: Tensor) -> dict[str, float]:
+    """Figures of a volume: PSNR from the error of all voxels, SSIM as the mean over its slices."""
+    psnr = peak_signal_noise_ratio(magnitude(images).clamp(0, 1), magnitude(reference), data_range=1.0)
+    ssim = torch.tensor([row["ssim"] for row in quality(images, reference)]).mean()
+    return {"psnr": float(psnr), "ssim": float(ssim)}
+
+
+def relative_residual(images: Tensor, measurement: Measurement) -> float:
+    """`|| A x - y || / || y ||`."""
+    with torch.no_grad():
+        return float(measurement.residual(images).norm() / measurement.y.norm())

@@ -1,0 +1,64 @@
+"""A measurement: what was measured, how, and where the result belongs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ddip_pl.physics.operator import LinearOperator
+
+
+@dataclass
+class Measurement:
+    """`y = A x + n` for all slices of one volume.
+
+    Attributes:
+        y: measurement in the scale of the unit-norm operator, first axis slices.
+        operator: `A`.
+        sigma_y: standard deviation of `n`, in the same scale.
+        name: of the volume; its results are filed under it.
+        reference: the true image `(slices, channels, height, width)` in [0, 1], where it is known.
+        window: intensities that 0 and 1 stand for, in the units of the source.
+        affine: `(4, 4)`, from indices (column, row, slice) of the reconstruction to scanner coordinates in mm.
+        margin: rows above and below, columns left and right that are padding and not image.
+    """
+
+    y: Tensor
+    operator: LinearOperator
+    sigma_y: float
+    name: str
+    reference: Tensor | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+    affine: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+    margin: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, slices: slice | Tensor) -> Measurement:
+        """The measurement of some slices only."""
+        reference = None if self.reference is None else self.reference[slices]
+        return replace(self, y=self.y[slices], operator=self.operator.select(slices), reference=reference)
+
+    def to(self, *args: object, **kwargs: object) -> Measurement:
+        """The same on another device, as `Tensor.to`."""
+        moved = {n: v.to(*args, **kwargs) for n, v in vars(self).items() if hasattr(v, "to") and n != "affine"}  # type: ignore[call-overload]
+        return replace(self, **moved)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """`A x - y` for images `x (slices, channels, height, width)`."""
+        return self.operator(x) - self.y
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """Images without the padding that fitted them to the prior's size."""
+        top, bottom, left, right = self.margin
+        return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+def simulate(x: Tensor, operator: LinearOperator, sigma_y: float, generator: torch.Generator | None = None) -> Tensor:
+    """`A x + n` with Gaussian noise `n` of standard deviation `sigma_y`."""
+    with torch.no_grad():
+        y = operator(x)
+        return y + sigma_y * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)

@@ -1,0 +1,152 @@
+"""Reverse diffusion as a Lightning loop: Algorithm 2 of D3IP (Chung & Ye 2024), and every method composed like it.
+
+Lightning keeps its loop classes behind an underscore. This is the only module that touches them.
+"""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.loops import _EvaluationLoop, _Loop, _PredictionLoop
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from torch import Tensor
+
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps
+from ddip_pl.reconstruction.callback import ReconstructionCallback
+
+
+class ReverseDiffusionLoop(_Loop):
+    """From noise to a volume, one diffusion step at a time; all that a step depends on is in its state.
+
+    The parts come from the trainer's module: denoiser, estimator, adaptation, and the settings of the sampler.
+
+    Attributes:
+        x: `x_t` of all slices, `(slices, channels, height, width)`.
+        step: number of diffusion steps done.
+        trajectory: one row of figures for each of them.
+        weights: adapted weights by name, when the volume is finished.
+    """
+
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer)
+        self.x: Tensor | None = None
+        self.step = 0
+        self.trajectory: list[dict[str, float]] = []
+        self.weights: dict[str, Tensor] = {}
+        self._saved: dict[str, Any] | None = None
+
+    def run(self, measurement: Measurement) -> Tensor:
+        """Reconstruct all slices of a measurement, `(slices, channels, height, width)`."""
+        self.module: Any = self.trainer.lightning_module
+        self.timesteps = timesteps(self.module.start, self.module.steps)
+        self.module.adaptation.start(self.module.denoiser, measurement)
+        try:
+            if self._saved is None:
+                self.initialise(measurement)
+            else:
+                self.restore(self._saved, measurement)
+            assert self.x is not None
+            while self.step < len(self.timesteps):
+                self.advance(self.x, measurement)
+                self.on_advance_end()
+            return self.x
+        finally:
+            self.weights = self.module.adaptation.finish()
+            self.x = self._saved = None
+
+    def initialise(self, measurement: Measurement) -> None:
+        """`x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
+        guess = measurement.operator.pseudo_inverse(measurement.y)
+        first, last = torch.randn(2, *guess.shape[1:]).to(guess)
+        abar = self.module.denoiser.abar_at(self.timesteps[0])
+        self.x = diffuse(guess, slerp(first, last, len(guess)), abar)
+        self.step, self.trajectory = 0, []
+
+    def advance(self, x: Tensor, measurement: Measurement) -> None:
+        """One step of Algorithm 2: adapt the prior to the measurement at `t`, then go from `x_t` to `x_{t-1}`, in place."""
+        denoiser, estimator, adaptation = self.module.denoiser, self.module.estimator, self.module.adaptation
+        t = self.timesteps[self.step]
+        t_next = self.timesteps[self.step + 1] if self.step + 1 < len(self.timesteps) else None
+        clock = time.monotonic()
+
+        loss = adaptation.adapt(estimator, x, t)
+
+        squared_residual = x.new_zeros(())
+        with adaptation.applied():
+            for first in range(0, len(x), self.module.batch_size):
+                chunk = slice(first, first + self.module.batch_size)
+                part = measurement[chunk]
+                mean, eps = estimator(denoiser, x[chunk], t, part)
+                noise = torch.randn(mean.shape).to(mean)
+                x[chunk] = ddim_step(mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
+                squared_residual += part.residual(mean).square().sum()
+
+        self.step += 1
+        row = {"t": t, "residual": float(squared_residual.sqrt() / measurement.y.norm())}
+        row |= {} if loss is None else {"loss": loss}
+        self.trajectory.append(row | {"seconds": time.monotonic() - clock})
+
+    def on_advance_end(self) -> None:
+        row = self.trajectory[-1]
+        for logger in self.trainer.loggers:
+            logger.log_metrics({f"diffusion/{name}": value for name, value in row.items()}, self.step)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ReconstructionCallback):
+                callback.on_diffusion_step_end(self.trainer, self.step, len(self.timesteps), row)
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        if self.x is None:
+            return {}
+        return {
+            "x": self.x,
+            "step": self.step,
+            "trajectory": self.trajectory,
+            "random": torch.get_rng_state(),
+            "adaptation": self.module.adaptation.state_dict(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict or None
+
+    def restore(self, state: dict[str, Any], measurement: Measurement) -> None:
+        """Go on from a saved state, with the same random numbers that would have come."""
+        self.x = state["x"].to(measurement.y.device)
+        self.step, self.trajectory = state["step"], state["trajectory"]
+        self.module.adaptation.load_state_dict(state["adaptation"])
+        torch.set_rng_state(state["random"])
+
+
+class _TestLoop(_EvaluationLoop):
+    """Lightning's test loop with the reverse diffusion as its child, whose state is thereby checkpointed."""
+
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer, TrainerFn.TESTING, RunningStage.TESTING, verbose=False, inference_mode=False)
+        self.reverse_diffusion = ReverseDiffusionLoop(trainer)
+
+
+class _PredictLoop(_PredictionLoop):
+    """Lightning's prediction loop with the reverse diffusion as its child."""
+
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer, inference_mode=False)
+        self.reverse_diffusion = ReverseDiffusionLoop(trainer)
+
+
+class ReconstructionTrainer(Trainer):
+    """Lightning's Trainer, whose `test` and `predict` run the reverse diffusion.
+
+    `save_checkpoint` in the middle of a volume and `ckpt_path` afterwards continue it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.test_loop = _TestLoop(self)
+        self.predict_loop = _PredictLoop(self)
+
+    @property
+    def reverse_diffusion(self) -> ReverseDiffusionLoop:
+        """The loop of what is running: test or predict."""
+        loop = self.test_loop if self.testing else self.predict_loop
+        return loop.reverse_diffusion  # type: ignore[attr-defined]
