@@ -1,14 +1,19 @@
 """The command line: `ddip-pl fit | validate | test | predict | demo`."""
 
+import logging
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
 
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.progress import ReconstructionProgress
@@ -36,14 +41,36 @@ Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses an
 ddip-pl COMMAND --help lists the options of a command."""
 
 
+HINT = "; see ddip-pl COMMAND --help"
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong with the settings in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(" ".join(str(message).split()) + "; see ddip-pl COMMAND --help")
+        raise InputError(" ".join(str(message).split()).replace(HINT, "") + HINT)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except (TypeError, ValueError, OmegaConfBaseException, UnicodeError) as error:
+            raise InputError(f"config {cfg_path}: {error}") from error
 
 
-class PriorCLI(LightningCLI):
+class CLI(LightningCLI):
+    """What all commands share: settings of the trainer that cannot be used are bad input, and no fault of ours."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        path = self.config[self.subcommand].ckpt_path
+        if path is not None and not zipfile.is_zipfile(path):
+            raise InputError(f"ckpt_path {path}: no such file, or no complete checkpoint")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"trainer: {error}") from error
+
+
+class PriorCLI(CLI):
     """`fit` and `validate`: learning a prior from phantoms."""
 
     @staticmethod
@@ -55,7 +82,7 @@ class PriorCLI(LightningCLI):
         parser.link_arguments("model.network.in_channels", "data.channels")
 
 
-class ReconstructionCLI(LightningCLI):
+class ReconstructionCLI(CLI):
     """`test` and `predict`: reconstructing a volume."""
 
     @staticmethod
@@ -74,9 +101,9 @@ class ReconstructionCLI(LightningCLI):
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks += [  # type: ignore[attr-defined]
+            ReconstructionProgress(),
             VolumeWriter(folder, task, method, config),
             DiffusionCheckpoint(folder),
-            ReconstructionProgress(),
         ]
         return trainer
 
@@ -110,17 +137,29 @@ def run(command: str, arguments: Sequence[str]) -> None:
         raise InputError(f"unknown command {command!r}; commands are test, predict, fit, validate, demo")
 
 
+def bad_input(error: BaseException | None) -> str | None:
+    """What was wrong with the input, in one line, or None if it was not the input: parsers wrap what is raised in them."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error and " ".join(str(error).split())
+
+
 def main() -> int:
-    """Entry point; the exit code is 0, or 2 for bad input."""
+    """Entry point; the exit code is 0, or 2 for bad input, or 1 (with a traceback) for a fault of ours."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", module="peft")
+    for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
     try:
         run(arguments[0], arguments[1:])
-    except InputError as error:
-        print(f"ddip-pl: error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (line := bad_input(error)) is None:
+            raise
+        print(f"ddip-pl: error: {line}", file=sys.stderr)
         return 2
     return 0
 

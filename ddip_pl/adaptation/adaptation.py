@@ -1,7 +1,6 @@
 """Who is adapted to what, before each step of the reverse diffusion."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +13,8 @@ from ddip_pl.prior.denoiser import Denoiser
 class Adaptation(ABC):
     """Changes the prior to fit the measurement, in the course of one volume.
 
-    The loop calls `start`, then for every timestep `adapt` and, around the sampling pass, `applied`, and `finish` at the
-    end. `state_dict` holds all that is needed to go on in another process.
+    The loop calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds all that is needed
+    to go on in another process.
     """
 
     @abstractmethod
@@ -28,18 +27,20 @@ class Adaptation(ABC):
 
     @abstractmethod
     def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
-        """Adapt the prior at `x_t (slices, channels, height, width)`; returns the last loss, or None if nothing was done."""
+        """Adapt the denoiser at `x_t (slices, channels, height, width)`, for this and later steps.
 
-    @abstractmethod
-    def applied(self) -> AbstractContextManager[None]:
-        """Inside, the denoiser is the adapted one, at full speed."""
+        Returns:
+            The last loss, or None if nothing was done at this timestep.
+        """
 
     @abstractmethod
     def finish(self) -> dict[str, Tensor]:
         """Leave the prior as it was found; returns the adapted weights by name."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; called behind `start`."""

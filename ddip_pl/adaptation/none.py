@@ -1,6 +1,5 @@
 """No adaptation: the prior as it was trained (DDS, DDNM, DiffusionMBIR)."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -19,9 +18,6 @@ class NoAdaptation(Adaptation):
 
     def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> None:
         return None
-
-    def applied(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def finish(self) -> dict[str, Tensor]:
         return {}

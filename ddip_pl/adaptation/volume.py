@@ -1,6 +1,5 @@
 """D3IP: one set of LoRA weights for the whole volume (Chung & Ye 2024, Algorithm 2)."""
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -66,17 +65,18 @@ class VolumeAdaptation(Adaptation):
         for _ in range(self.steps):
             chosen = self.draw_slices()
             part = self.measurement[chosen]
+            self.denoiser.weights = self.lora.merged(training=True)
             mean, _ = estimator(self.denoiser, x_t[chosen], t, part)
             loss = part.residual(mean).square().sum() / len(chosen)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+        with torch.no_grad():
+            self.denoiser.weights = self.lora.merged()
         return loss.item()
 
-    def applied(self) -> AbstractContextManager[None]:
-        return self.lora.merged()
-
     def finish(self) -> dict[str, Tensor]:
+        self.denoiser.weights = {}
         weights = self.lora.state_dict()
         self.lora.remove()
         return weights
@@ -86,4 +86,6 @@ class VolumeAdaptation(Adaptation):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lora.load_state_dict(state["lora"])
+        with torch.no_grad():
+            self.denoiser.weights = self.lora.merged()
         self.optimizer.load_state_dict(state["optimizer"])

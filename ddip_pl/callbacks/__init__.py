@@ -1,0 +1,1 @@
+"""What happens beside training and reconstruction: pictures, files, checkpoints, progress."""

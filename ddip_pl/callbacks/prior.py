@@ -88,7 +88,9 @@ class ExportPrior(Callback):
             "images": self.images,
             "seconds": round(self.state_dict()["seconds"]),
             "device": f"{pl_module.device.type}, {torch.get_num_threads()} threads",
-            "validation_loss": {t: float(metrics[k]) for t in VALIDATION_TIMESTEPS if (k := f"val/loss_t{t}") in metrics},
+            "validation_loss": {
+                t: float(metrics[k]) for t in VALIDATION_TIMESTEPS if (k := f"val/loss_t{t}") in metrics
+            },
         }
         if trainer.is_global_zero:
             save_prior(self.path, pl_module.network, card)

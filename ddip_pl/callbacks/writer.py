@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ class VolumeWriter(Callback):
 
     def __init__(self, folder: Path, task: str, method: str, config: str = ""):
         self.folder, self.task, self.method, self.config = folder, task, method, config
+        self.created: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out that the folder cannot be written before the long run, not after it."""
+        self.created = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -48,6 +51,12 @@ class VolumeWriter(Callback):
             raise InputError(f"output folder {self.folder}: cannot be written ({error.strerror})") from error
 
     on_predict_start = on_test_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take back the folders that were created and are still empty."""
+        with suppress(OSError):
+            for folder in self.created:
+                folder.rmdir()
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -68,12 +77,19 @@ class VolumeWriter(Callback):
         with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
             folder = Path(temporary, "volume")
             folder.mkdir()
-            self._write_files(folder, module, result, with_reference)
+            metrics = self._write_files(folder, module, result, with_reference)
             if final.exists():
                 shutil.rmtree(final)
             folder.rename(final)
+        figures = "residual {residual:.3g}, {seconds:.0f} s".format(**metrics)
+        if "psnr" in metrics:
+            against = "PSNR {psnr:.2f} dB (input {input_psnr:.2f}), SSIM {ssim:.3f} (input {input_ssim:.3f})"
+            figures = f"{against.format(**metrics)}, {figures}"
+        print(f"{final.name}: {figures}; files in {final}")
 
-    def _write_files(self, folder: Path, module: Reconstruction, result: Result, with_reference: bool) -> None:
+    def _write_files(
+        self, folder: Path, module: Reconstruction, result: Result, with_reference: bool
+    ) -> dict[str, Any]:
         measurement = result.measurement
         images = measurement.unpad(result.images)
         guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
@@ -115,7 +131,10 @@ class VolumeWriter(Callback):
         nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), affine), folder / "reconstruction.nii.gz")  # type: ignore[attr-defined]
         (folder / "figures").mkdir()
         columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
-        compare({"input": guess, self.method: images}, reference, (columns, rows, slices), folder / "figures" / "planes.png")
+        compare(
+            {"input": guess, self.method: images}, reference, (columns, rows, slices), folder / "figures" / "planes.png"
+        )
+        return metrics
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

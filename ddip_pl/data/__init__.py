@@ -1,0 +1,1 @@
+"""Where images and measurements come from."""

@@ -1,12 +1,10 @@
 """Image files to volumes."""
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from ddip_pl.errors import InputError
 
@@ -41,8 +39,9 @@ def read_nifti(path: str | Path) -> Volume:
     try:
         image = nib.as_closest_canonical(nib.load(path))  # type: ignore[arg-type]
         data = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"volume {path}: not a readable NIfTI file ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a damaged file can make the reader stumble over anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"volume {path}: not a readable NIfTI file ({reason})") from error
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3:

@@ -17,6 +17,7 @@ from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.operator import LinearOperator
 
 Plane = Literal["axial", "coronal", "sagittal"]
+MEASUREMENT = 0x5CA7  # keeps the noise of the measurement apart from that of sampling
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
@@ -31,7 +32,9 @@ def normalise(data: np.ndarray, window: tuple[float, float]) -> np.ndarray:
         raise InputError(f"data.window is {window}; the first value must be below the second")
     image = np.clip((data - low) / (high - low), 0, 1)
     if image.min() == image.max():
-        raise InputError(f"the volume is constant inside data.window {window}; it has values {data.min()} .. {data.max()}")
+        raise InputError(
+            f"the slices are constant inside data.window {window}; they have values {data.min()} .. {data.max()}"
+        )
     return image
 
 
@@ -53,10 +56,11 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
     normal = NORMAL_AXIS[plane]
     across, up = [axis for axis in range(3) if axis != normal]
     depth = volume.data.shape[normal]
+    asked = " and ".join(f"data.{n} is {v}" for n, v in (("first", first), ("slices", count)) if v is not None)
     count = depth - (first or 0) if count is None else count
     first = (depth - count) // 2 if first is None else first
     if count < 1 or first < 0 or first + count > depth:
-        raise InputError(f"slices {first} .. {first + count - 1} asked for, the volume has {depth} {plane} slices")
+        raise InputError(f"{asked}; the volume has {depth} {plane} slices")
     images = volume.data.transpose(normal, up, across)[first : first + count, ::-1]
     to_volume = np.zeros((4, 4))
     to_volume[3, 3] = to_volume[across, 0] = to_volume[normal, 2] = 1
@@ -117,7 +121,10 @@ class VolumeDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         network = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
-        operator = self.operator(self.size or network.config.image_size)
+        size, multiple = self.size, 2 ** (len(network.config.channel_mult) - 1)
+        if size is not None and (size < 1 or size % multiple):
+            raise InputError(f"data.size is {size}; this prior needs a multiple of {multiple}")
+        operator = self.operator(size or network.config.image_size)
         if network.in_channels != operator.channels:
             raise InputError(
                 f"the prior has {network.in_channels} image channels, {type(operator).__name__} needs "
@@ -129,10 +136,11 @@ class VolumeDataModule(LightningDataModule):
         """Read the volume and measure it; the noise depends on the seed of `seed_everything` only."""
         volume = read_nifti(self.path)
         window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
-        images, affine = cut(Volume(normalise(volume.data, window), volume.affine), self.plane, self.first, self.slices)
+        images, affine = cut(volume, self.plane, self.first, self.slices)
+        images = normalise(images, window)
         x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), self.size or operator.image_size)
         return Measurement(
-            y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed())),
+            y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)),
             operator=operator,
             sigma_y=self.sigma_y,
             name=self.path.name.removesuffix(".gz").removesuffix(".nii"),

@@ -22,18 +22,20 @@ def conjugate_gradient(normal: Callable[[Tensor], Tensor], b: Tensor, iterations
 
     x, r = torch.zeros_like(b), b
     p, rho = r, inner(r, r)
+    # What is left of a residual below this is rounding, and following it leads out of the range of `normal`.
+    floor = torch.finfo(b.dtype).eps ** 2 * rho.detach()
     for _ in range(iterations):
         q = normal(p)
-        alpha = divide(rho, inner(p, q))
+        active = rho > floor
+        alpha = divide(rho, inner(p, q), active)
         x = x + alpha * p
         r = r - alpha * q
         rho_next = inner(r, r)
-        p = r + divide(rho_next, rho) * p
+        p = r + divide(rho_next, rho, active) * p
         rho = rho_next
     return x
 
 
-def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient that is 0, with gradient 0, where the denominator is 0."""
-    solved = denominator == 0
-    return torch.where(solved, 0, numerator / torch.where(solved, 1, denominator))
+def divide(numerator: Tensor, denominator: Tensor, active: Tensor) -> Tensor:
+    """Quotient where `active`, elsewhere 0 with gradient 0."""
+    return torch.where(active, numerator / torch.where(active, denominator, 1), 0)

@@ -1,0 +1,1 @@
+"""The diffusion prior: network, noise schedule, training, files."""

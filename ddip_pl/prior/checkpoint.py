@@ -5,7 +5,6 @@ Nothing here runs code from a file: `.safetensors` holds none, and pickles are r
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,10 +29,13 @@ def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
     """Network settings from a mapping; lists may be written "1,1,2,4", as guided-diffusion writes them.
 
     Raises:
-        InputError: a setting is unknown or missing, or the network is class-conditional.
+        InputError: a setting is unknown or missing, or the network is class-conditional or of another noise schedule.
     """
     if settings.get("class_cond"):
         raise InputError("the prior is class-conditional; only unconditional networks can be used")
+    schedule = settings.get("noise_schedule", "linear"), settings.get("diffusion_steps", STEPS)
+    if schedule != ("linear", STEPS):
+        raise InputError(f"the noise schedule is {schedule[0]} in {schedule[1]} steps, expected linear in {STEPS}")
     known = {field.name for field in fields(UNetConfig)}
     if unknown := set(settings) - known - IRRELEVANT:
         raise InputError(f"unknown network settings {sorted(unknown)}; known are {sorted(known)}")
@@ -81,45 +83,47 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
     if settings is None:
         raise InputError(f"prior {path}: the file does not say which network it is for; give its settings as config")
     try:
-        network = UNet(parse_config(settings))
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"prior {path}: {error}") from error
-    if isinstance(contents, list):
-        weights = _name_parameters(network, contents, path)
-    else:
-        weights = contents
+        network = UNet(parse_config(json.loads(settings) if isinstance(settings, str) else settings))
+    except Exception as error:  # where a wrong setting makes itself felt cannot be foreseen
+        raise InputError(f"prior {path}: unusable network settings ({_one_line(error)})") from error
+    weights = _name_parameters(network, contents, path) if isinstance(contents, list) else contents
     _load(network, weights, path)
     return network.eval()
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(f"prior {path}: not a prior of ddip-pl (format {metadata.get('format')!r})")
-            if json.loads(metadata["schedule"]) != SCHEDULE:
-                raise InputError(f"prior {path}: noise schedule {metadata['schedule']}, expected {SCHEDULE}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["config"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            _check_schedule(metadata["schedule"], path)
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata["config"]  # noqa: SIM118
+    except (SafetensorError, KeyError) as error:
         raise InputError(f"prior {path}: truncated or not a .safetensors file ({_one_line(error)})") from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], dict[str, Any] | None]:
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], Mapping[str, Any] | str | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"prior {path}: truncated, or not a file of plain weights ({_one_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"prior {path}: holds a {type(content).__name__}, expected a dict of weights")
-    if "shadow_params" in content:
-        return list(content["shadow_params"]), None
-    settings = content.get("config")
-    if "prior" in content:  # a Lightning checkpoint of DiffusionPrior
-        settings = content["prior"]["config"]
+    if isinstance(content.get("shadow_params"), list):
+        return content["shadow_params"], None
     weights = content.get("state_dict", content)
-    weights = {name.removeprefix("network."): value for name, value in weights.items()}
-    return weights, json.loads(settings) if isinstance(settings, str) else settings
+    header = content.get("prior", content)  # what DiffusionPrior adds to a Lightning checkpoint
+    if not (isinstance(weights, dict) and isinstance(header, dict)):
+        raise InputError(f"prior {path}: not a checkpoint of a prior")
+    if "schedule" in header:
+        _check_schedule(header["schedule"], path)
+    return {str(name).removeprefix("network."): value for name, value in weights.items()}, header.get("config")
+
+
+def _check_schedule(schedule: object, path: Path) -> None:
+    if schedule != json.dumps(SCHEDULE):
+        raise InputError(f"prior {path}: noise schedule {schedule}, expected {SCHEDULE}")
 
 
 def _name_parameters(network: UNet, parameters: list[Tensor], path: Path) -> dict[str, Tensor]:
@@ -131,7 +135,9 @@ def _name_parameters(network: UNet, parameters: list[Tensor], path: Path) -> dic
 
 def _load(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or [n for n, v in own.items() if weights[n].shape != v.shape]
+    wrong = sorted(set(own) ^ set(weights)) or [
+        name for name, value in own.items() if getattr(weights[name], "shape", None) != value.shape
+    ]
     if wrong:
         raise InputError(f"prior {path}: {len(wrong)} weights do not fit the network's settings, {wrong[0]} the first")
     network.load_state_dict(dict(weights))

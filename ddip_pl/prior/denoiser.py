@@ -1,7 +1,10 @@
 """The prior as sampling sees it: noisy image in, posterior mean and noise out."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ddip_pl.prior.schedule import noise_schedule, tweedie
 
@@ -11,6 +14,9 @@ class Denoiser(nn.Module):
 
     Args:
         network: predicts the noise, `network(x, t) -> eps`; channels behind those of the image are ignored.
+
+    Attributes:
+        weights: what the network computes with instead of its own weights, by name; adapted weights are put here.
     """
 
     abar: Tensor
@@ -18,11 +24,13 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+        self.weights: Mapping[str, Tensor] = {}
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """For images `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
-        eps = self.network(x_t, x_t.new_full((len(x_t),), t))[:, : x_t.shape[1]]
+        arguments = x_t, x_t.new_full((len(x_t),), t)
+        eps = functional_call(self.network, dict(self.weights), arguments)[:, : x_t.shape[1]]
         return tweedie(x_t, eps, self.abar[t]), eps
 
     def abar_at(self, t: int | None) -> Tensor:

@@ -50,14 +50,17 @@ class DiffusionPrior(LightningModule):
 
     @torch.no_grad()
     def sample(self, noise: Tensor, steps: int = 50) -> Tensor:
-        """Unconditional samples, of the shape of `noise`, by deterministic DDIM."""
+        """Unconditional samples, of the shape of `noise`, by deterministic DDIM, means clipped to [0, 1]."""
         x = noise
+        darkest = 0 if x.shape[1] == 1 else -1
         abar_end = self.abar.new_ones(())
         ts = timesteps(STEPS - 1, steps)
         for t, t_next in zip(ts, [*ts[1:], None], strict=True):
             eps = self.network(x, x.new_full((len(x),), t))[:, : x.shape[1]]
+            mean = tweedie(x, eps, self.abar[t]).clamp(darkest, 1)
+            eps = (x - self.abar[t].sqrt() * mean) / (1 - self.abar[t]).sqrt()
             abar_next = abar_end if t_next is None else self.abar[t_next]
-            x = ddim_step(tweedie(x, eps, self.abar[t]), eps, noise, abar_next, eta=0)
+            x = ddim_step(mean, eps, noise, abar_next, eta=0)
         return x
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Reconstruction of a volume by reverse diffusion."""

@@ -35,6 +35,7 @@ class ReverseDiffusionLoop(_Loop):
         self.step = 0
         self.trajectory: list[dict[str, float]] = []
         self.weights: dict[str, Tensor] = {}
+        self.noise = torch.Generator()
         self._saved: dict[str, Any] | None = None
 
     def run(self, measurement: Measurement) -> Tensor:
@@ -59,13 +60,14 @@ class ReverseDiffusionLoop(_Loop):
     def initialise(self, measurement: Measurement) -> None:
         """`x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
         guess = measurement.operator.pseudo_inverse(measurement.y)
-        first, last = torch.randn(2, *guess.shape[1:]).to(guess)
+        self.noise.manual_seed(torch.initial_seed())
+        first, last = self.gaussian(2, *guess.shape[1:]).to(guess)
         abar = self.module.denoiser.abar_at(self.timesteps[0])
         self.x = diffuse(guess, slerp(first, last, len(guess)), abar)
         self.step, self.trajectory = 0, []
 
     def advance(self, x: Tensor, measurement: Measurement) -> None:
-        """One step of Algorithm 2: adapt the prior to the measurement at `t`, then go from `x_t` to `x_{t-1}`, in place."""
+        """One step of Algorithm 2: adapt the prior at `t`, then go from `x_t` to `x_{t-1}`, in place."""
         denoiser, estimator, adaptation = self.module.denoiser, self.module.estimator, self.module.adaptation
         t = self.timesteps[self.step]
         t_next = self.timesteps[self.step + 1] if self.step + 1 < len(self.timesteps) else None
@@ -74,19 +76,22 @@ class ReverseDiffusionLoop(_Loop):
         loss = adaptation.adapt(estimator, x, t)
 
         squared_residual = x.new_zeros(())
-        with adaptation.applied():
-            for first in range(0, len(x), self.module.batch_size):
-                chunk = slice(first, first + self.module.batch_size)
-                part = measurement[chunk]
-                mean, eps = estimator(denoiser, x[chunk], t, part)
-                noise = torch.randn(mean.shape).to(mean)
-                x[chunk] = ddim_step(mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
-                squared_residual += part.residual(mean).square().sum()
+        for first in range(0, len(x), self.module.batch_size):
+            chunk = slice(first, first + self.module.batch_size)
+            part = measurement[chunk]
+            mean, eps = estimator(denoiser, x[chunk], t, part)
+            noise = self.gaussian(*mean.shape).to(mean)
+            x[chunk] = ddim_step(mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
+            squared_residual += part.residual(mean).square().sum()
 
         self.step += 1
         row = {"t": t, "residual": float(squared_residual.sqrt() / measurement.y.norm())}
         row |= {} if loss is None else {"loss": loss}
         self.trajectory.append(row | {"seconds": time.monotonic() - clock})
+
+    def gaussian(self, *shape: int) -> Tensor:
+        """Gaussian noise that depends on the seed only, whatever else draws random numbers (LoRA, the choice of slices)."""
+        return torch.randn(*shape, generator=self.noise)
 
     def on_advance_end(self) -> None:
         row = self.trajectory[-1]
@@ -103,6 +108,7 @@ class ReverseDiffusionLoop(_Loop):
             "x": self.x,
             "step": self.step,
             "trajectory": self.trajectory,
+            "noise": self.noise.get_state(),
             "random": torch.get_rng_state(),
             "adaptation": self.module.adaptation.state_dict(),
         }
@@ -115,6 +121,7 @@ class ReverseDiffusionLoop(_Loop):
         self.x = state["x"].to(measurement.y.device)
         self.step, self.trajectory = state["step"], state["trajectory"]
         self.module.adaptation.load_state_dict(state["adaptation"])
+        self.noise.set_state(state["noise"])
         torch.set_rng_state(state["random"])
 
 

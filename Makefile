@@ -1,0 +1,33 @@
+# make demo    reconstruct a brain, side by side with three methods (about 6 minutes)
+# make test    style, types and tests (about 5 minutes)
+# Each creates .venv and installs what it needs, in the tested versions.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow benchmark clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/ddip-pl demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow
+
+benchmark: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/phantoms.py
+	$(BIN)/python benchmarks/projector.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@

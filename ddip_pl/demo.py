@@ -1,0 +1,100 @@
+"""The demonstration: a brain from few X-ray projections, by three methods side by side."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+from lightning import seed_everything
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
+from ddip_pl.callbacks.progress import ReconstructionProgress
+from ddip_pl.callbacks.writer import VolumeWriter
+from ddip_pl.data.volumes import VolumeDataModule
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.figure import compare
+from ddip_pl.physics.ct import ParallelBeamCT
+from ddip_pl.reconstruction.loop import ReconstructionTrainer
+from ddip_pl.reconstruction.module import Reconstruction, Result
+
+ANGLES, SIGMA_Y = 60, 2e-4
+ADAPTATIONS: dict[str, Adaptation] = {
+    "DDS": NoAdaptation(),
+    "D3IP": VolumeAdaptation(slices=3, steps=10, learning_rate=1e-3),
+}
+
+
+class ResultKeeper(ReconstructionProgress):
+    """Shows progress and keeps the result of the last volume."""
+
+    result: Result
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, *_) -> None:  # type: ignore[no-untyped-def, override]
+        super().on_test_batch_end(trainer, pl_module)
+        self.result = outputs
+
+
+def save_template(path: Path) -> None:
+    """The MNI152 T1 brain template that comes with nilearn, as a NIfTI file."""
+    try:
+        from nilearn.datasets import load_mni152_template
+    except ImportError as error:
+        raise InputError("the demo needs nilearn, which has the volume; pip install 'ddip-pl[demo]'") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(load_mni152_template(resolution=1), path)  # type: ignore[attr-defined]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the demonstration and write table and figure."""
+    parser = argparse.ArgumentParser("ddip-pl demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
+    parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
+    parser.add_argument("--steps", type=int, default=40, help="diffusion steps [40]")
+    parser.add_argument("--prior", help="file with the prior [the shipped one]")
+    options = parser.parse_args(arguments)
+
+    volume = options.output / "mni152_t1.nii.gz"
+    save_template(volume)
+    results = {}
+    for name, adaptation in ADAPTATIONS.items():
+        seed_everything(0, verbose=False)
+        keeper = ResultKeeper(name)
+        trainer = ReconstructionTrainer(
+            logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            callbacks=[keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
+        )  # fmt: skip
+        data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
+        trainer.test(Reconstruction(options.prior, adaptation=adaptation, steps=options.steps), data)
+        results[name] = keeper.result
+    report(results, options.output)
+
+
+def report(results: dict[str, Result], folder: Path) -> None:
+    """Table and figure of all methods, FBP first."""
+    measurement = next(iter(results.values())).measurement
+    assert measurement.reference is not None
+    images: dict[str, Tensor] = {"FBP": measurement.operator.pseudo_inverse(measurement.y)}
+    images |= {name: result.images for name, result in results.items()}
+    table = Table(title=f"{measurement.name}, {len(measurement)} slices, {ANGLES} projections")
+    for heading in ("method", "PSNR (dB)", "SSIM", "seconds"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    psnr = {}
+    for name in images:
+        written = folder / (next(iter(results)) if name == "FBP" else name).lower() / measurement.name / "metrics.json"
+        metrics = json.loads(written.read_text())
+        prefix = "input_" if name == "FBP" else ""
+        psnr[name] = metrics[f"{prefix}psnr"]
+        seconds = "" if name == "FBP" else f"{metrics['seconds']:.0f}"
+        table.add_row(name, f"{psnr[name]:.2f}", f"{metrics[f'{prefix}ssim']:.3f}", seconds)
+    console = Console()
+    console.print(table)
+    console.print(f"Adapting the prior to the scan gains {psnr['D3IP'] - psnr['DDS']:.2f} dB.")
+    path = folder / "demo.png"
+    unpadded = {name: measurement.unpad(image) for name, image in images.items()}
+    compare(unpadded, measurement.unpad(measurement.reference), measurement.voxel_size, path)
+    console.print(f"Figure: {path}")
