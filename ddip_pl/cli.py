@@ -53,17 +53,20 @@ class Parser(LightningArgumentParser):
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
-        except (TypeError, ValueError, OmegaConfBaseException, UnicodeError) as error:
+        except (TypeError, ValueError, OmegaConfBaseException) as error:
             raise InputError(f"config {cfg_path}: {error}") from error
 
 
 class CLI(LightningCLI):
     """What all commands share: settings of the trainer that cannot be used are bad input, and no fault of ours."""
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        path = self.config[self.subcommand].ckpt_path
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].ckpt_path
         if path is not None and not zipfile.is_zipfile(path):
             raise InputError(f"ckpt_path {path}: no such file, or no complete checkpoint")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:

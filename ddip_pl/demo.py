@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
-from lightning import seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,13 +30,12 @@ ADAPTATIONS: dict[str, Adaptation] = {
 }
 
 
-class ResultKeeper(ReconstructionProgress):
-    """Shows progress and keeps the result of the last volume."""
+class KeepResult(Callback):
+    """Keeps the last reconstructed volume."""
 
     result: Result
 
-    def on_test_batch_end(self, trainer, pl_module, outputs, *_) -> None:  # type: ignore[no-untyped-def, override]
-        super().on_test_batch_end(trainer, pl_module)
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         self.result = outputs
 
 
@@ -63,10 +63,10 @@ def main(arguments: Sequence[str]) -> None:
     results = {}
     for name, adaptation in ADAPTATIONS.items():
         seed_everything(0, verbose=False)
-        keeper = ResultKeeper(name)
+        keeper = KeepResult()
         trainer = ReconstructionTrainer(
             logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            callbacks=[keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
+            callbacks=[ReconstructionProgress(name), keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
         )  # fmt: skip
         data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
         trainer.test(Reconstruction(options.prior, adaptation=adaptation, steps=options.steps), data)

@@ -1,5 +1,6 @@
 """The variance-preserving schedule and its sampler, against what is known in closed form for Gaussian data."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -22,7 +23,7 @@ def trajectory(steps: int, start: int = STEPS - 1) -> list[tuple[Tensor, Tensor]
     """`abar` before and after each step down to the clean image, float64."""
     abar = noise_schedule().double()
     levels = [*abar[timesteps(start, steps)], abar.new_ones(())]
-    return list(zip(levels, levels[1:], strict=False))
+    return list(itertools.pairwise(levels))
 
 
 # ------------------------------------------------------------------------------------------------------- schedule
@@ -77,7 +78,7 @@ def test_tweedie_of_a_batch_at_its_own_timesteps_takes_each_slice_for_itself() -
 def test_timesteps_fall_strictly_and_evenly_from_start_to_zero(data: st.DataObject, start: int) -> None:
     steps = data.draw(st.integers(2, start + 1))
     ts = timesteps(start, steps)
-    gaps = [a - b for a, b in zip(ts, ts[1:], strict=False)]
+    gaps = [a - b for a, b in itertools.pairwise(ts)]
     assert (ts[0], ts[-1], len(ts)) == (start, 0, steps)
     assert min(gaps) > 0
     assert max(gaps) - min(gaps) <= 1
@@ -112,7 +113,7 @@ def test_share_of_fresh_noise_is_eta_squared_and_the_sum_keeps_unit_variance(eta
 @given(eta=ETA, steps=st.sampled_from([5, 20]))
 @settings(deadline=None, max_examples=30)
 def test_ddim_keeps_the_marginals_of_the_forward_diffusion_given_the_clean_image(eta: float, steps: int) -> None:
-    """With the true image for the mean, `x_t | x_0 ~ N(sqrt(abar) x_0, 1 - abar)` at every step (Song et al., lemma 1)."""
+    """With the true image for the mean, `x_t | x_0 ~ N(sqrt(abar) x_0, 1 - abar)` at every step (Song, lemma 1)."""
     x = normal(20_000, seed=1)
     x_t = diffuse(x, normal(20_000, seed=2), trajectory(steps)[0][0])
     for i, (abar, abar_next) in enumerate(trajectory(steps)):

@@ -55,11 +55,11 @@ class ExportPrior(Callback):
     """Write the prior (averaged weights, where they are averaged) with its model card when training ends.
 
     Args:
-        path: the `.safetensors` file to write.
+        path: the `.safetensors` file to write, below the trainer's `default_root_dir` where it is relative.
     """
 
     def __init__(self, path: str):
-        self.path = Path(path)
+        self.path = path
         self.seconds = 0.0
         self.images = 0
 
@@ -93,4 +93,4 @@ class ExportPrior(Callback):
             },
         }
         if trainer.is_global_zero:
-            save_prior(self.path, pl_module.network, card)
+            save_prior(Path(trainer.default_root_dir, self.path), pl_module.network, card)

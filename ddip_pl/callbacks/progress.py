@@ -10,7 +10,14 @@ from ddip_pl.reconstruction.callback import ReconstructionCallback
 
 
 class ReconstructionProgress(ReconstructionCallback):
-    """A bar with the diffusion step, the timestep, adaptation loss, data residual and the time that is left."""
+    """A bar with the diffusion step, the timestep, adaptation loss, data residual and the time that is left.
+
+    Args:
+        label: put before the volume's name.
+    """
+
+    def __init__(self, label: str = ""):
+        self.label = label
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Measurement, batch_idx: int, dataloader_idx: int = 0
@@ -19,7 +26,7 @@ class ReconstructionProgress(ReconstructionCallback):
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        self.task = self.progress.add_task(f"{batch.name}, {len(batch)} slices", total=None, figures="")
+        self.task = self.progress.add_task(f"{self.label} {batch.name}, {len(batch)} slices".strip(), total=None, figures="")
         self.progress.start()
 
     def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:

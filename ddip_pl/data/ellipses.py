@@ -61,16 +61,16 @@ def render(ellipses: Tensor, size: int) -> Tensor:
     slope = (a**2 - b**2) * cos * sin / extent
     pixel = (size - 1) / 2
     x = torch.arange(size, device=ellipses.device, dtype=ellipses.dtype) / pixel - 1 - centre_x
-    gap = extent - x**2
-    half = (pixel * a * b / extent) * gap.clamp(min=0).sqrt()
-    middle = pixel * slope * x + pixel * (centre_y + 1)
+    gap = torch.addcmul(extent, x, x, value=-1)
     weight = torch.where(gap >= 0, value, 0).flatten()
+    half = gap.clamp_(min=0).sqrt_().mul_(pixel * a * b / extent)  # in place: fresh memory costs more than arithmetic
+    middle = torch.addcmul(pixel * (centre_y + 1), pixel * slope, x)
 
     batch = len(ellipses)
     line = torch.arange(batch * size, device=ellipses.device).view(batch, 1, size) * (size + 1)
     ends = ellipses.new_zeros(batch * size * (size + 1))
-    ends.scatter_add_(0, (line + (middle - half).ceil().clamp(0, size).long()).flatten(), weight)
-    ends.scatter_add_(0, (line + (middle + half).floor().clamp(-1, size - 1).long() + 1).flatten(), -weight)
+    ends.scatter_add_(0, (middle - half).ceil_().clamp_(0, size).long().add_(line).flatten(), weight)
+    ends.scatter_add_(0, middle.add_(half).floor_().clamp_(-1, size - 1).long().add_(line + 1).flatten(), weight.neg_())
     return ends.view(batch, size, size + 1).cumsum(2)[:, :, :size]
 
 
@@ -86,8 +86,9 @@ def phantoms(ellipses: Tensor, size: int, phase: Tensor | None = None) -> Tensor
     """
     image = render(ellipses, size)
     foreground = image.abs() > 1e-9  # what the running sums leave behind an ellipse is far below that
-    image = torch.where(foreground, image - image.amin((1, 2), keepdim=True), 0)
-    image = (image / image.amax((1, 2), keepdim=True).clamp(min=1e-9))[:, None].float()
+    minimum = image.amin((1, 2), keepdim=True)
+    image = torch.where(foreground, image, minimum).sub_(minimum)
+    image = image.div_(image.amax((1, 2), keepdim=True).clamp_(min=1e-9))[:, None].float()
     if phase is None:
         return image
     angle = F.interpolate(phase[:, None].float(), size=(size, size), mode="bicubic", align_corners=True)

@@ -18,6 +18,7 @@ from ddip_pl.physics.operator import LinearOperator
 
 Plane = Literal["axial", "coronal", "sagittal"]
 MEASUREMENT = 0x5CA7  # keeps the noise of the measurement apart from that of sampling
+SMALLEST = 4  # rows and columns of an image that can be compared with another
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
@@ -139,7 +140,7 @@ class VolumeDataModule(LightningDataModule):
         images, affine = cut(volume, self.plane, self.first, self.slices)
         images = normalise(images, window)
         x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), self.size or operator.image_size)
-        return Measurement(
+        measurement = Measurement(
             y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)),
             operator=operator,
             sigma_y=self.sigma_y,
@@ -149,6 +150,10 @@ class VolumeDataModule(LightningDataModule):
             affine=torch.from_numpy(affine) @ to_slices,
             margin=margin,
         )
+        if min(measurement.unpad(x).shape[-2:]) < SMALLEST:
+            rows, columns = images.shape[1:]
+            raise InputError(f"slices of {rows} x {columns} pixels; they need {SMALLEST} rows and columns at data.size")
+        return measurement
 
     def test_dataloader(self) -> DataLoader[Measurement]:
         return DataLoader([self.measurement], batch_size=None)  # type: ignore[arg-type]

@@ -1,0 +1,451 @@
+"""The command line: whole runs, and what it says about input that cannot be used."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from conftest import make_network
+from ddip_pl import cli
+from ddip_pl.data.readers import read_nifti
+from ddip_pl.errors import InputError
+from ddip_pl.prior.checkpoint import load_prior, save_prior
+from ddip_pl.prior.module import DiffusionPrior
+from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+TASK = ("--config", f"{CONFIGS}/task/sv_ct.yaml")
+DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.steps", "2")
+D3IP = (
+    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.steps", "2",
+    "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.steps", "1",
+)  # fmt: skip
+FIT = (
+    "fit", "--config", f"{CONFIGS}/prior/ellipses_128.yaml", "--model.network.image_size", "16",
+    "--model.network.channel_mult", "[1,1]", "--model.network.attention_resolutions", "[8]", "--data.crop", "null",
+    "--data.batch_size", "2", "--data.epoch_size", "4", "--data.validation_size", "2",
+    "--trainer.max_steps", "2", "--trainer.logger", "false", "--trainer.default_root_dir", "fit",
+    "--trainer.callbacks", '[{"class_path": "ddip_pl.callbacks.prior.ExportPrior", "init_args": {"path": "fit/prior.safetensors"}}]',
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def user_cache(tmp_path_factory):
+    """Keep the matrices of these tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `ddip-pl` in this process; returns exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
+        capsys.readouterr()
+        try:
+            code = cli.main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def reconstruct(run, phantom_volume, tiny_prior):
+    """Reconstructs the phantom volume with the tiny prior; returns the folder with the results."""
+
+    def call(command: str, *arguments: str, output: str = "out") -> Path:
+        given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", output)
+        code, _, error = run(command, *given, *arguments)
+        assert (code, error) == (0, "")
+        assert [path.name for path in Path(output).iterdir()] == ["phantom"]
+        return Path(output, "phantom")
+
+    return call
+
+
+def volume(folder: Path) -> np.ndarray:
+    return nib.load(folder / "reconstruction.nii.gz").get_fdata()
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    """All that lies in a folder: content of files by path, None for folders."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# --- help ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_usage(run, arguments):
+    code, out, error = run(*arguments)
+    assert (code, error) == (0, "")
+    assert all(f"\n  {command} " in out for command in ("test", "predict", "fit", "validate", "demo"))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("test", ("--data.path", "--data.sigma_y", "--data.slices", "--model.prior", "--output", "--ckpt_path")),
+        ("predict", ("--data.path", "--model.estimator", "--model.adaptation", "--seed_everything")),
+        ("fit", ("--model.network.image_size", "--data.variant", "--trainer.max_steps")),
+        ("validate", ("--model.network", "--data.validation_size")),
+    ],
+)
+def test_help_of_a_command(run, command, options):
+    code, out, error = run(command, "--help")
+    assert (code, error) == (0, "")
+    assert [option for option in options if option not in out] == []
+
+
+def test_help_of_the_demo(run):
+    pytest.importorskip("ddip_pl.demo")
+    code, out, error = run("demo", "--help")
+    assert (code, error) == (0, "")
+    assert "usage" in out
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "settings"), [("dds", DDS), ("d3ip", D3IP)])
+def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
+    folder = reconstruct("test", *settings, "--data.slices", "4")
+
+    expected = {"reconstruction.nii.gz", "metrics.json", "slices.csv", "trajectory.csv", "config.yaml", "figures"}
+    expected |= {"lora.safetensors"} if method == "d3ip" else set()
+    assert {path.name for path in folder.iterdir()} == expected
+    assert (folder / "figures" / "planes.png").read_bytes().startswith(b"\x89PNG")
+
+    scan = read_nifti(phantom_volume)
+    image = nib.load(folder / "reconstruction.nii.gz")
+    assert image.shape == (28, 32, 4) or image.shape == (32, 28, 4)
+    corner = nib.affines.apply_affine(image.affine, (0, image.shape[1] - 1, 0))  # lowest left voxel of the first slice
+    np.testing.assert_allclose(corner, nib.affines.apply_affine(scan.affine, (0, 0, 1)), atol=1e-4)
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = np.clip((image.get_fdata() + 1000) / 2000, 0, 1)[:, ::-1]
+    truth = (scan.data[..., 1:5] + 1000) / 2000
+    errors = ((found - truth) ** 2).mean((0, 1))
+    assert metrics["psnr"] == pytest.approx(-10 * np.log10(errors.mean()), abs=1e-3)
+    assert metrics["input_psnr"] > 15
+    assert -1 <= metrics["ssim"] <= 1
+    assert (metrics["task"], metrics["method"], metrics["slices"]) == ("sv_ct", method, 4)
+    assert metrics["diffusion_steps"] == 2
+    assert metrics["sigma_y"] == 2e-4
+    assert metrics["prior"] == "tiny.safetensors"
+    assert metrics["peak_memory_bytes"] > 50e6
+    assert metrics["residual"] > 0
+
+    rows = list(csv.DictReader((folder / "slices.csv").open()))
+    assert [row["slice"] for row in rows] == ["0", "1", "2", "3"]
+    np.testing.assert_allclose([float(row["psnr"]) for row in rows], -10 * np.log10(errors), atol=1e-3)
+    assert np.mean([float(row["ssim"]) for row in rows]) == pytest.approx(metrics["ssim"], abs=1e-5)
+
+    steps = list(csv.DictReader((folder / "trajectory.csv").open()))
+    assert [(step["step"], float(step["t"])) for step in steps] == [("1", 980), ("2", 0)]
+    assert metrics["seconds"] == pytest.approx(sum(float(step["seconds"]) for step in steps))
+
+    trained = load_file(folder / "lora.safetensors") if method == "d3ip" else {}
+    assert metrics["adapted_parameters"] == sum(weight.numel() for weight in trained.values())
+    assert (metrics["adapted_parameters"] > 0) == (method == "d3ip")
+
+
+def test_written_settings_reproduce_the_run(reconstruct):
+    first = reconstruct("test", *D3IP, "--data.slices", "3")
+    settings = yaml.safe_load((first / "config.yaml").read_text())
+    assert settings["data"]["slices"] == 3
+    assert settings["model"]["adaptation"]["init_args"]["rank"] == 4
+    again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
+    np.testing.assert_array_equal(volume(again), volume(first))
+
+
+def test_prediction_reconstructs_the_same_and_compares_nothing(reconstruct):
+    tested = reconstruct("test", *DDS, output="tested")
+    predicted = reconstruct("predict", *DDS, output="predicted")
+    np.testing.assert_array_equal(volume(predicted), volume(tested))
+    metrics = json.loads((predicted / "metrics.json").read_text())
+    assert metrics["residual"] > 0
+    assert not {"psnr", "ssim", "input_psnr", "input_ssim"} & set(metrics)
+    assert not (predicted / "slices.csv").exists()
+
+
+def test_seed_decides_about_the_volume(reconstruct):
+    settings = (*D3IP, "--data.slices", "3", "--seed_everything")
+    first, again, other = (
+        volume(reconstruct("test", *settings, seed, output=name)) for seed, name in (("1", "a"), ("1", "b"), ("2", "c"))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1
+
+
+def test_results_replace_those_of_an_earlier_run(reconstruct):
+    folder = reconstruct("test", *D3IP, "--data.slices", "3")
+    before = volume(folder)
+    reconstruct("test", *DDS, "--data.slices", "2")
+    assert volume(folder).shape[2] == 2 < before.shape[2]
+    assert not (folder / "lora.safetensors").exists()
+
+
+def test_results_go_to_a_folder_of_the_run_by_default(run, phantom_volume, tiny_prior):
+    code, _, _ = run(
+        "test", *DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--data.slices=1"
+    )
+    assert code == 0
+    [folder] = Path("outputs").iterdir()
+    assert re.fullmatch(r"sv_ct-dds-\d{8}-\d{6}", folder.name)
+    assert (folder / "phantom" / "metrics.json").is_file()
+
+
+def test_settings_refer_to_each_other(reconstruct):
+    Path("more.yaml").write_text("data: {slices: 3}\nmodel: {batch_size: '${data.slices}', steps: 2}\n")
+    folder = reconstruct("test", *DDS, "--config", "more.yaml")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["batch_size"] == 3
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs `ddip-pl` in a process of its own: Lightning writes to what was standard error when it was imported."""
+    command = [sys.executable, "-m", "ddip_pl.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_console_of_a_run(phantom_volume, tiny_prior):
+    given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "3")
+    done = process("test", *D3IP, *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    progress, summary = done.stdout.splitlines()
+    assert progress.startswith("phantom, 3 slices")
+    assert re.fullmatch(
+        r"phantom: PSNR \S+ dB \(input \S+\), SSIM \S+ \(input \S+\), residual \S+, \d+ s; files in out/phantom",
+        summary,
+    )
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def test_fit_leaves_a_prior_that_test_can_use(run, reconstruct):
+    code, _, _ = run(*FIT)
+    assert code == 0
+    network = load_prior("fit/prior.safetensors")
+    assert network.config.image_size == 16
+    folder = reconstruct("test", *DDS, "--model.prior", "fit/prior.safetensors", "--data.slices", "1")
+    assert max(volume(folder).shape) == 16
+
+
+# --- faults of ours -----------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_ours_is_raised_and_leaves_no_empty_folder(run, phantom_volume, tiny_prior, monkeypatch):
+    def fault(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(ReverseDiffusionLoop, "advance", fault)
+    with pytest.raises(RuntimeError, match="a fault"):  # Python turns it into a traceback and exit code 1
+        run("test", *DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    assert not Path("new").exists()
+
+
+def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypatch):
+    def bad(*_: object) -> None:
+        raise InputError("bad\ninput")
+
+    Path("out").mkdir()
+    monkeypatch.setattr(ReverseDiffusionLoop, "advance", bad)
+    given = (*DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output")
+    assert run("test", *given, "out")[::2] == (2, "ddip-pl: error: bad input\n")
+    assert Path("out").is_dir()
+
+    def save_and_fail(loop: ReverseDiffusionLoop, *_: object) -> None:
+        loop.trainer.save_checkpoint("saved/last.ckpt")
+        raise InputError("later")
+
+    monkeypatch.setattr(ReverseDiffusionLoop, "advance", save_and_fail)
+    assert run("test", *given, "saved")[0] == 2
+    assert [path.name for path in Path("saved").iterdir()] == ["last.ckpt"]
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, tiny_prior) -> Path:
+    """A folder with files that cannot be used."""
+    folder = tmp_path_factory.mktemp("bad")
+    data = np.random.default_rng(0).normal(size=(8, 8, 4)).astype(np.float32)
+    hole = data.copy()
+    hole[1, 2, 3] = np.nan
+    infinite = data.copy()
+    infinite[1, 2, 3] = np.inf
+    arrays = {
+        "2d": data[..., 0], "4d": np.stack([data, data], axis=-1), "nan": hole, "infinite": infinite,
+        "constant": np.ones_like(data), "bone": data + 5000,
+    }  # fmt: skip
+    for name, array in arrays.items():
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    (folder / "text.nii.gz").write_text("no volume\n")
+    (folder / "truncated.nii.gz").write_bytes((folder / "bone.nii.gz").read_bytes()[:400])
+    (folder / "truncated.safetensors").write_bytes(tiny_prior.read_bytes()[:-1000])
+    save_prior(folder / "complex.safetensors", make_network(in_channels=2), card={})
+    (folder / "no.yaml").write_text("model: [steps: {\n")
+    (folder / "text.yaml").write_text("just some text\n")
+    (folder / "nowhere.yaml").write_text("model:\n  steps: ${model.nowhere}\n")
+    (folder / "unknown.yaml").write_text("model:\n  nonsense: 1\n")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81" * 20)
+    (folder / "text.ckpt").write_text("no checkpoint\n")
+    return folder
+
+
+ADAPTATION = "--model.adaptation.init_args."
+# What is given on top of a run that would do, and what the line must say about it.
+BAD_INPUT = {
+    "missing volume": (["--data.path", "{bad}/none.nii"], "{bad}/none.nii: no such file"),
+    "folder as volume": (["--data.path", "{bad}"], "{bad}: no such file"),
+    "text as volume": (["--data.path", "{bad}/text.nii.gz"], "text.nii.gz: not a readable NIfTI file"),
+    "truncated volume": (["--data.path", "{bad}/truncated.nii.gz"], "truncated.nii.gz: not a readable NIfTI file"),
+    "2d": (["--data.path", "{bad}/2d.nii.gz"], "2d.nii.gz: 2 dimensions"),
+    "4d": (["--data.path", "{bad}/4d.nii.gz"], "4d.nii.gz: 4 dimensions"),
+    "nan": (["--data.path", "{bad}/nan.nii.gz"], "nan.nii.gz: 1 voxels are NaN"),
+    "infinite": (["--data.path", "{bad}/infinite.nii.gz"], "infinite.nii.gz: 1 voxels are NaN or infinite"),
+    "constant": (["--data.path", "{bad}/constant.nii.gz"], "constant.nii.gz: all voxels have the same value"),
+    "constant in the window": (["--data.path", "{bad}/bone.nii.gz"], "constant inside data.window (-1000.0, 1000.0)"),
+    "reversed window": (["--data.window", "[5, 1]"], "data.window is (5.0, 1.0)"),
+    "window of one value": (["--data.window", "[5]"], "data.window"),
+    "unknown plane": (["--data.plane", "oblique"], "oblique"),
+    "more slices than there are": (["--data.slices", "99"], "data.slices is 99; the volume has 6 axial slices"),
+    "no slices": (["--data.slices", "0"], "data.slices is 0"),
+    "slices behind the last": (["--data.first", "6"], "data.first is 6"),
+    "size that halves badly": (["--data.size", "33"], "data.size is 33; this prior needs a multiple of 2"),
+    "size zero": (["--data.size", "0"], "data.size is 0"),
+    "size too small": (["--data.size", "2"], "slices of 28 x 32 pixels"),
+    "negative noise": (["--data.sigma_y", "-0.1"], "data.sigma_y is -0.1"),
+    "noise that is not finite": (["--data.sigma_y", ".inf"], "data.sigma_y"),
+    "text as noise": (["--data.sigma_y", "much"], "\"data.sigma_y\": Expected a <class 'float'>. Got value: much"),
+    "no angles": (["--data.operator.init_args.angles", "0"], "angles is 0"),
+    "text as angles": (["--data.operator.init_args.angles", "x"], "angles"),
+    "unknown operator": (["--data.operator", "ddip_pl.physics.Nothing"], "ddip_pl.physics.Nothing"),
+    "missing prior": (["--model.prior", "{bad}/none.safetensors"], "prior {bad}/none.safetensors: no such file"),
+    "truncated prior": (
+        ["--model.prior", "{bad}/truncated.safetensors"],
+        "prior {bad}/truncated.safetensors: truncated",
+    ),
+    "complex prior": (["--model.prior", "{bad}/complex.safetensors"], "the prior has 2 image channels, ParallelBeamCT"),
+    "steps 0": (["--model.steps", "0"], "0 steps from timestep 980"),
+    "more steps than timesteps": (["--model.steps", "990"], "990 steps from timestep 980"),
+    "text as steps": (["--model.steps", "many"], "\"model.steps\": Expected a <class 'int'>. Got value: many"),
+    "steps without a value": (["--model.steps"], "--model.steps: expected one argument"),
+    "start 2000": (["--model.start", "2000"], "from timestep 2000"),
+    "eta 2": (["--model.eta", "2"], "model.eta is 2.0"),
+    "batch size 0": (["--model.batch_size", "0"], "model.batch_size is 0"),
+    "unknown estimator": (["--model.estimator", "Nothing"], "Nothing"),
+    "estimator without iterations": (["--model.estimator.init_args.iterations", "0"], "DDS with 0 iterations"),
+    "negative gamma": (["--model.estimator.init_args.gamma", "-1"], "gamma is -1.0"),
+    "rank 0": ([f"{ADAPTATION}rank", "0"], "LoRA rank is 0"),
+    "learning rate 0": ([f"{ADAPTATION}learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
+    "adaptation to more slices than there are": (
+        [f"{ADAPTATION}slices", "7"],
+        "draws 7 slices, the volume has 6; lower adaptation.slices",
+    ),
+    "unknown setting": (["--model.nonsense", "1"], "--model.nonsense"),
+    "argument without option": (["extra"], "unrecognized arguments: extra"),
+    "missing config file": (["--config", "{bad}/none.yaml"], "{bad}/none.yaml"),
+    "folder as config file": (["--config", "{bad}"], "{bad}"),
+    "config that is no YAML": (["--config", "{bad}/no.yaml"], "config {bad}/no.yaml: "),
+    "config that is text": (
+        ["--config", "{bad}/text.yaml"],
+        "config {bad}/text.yaml: Unexpected config: just some text",
+    ),
+    "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
+    "unknown setting in a config": (["--config", "{bad}/unknown.yaml"], "model.nonsense"),
+    "reference to nowhere": (["--config", "{bad}/nowhere.yaml"], "nowhere"),
+    "output below a file": (
+        ["--output", "{bad}/text.yaml/out"],
+        "output folder {bad}/text.yaml/out: cannot be written",
+    ),
+    "output is a file": (["--output", "{bad}/text.yaml"], "output folder {bad}/text.yaml: cannot be written"),
+    "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
+    "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
+    "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
+    "no devices": (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')`"),
+    "text as seed": (["--seed_everything", "x"], "seed_everything"),
+}
+OPERATOR = ("--data.operator", "ddip_pl.physics.ParallelBeamCT", "--data.operator.init_args.angles", "8")
+WITHOUT = {
+    "no volume": (["test", *D3IP], "data.path"),
+    "no operator": (["test", "--data.path", "x.nii", "--data.sigma_y", "0"], "data.operator"),
+    "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
+    "unknown command": (
+        ["reconstruct"],
+        "unknown command 'reconstruct'; commands are test, predict, fit, validate, demo",
+    ),
+    "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
+    "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "method"),
+    "fit with a window larger than the phantom": ([*FIT, "--data.crop", "17"], "data.crop is 17"),
+    "fit of unknown phantoms": ([*FIT, "--data.variant", "squares"], "squares"),
+    "fit from a missing checkpoint": ([*FIT, "--ckpt_path", "none.ckpt"], "ckpt_path none.ckpt"),
+}
+
+
+@pytest.fixture
+def refused(run, folder, bad, monkeypatch):
+    """Checks that a command ends with one line on standard error, before anything long starts, and writes nothing."""
+
+    def started(*_: object) -> None:
+        raise AssertionError("the long part of the run has started")
+
+    monkeypatch.setattr(ReverseDiffusionLoop, "advance", started)
+    monkeypatch.setattr(DiffusionPrior, "training_step", started)
+
+    def check(arguments: list[str], message: str) -> None:
+        before = files(folder), files(bad)
+        code, _, error = run(*(argument.replace("{bad}", str(bad)) for argument in arguments))
+        assert code == 2
+        assert re.fullmatch(r"ddip-pl: error: .+\n", error)  # the dot matches no line break
+        assert message.replace("{bad}", str(bad)) in error
+        assert (files(folder), files(bad)) == before
+
+    return check
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(refused, phantom_volume, tiny_prior, case):
+    arguments, message = BAD_INPUT[case]
+    given = ["--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out"]
+    refused(["test", *D3IP, *given, *arguments], message)
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_bad_command(refused, case):
+    refused(*WITHOUT[case])
+
+
+def test_console_of_bad_input(phantom_volume, tiny_prior):
+    """What only the last step before sampling finds out is said in one line, too."""
+    given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "1")
+    done = process("predict", *D3IP, *given)
+    assert done.returncode == 2
+    line = "ddip-pl: error: the adaptation draws 2 slices, the volume has 1; lower adaptation.slices\n"
+    assert done.stderr == line
+    assert not Path("out").exists()
