@@ -141,10 +141,13 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def bad_input(error: BaseException | None) -> str | None:
-    """What was wrong with the input, in one line, or None if it was not the input: parsers wrap what is raised in them."""
-    while error is not None and not isinstance(error, InputError):
+    """What was wrong with the input, in one line, or None if it was not the input.
+
+    A parser wraps what is raised in the constructors that it calls, hence the search for the cause.
+    """
+    while error is not None and not isinstance(error, (InputError, OmegaConfBaseException)):
         error = error.__cause__
-    return error and " ".join(str(error).split())
+    return None if error is None else " ".join(str(error).split())
 
 
 def main() -> int:

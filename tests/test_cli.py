@@ -11,11 +11,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
+from conftest import make_network
 from safetensors.torch import load_file
 
-from conftest import make_network
 from ddip_pl import cli
 from ddip_pl.data.readers import read_nifti
 from ddip_pl.errors import InputError
@@ -36,7 +35,7 @@ FIT = (
     "--model.network.channel_mult", "[1,1]", "--model.network.attention_resolutions", "[8]", "--data.crop", "null",
     "--data.batch_size", "2", "--data.epoch_size", "4", "--data.validation_size", "2",
     "--trainer.max_steps", "2", "--trainer.logger", "false", "--trainer.default_root_dir", "fit",
-    "--trainer.callbacks", '[{"class_path": "ddip_pl.callbacks.prior.ExportPrior", "init_args": {"path": "fit/prior.safetensors"}}]',
+    "--trainer.callbacks", '[{class_path: ddip_pl.callbacks.prior.ExportPrior, init_args: {path: prior.safetensors}}]',
 )  # fmt: skip
 
 
@@ -219,9 +218,12 @@ def test_results_go_to_a_folder_of_the_run_by_default(run, phantom_volume, tiny_
 
 
 def test_settings_refer_to_each_other(reconstruct):
-    Path("more.yaml").write_text("data: {slices: 3}\nmodel: {batch_size: '${data.slices}', steps: 2}\n")
+    Path("more.yaml").write_text("method: fast_${model.steps}\ndata: {slices: 3}\n"
+                                 "model: {steps: 1, batch_size: '${data.slices}'}\n")  # fmt: skip
     folder = reconstruct("test", *DDS, "--config", "more.yaml")
+    assert json.loads((folder / "metrics.json").read_text())["method"] == "fast_1"
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["batch_size"] == 3
+    assert volume(folder).shape[2] == 3
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -379,7 +381,10 @@ BAD_INPUT = {
     ),
     "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
     "unknown setting in a config": (["--config", "{bad}/unknown.yaml"], "model.nonsense"),
-    "reference to nowhere": (["--config", "{bad}/nowhere.yaml"], "nowhere"),
+    "reference to nowhere": (
+        ["--config", "{bad}/nowhere.yaml"],
+        "config {bad}/nowhere.yaml: Interpolation key 'model.nowhere'",
+    ),
     "output below a file": (
         ["--output", "{bad}/text.yaml/out"],
         "output folder {bad}/text.yaml/out: cannot be written",
@@ -387,6 +392,7 @@ BAD_INPUT = {
     "output is a file": (["--output", "{bad}/text.yaml"], "output folder {bad}/text.yaml: cannot be written"),
     "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
     "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
+    "reference to nowhere in a text": (["--config", "model: {steps: '${model.nowhere}'}"], "key 'model.nowhere'"),
     "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
     "no devices": (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')`"),
     "text as seed": (["--seed_everything", "x"], "seed_everything"),
@@ -401,7 +407,7 @@ WITHOUT = {
         "unknown command 'reconstruct'; commands are test, predict, fit, validate, demo",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
-    "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "method"),
+    "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),
     "fit with a window larger than the phantom": ([*FIT, "--data.crop", "17"], "data.crop is 17"),
     "fit of unknown phantoms": ([*FIT, "--data.variant", "squares"], "squares"),
     "fit from a missing checkpoint": ([*FIT, "--ckpt_path", "none.ckpt"], "ckpt_path none.ckpt"),

@@ -340,6 +340,24 @@ def test_every_window_can_be_drawn() -> None:
     assert places == {(x, y) for x in (6, 7, 8) for y in (6, 7, 8)}
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {(8, 8)}), (0.5, {(8, 8), (2, 16)}), (1.0, {(2, 16)})])
+def test_whole_phantoms_take_their_share_of_the_batches_at_the_same_cost(
+    share: float, expected: set[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    shapes = [images.shape for images in batches(data_module(crop=8, whole=share, batch_size=8, epoch_size=800))]
+    assert {(shape[0], shape[-1]) for shape in shapes} == expected
+    assert sum(shape[-1] == 16 for shape in shapes) == pytest.approx(100 * share, abs=20)
+
+
+def test_whole_phantoms_among_crops_are_those_of_training_without_crops() -> None:
+    torch.manual_seed(0)
+    without = set(keys(data_module(batch_size=8)))
+    among = keys(data_module(crop=8, whole=1.0, batch_size=8))
+    assert len(among) == 4
+    assert set(among) < without
+
+
 def test_crop_of_the_whole_size_is_the_phantom() -> None:
     torch.manual_seed(0)
     assert keys(data_module(crop=16)) == keys(data_module())

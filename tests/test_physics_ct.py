@@ -70,7 +70,7 @@ def relative(a, b):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(geometry=GEOMETRIES)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_adjoint(dtype, tolerance, geometry):
     operator = ParallelBeamCT(**geometry).to(dtype)
     x, y = random_pair(operator, dtype=dtype)
@@ -123,7 +123,7 @@ def test_gradient_of_normal_is_the_normal_operator():
 
 
 @pytest.mark.parametrize(
-    "angles, angular_range, detectors, spacing",
+    ("angles", "angular_range", "detectors", "spacing"),
     [(60, math.pi, None, 1.0), (60, 2 * math.pi / 3, None, 1.0), (30, 2 * math.pi, 140, 0.7)],
 )
 def test_agrees_with_odl(angles, angular_range, detectors, spacing):
@@ -161,7 +161,7 @@ def test_explicit_angles_equal_equidistant_ones():
 
 
 @pytest.mark.parametrize("filter", ["ram-lak", "hann"])
-@pytest.mark.parametrize("angular_range, spacing", [(math.pi, 1.0), (2 * math.pi, 1.0), (math.pi, 0.5)])
+@pytest.mark.parametrize(("angular_range", "spacing"), [(math.pi, 1.0), (2 * math.pi, 1.0), (math.pi, 0.5)])
 def test_fbp_of_a_disc(filter, angular_range, spacing):
     operator = ParallelBeamCT(64, 180, angular_range, spacing=spacing, filter=filter)
     x, distance = disc(64, 20)
@@ -184,7 +184,7 @@ def test_fbp_weighs_non_uniform_angles():
 
 
 @pytest.mark.parametrize(
-    "angles, expected",
+    ("angles", "expected"),
     [
         (np.arange(6) * math.pi / 6, np.full(6, math.pi / 6)),
         (np.arange(6) * 2 * math.pi / 6, np.full(6, math.pi / 6)),  # every direction twice
@@ -262,7 +262,8 @@ def test_is_a_linear_operator_without_state():
     operator = ParallelBeamCT(8, 3)
     assert isinstance(operator, LinearOperator)
     assert operator.select([0, 2]) is operator
-    assert operator.state_dict() == {} and not list(operator.parameters())
+    assert operator.state_dict() == {}
+    assert not list(operator.parameters())
     assert "image_size=8, angles=3" in repr(operator)
 
 
@@ -340,7 +341,7 @@ def test_unusable_cache_folder_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad, message",
+    ("bad", "message"),
     [
         ({"angles": 0}, "angles is 0"),
         ({"angles": -3}, "angles is -3"),

@@ -1,5 +1,6 @@
 """The reverse diffusion loop: what it computes, how it adapts, that it can be killed and continued."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_loop_is_the_papers_algorithm(tiny_prior: Path, phantom_volume: Path) ->
     ts = [980, 735, 490, 245, 0, -1]
     x = abar[ts[0]].sqrt() * guess + (1 - abar[ts[0]]).sqrt() * slerp(first, last, len(guess))
     with torch.no_grad():
-        for t, t_next in zip(ts[:-1], ts[1:], strict=True):
+        for t, t_next in itertools.pairwise(ts):
             eps = network(x, torch.full((len(x),), t))
             mean = DDS(5).condition(tweedie(x, eps, abar[t]), measurement)
             x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85)

@@ -13,8 +13,8 @@ from ddip_pl.prior.denoiser import Denoiser
 class Adaptation(ABC):
     """Changes the prior to fit the measurement, in the course of one volume.
 
-    The loop calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds all that is needed
-    to go on in another process.
+    The loop calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds all that is
+    needed to go on in another process.
     """
 
     @abstractmethod

@@ -1,5 +1,7 @@
 """Low-rank adaptation (Hu et al. 2022) of the network's blocks, with PEFT's layers and weights."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
@@ -39,7 +41,9 @@ class LoRA:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
         self._tuner = LoraModel(network, config, "default")
         self._tuner.disable_adapter_layers()  # a forward pass is that of the plain layers, with the weights it is given
-        self._layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+        self._layers: dict[str, Any] = {
+            name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
+        }
         kinds = ("lora_", "base_layer.bias") if bias else ("lora_",)
         self._trained = {n: p for n, p in network.named_parameters() if any(kind in n for kind in kinds)}
         for parameter in self._trained.values():
@@ -51,11 +55,11 @@ class LoRA:
 
     def merged(self, training: bool = False) -> dict[str, Tensor]:
         """Weights with their updates, `W + B A`, by name; differentiable in the factors."""
-        return {
-            f"{name}.base_layer.weight": layer.get_base_layer().weight
-            + F.dropout(layer.get_delta_weight("default"), self.dropout, training)
-            for name, layer in self._layers.items()
-        }
+        merged = {}
+        for name, layer in self._layers.items():
+            update = F.dropout(layer.get_delta_weight("default"), self.dropout, training)
+            merged[f"{name}.base_layer.weight"] = layer.get_base_layer().weight + update
+        return merged
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy of what is trained, by name."""

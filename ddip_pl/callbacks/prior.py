@@ -83,7 +83,7 @@ class ExportPrior(Callback):
         metrics = trainer.callback_metrics
         data = getattr(trainer, "datamodule", None)
         card = {
-            "data": {name: getattr(data, name) for name in ("image_size", "channels", "variant", "crop")},
+            "data": {name: getattr(data, name) for name in ("image_size", "channels", "variant", "crop", "whole")},
             "steps": trainer.global_step,
             "images": self.images,
             "seconds": round(self.state_dict()["seconds"]),

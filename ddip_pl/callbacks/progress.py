@@ -26,7 +26,9 @@ class ReconstructionProgress(ReconstructionCallback):
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        self.task = self.progress.add_task(f"{self.label} {batch.name}, {len(batch)} slices".strip(), total=None, figures="")
+        self.task = self.progress.add_task(
+            f"{self.label} {batch.name}, {len(batch)} slices".strip(), total=None, figures=""
+        )
         self.progress.start()
 
     def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:
@@ -42,4 +44,4 @@ class ReconstructionProgress(ReconstructionCallback):
             self.progress.stop()
 
     on_predict_batch_start = on_test_batch_start
-    on_predict_batch_end = on_test_batch_end
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]

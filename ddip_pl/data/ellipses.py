@@ -1,6 +1,7 @@
 """Random ellipses: the only images that the prior ever sees, made on the fly and never stored."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ddip_pl.errors import InputError
 Variant = Literal["uniform", "disk"]
 DISK_RADIUS = 0.4745
 VALIDATION_SEED = 20240710
+Item = dict[str, Any]  # ellipse parameters and what else is drawn for one phantom
 
 
 def draw_ellipses(rng: np.random.Generator, variant: Variant = "uniform") -> np.ndarray:
@@ -49,28 +51,29 @@ def render(ellipses: Tensor, size: int) -> Tensor:
     ends are written and a running sum fills it: the cost is that of the lines, not of the pixels.
 
     Args:
-        ellipses: `(batch, count, 6)`, see `draw_ellipses`; computed in its dtype (float64 keeps the background at zero).
+        ellipses: `(batch, count, 6)`, see `draw_ellipses`; computed in its dtype (float64 keeps background at zero).
 
     Returns:
         `(batch, size, size)` of the same dtype.
     """
-    value, a, b, centre_x, centre_y, rotation = ellipses[:, :, None, :].unbind(-1)
+    batch, count, _ = ellipses.shape
+    value, a, b, centre_x, centre_y, rotation = ellipses.flatten(0, 1).unbind(-1)
     cos, sin = rotation.cos(), rotation.sin()
-    # The ellipse covers |x| <= extent, and there y = slope x +- a b / extent^2 sqrt(extent^2 - x^2).
+    # The ellipse covers |x| <= sqrt(extent), and there y = slope x +- a b / extent sqrt(extent - x^2).
     extent = ((a * cos) ** 2 + (b * sin) ** 2).clamp(min=torch.finfo(ellipses.dtype).tiny)
     slope = (a**2 - b**2) * cos * sin / extent
     pixel = (size - 1) / 2
-    x = torch.arange(size, device=ellipses.device, dtype=ellipses.dtype) / pixel - 1 - centre_x
-    gap = torch.addcmul(extent, x, x, value=-1)
-    weight = torch.where(gap >= 0, value, 0).flatten()
-    half = gap.clamp_(min=0).sqrt_().mul_(pixel * a * b / extent)  # in place: fresh memory costs more than arithmetic
-    middle = torch.addcmul(pixel * (centre_y + 1), pixel * slope, x)
+    x = torch.arange(size, device=ellipses.device, dtype=ellipses.dtype) / pixel - 1 - centre_x[:, None]
+    gap = torch.addcmul(extent[:, None], x, x, value=-1)
 
-    batch = len(ellipses)
-    line = torch.arange(batch * size, device=ellipses.device).view(batch, 1, size) * (size + 1)
+    ellipse, line = (gap >= 0).nonzero(as_tuple=True)  # most lines miss most ellipses
+    half = (pixel * a * b / extent)[ellipse] * gap[ellipse, line].sqrt()
+    middle = (pixel * slope)[ellipse] * x[ellipse, line] + (pixel * (centre_y + 1))[ellipse]
+    value = value[ellipse]
+    start = (ellipse // count * size + line) * (size + 1)
     ends = ellipses.new_zeros(batch * size * (size + 1))
-    ends.scatter_add_(0, (middle - half).ceil_().clamp_(0, size).long().add_(line).flatten(), weight)
-    ends.scatter_add_(0, middle.add_(half).floor_().clamp_(-1, size - 1).long().add_(line + 1).flatten(), weight.neg_())
+    ends.scatter_add_(0, start + (middle - half).ceil().clamp(0, size).long(), value)
+    ends.scatter_add_(0, start + (middle + half).floor().clamp(-1, size - 1).long() + 1, -value)
     return ends.view(batch, size, size + 1).cumsum(2)[:, :, :size]
 
 
@@ -95,8 +98,8 @@ def phantoms(ellipses: Tensor, size: int, phase: Tensor | None = None) -> Tensor
     return torch.cat([image * angle.cos(), image * angle.sin()], dim=1)
 
 
-class RandomEllipses(Dataset[dict[str, np.ndarray]]):
-    """Parameters of phantom `index`, a pure function of seed and index: the same on every machine and in every worker."""
+class RandomEllipses(Dataset[Item]):
+    """Parameters of phantom `index`: a function of seed and index, the same on every machine and in every worker."""
 
     def __init__(self, length: int, seed: int, variant: Variant):
         self.length, self.seed, self.variant = length, seed, variant
@@ -104,32 +107,35 @@ class RandomEllipses(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng((self.seed, index))
         return {
             "ellipses": draw_ellipses(rng, self.variant),
             "phase": rng.uniform(-np.pi, np.pi) + rng.normal(0, 1, (4, 4)),
             "corner": rng.uniform(size=2),
+            "lot": rng.uniform(),
         }
 
 
-class FreshIndices(DistributedSampler[dict[str, np.ndarray]]):
+class FreshIndices(DistributedSampler[Any]):
     """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom is ever seen twice."""
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Any]:
         return (self.epoch * self.total_size + index for index in super().__iter__())
 
 
 class EllipsesDataModule(LightningDataModule):
     """Phantoms for `fit` and `validate`, `(batch, channels, size, size)` in [0, 1].
 
-    The loader hands out ellipse parameters only; the images are made where the batch is used, on the GPU if there is one.
+    The loader hands out ellipse parameters only; images are made where the batch is used, on the GPU if there is one.
 
     Args:
         image_size: height and width in pixels.
         channels: 1 for real phantoms, 2 for complex ones (real, imaginary) with a smooth random phase.
         variant: "uniform" or "disk", see `draw_ellipses`.
-        crop: train on random windows of this many pixels instead of whole phantoms (about as good, far cheaper).
+        crop: train on random windows of this many pixels, which teach more for the same cost than whole phantoms.
+        whole: share of batches, with `crop`, that are whole phantoms, as few as cost as much as the windows do;
+            the large scales are learnt from them.
         batch_size: images of a batch, on each device.
         epoch_size: phantoms of what counts as an epoch.
         validation_size: number of held-out phantoms, always the same ones.
@@ -141,6 +147,7 @@ class EllipsesDataModule(LightningDataModule):
         channels: Literal[1, 2] = 1,
         variant: Variant = "uniform",
         crop: int | None = None,
+        whole: float = 0.0,
         batch_size: int = 16,
         epoch_size: int = 16_000,
         validation_size: int = 32,
@@ -149,25 +156,28 @@ class EllipsesDataModule(LightningDataModule):
         super().__init__()
         if crop is not None and not 0 < crop <= image_size:
             raise InputError(f"data.crop is {crop}; it must lie between 1 and data.image_size = {image_size}")
-        self.image_size, self.channels, self.variant, self.crop = image_size, channels, variant, crop
+        self.image_size, self.channels, self.variant = image_size, channels, variant
+        self.crop, self.whole = crop, whole
         self.batch_size, self.epoch_size, self.validation_size = batch_size, epoch_size, validation_size
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader[dict[str, np.ndarray]]:
+    def train_dataloader(self) -> DataLoader[Item]:
         dataset = RandomEllipses(self.epoch_size, torch.initial_seed() % 2**63, self.variant)
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = FreshIndices(dataset, ranks, rank, shuffle=False)
         return DataLoader(dataset, self.batch_size, sampler=sampler, num_workers=self.num_workers, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[dict[str, np.ndarray]]:
+    def val_dataloader(self) -> DataLoader[Item]:
         dataset = RandomEllipses(self.validation_size, VALIDATION_SEED, self.variant)
         return DataLoader(dataset, self.batch_size)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Tensor:
+        window = self.crop if self.crop and self.trainer and self.trainer.training else self.image_size
+        if window < self.image_size and batch["lot"][0] < self.whole:
+            few = max(1, len(batch["lot"]) * window**2 // self.image_size**2)
+            batch, window = {name: value[:few] for name, value in batch.items()}, self.image_size
         images = phantoms(batch["ellipses"], self.image_size, batch["phase"] if self.channels == 2 else None)
-        if self.crop is None or not (self.trainer and self.trainer.training):
-            return images
-        corner = (batch["corner"] * (self.image_size - self.crop + 1)).long()
-        window = corner[:, :, None] + torch.arange(self.crop, device=corner.device)
+        corner = (batch["corner"] * (self.image_size - window + 1)).long()
+        pixel = corner[:, :, None] + torch.arange(window, device=corner.device)
         index = torch.arange(len(images), device=corner.device)[:, None, None]
-        return images.movedim(1, -1)[index, window[:, 0, :, None], window[:, 1, None, :]].movedim(-1, 1)
+        return images.movedim(1, -1)[index, pixel[:, 0, :, None], pixel[:, 1, None, :]].movedim(-1, 1)

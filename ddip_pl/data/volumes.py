@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
         count: number of slices, by default all.
 
     Returns:
-        Images `(slices, rows, columns)`, the patient's front or top up; affine `(4, 4)` from (column, row, slice) to mm.
+        Images `(slices, rows, columns)`, patient's front or top up; affine `(4, 4)` from (column, row, slice) to mm.
 
     Raises:
         InputError: there are not that many slices.
@@ -121,7 +121,7 @@ class VolumeDataModule(LightningDataModule):
         self.slices, self.first, self.window, self.size = slices, first, window, size
 
     def setup(self, stage: str) -> None:
-        network = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
+        network: Any = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
         size, multiple = self.size, 2 ** (len(network.config.channel_mult) - 1)
         if size is not None and (size < 1 or size % multiple):
             raise InputError(f"data.size is {size}; this prior needs a multiple of {multiple}")
@@ -139,7 +139,8 @@ class VolumeDataModule(LightningDataModule):
         window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
         images, affine = cut(volume, self.plane, self.first, self.slices)
         images = normalise(images, window)
-        x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), self.size or operator.image_size)
+        size: Any = self.size or operator.image_size
+        x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), size)
         measurement = Measurement(
             y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)),
             operator=operator,

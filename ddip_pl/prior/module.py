@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ddip_pl.prior.checkpoint import describe
@@ -16,12 +17,14 @@ VALIDATION_TIMESTEPS = (50, 200, 500, 800)
 
 
 class DiffusionPrior(LightningModule):
-    """Noise prediction, `|| e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` with t uniform (Ho et al. 2020, eq. 14).
+    """Noise prediction, `|| e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` for all t alike (Ho et al. 2020).
 
     Args:
         network: settings of the U-Net.
         learning_rate: of Adam, reached after `warmup_steps` and lowered to zero along a cosine until training ends.
     """
+
+    flops_per_batch: int | None = None  # ThroughputMonitor asks for it; they are not counted
 
     def __init__(self, network: UNetConfig, learning_rate: float = 5e-4, warmup_steps: int = 200):
         super().__init__()
@@ -63,7 +66,7 @@ class DiffusionPrior(LightningModule):
             x = ddim_step(mean, eps, noise, abar_next, eta=0)
         return x
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=self.warmup_steps)

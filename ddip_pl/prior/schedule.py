@@ -1,6 +1,6 @@
 """Variance-preserving diffusion (Ho et al. 2020) and its deterministic-to-stochastic sampler (Song et al. 2021).
 
-Pure functions of tensors. `abar` is the cumulative product of `1 - beta`, so that `x_t = sqrt(abar) x + sqrt(1 - abar) e`.
+Pure functions of tensors. `abar` is the cumulative product of `1 - beta`: `x_t = sqrt(abar) x + sqrt(1 - abar) e`.
 """
 
 import torch
@@ -33,7 +33,7 @@ def tweedie(x_t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
 def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: float) -> Tensor:
     """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10), keeping the variance.
 
-    `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; `eta` 0: deterministic, 1: DDPM-like.
+    `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; `eta` 0: no fresh noise.
     With `abar_next` 1, behind the last timestep, the mean itself comes back.
     """
     return abar_next.sqrt() * mean + (1 - abar_next).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * eps)

@@ -216,7 +216,7 @@ class UNet(nn.Module):
             nn.GroupNorm(32, channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
         # Convolutions are a third faster in this layout, on CPU and on tensor cores.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         embedding = self.time_embed(timestep_embedding(t, self.config.num_channels))

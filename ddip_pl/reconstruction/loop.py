@@ -4,11 +4,11 @@ Lightning keeps its loop classes behind an underscore. This is the only module t
 """
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.loops import _EvaluationLoop, _Loop, _PredictionLoop
+from lightning.pytorch.loops import _EvaluationLoop, _Loop, _PredictionLoop  # type: ignore[attr-defined]
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class ReverseDiffusionLoop(_Loop):
 
     def run(self, measurement: Measurement) -> Tensor:
         """Reconstruct all slices of a measurement, `(slices, channels, height, width)`."""
-        self.module: Any = self.trainer.lightning_module
+        self.module = cast(Any, self.trainer.lightning_module)
         self.timesteps = timesteps(self.module.start, self.module.steps)
         self.module.adaptation.start(self.module.denoiser, measurement)
         try:
@@ -90,7 +90,7 @@ class ReverseDiffusionLoop(_Loop):
         self.trajectory.append(row | {"seconds": time.monotonic() - clock})
 
     def gaussian(self, *shape: int) -> Tensor:
-        """Gaussian noise that depends on the seed only, whatever else draws random numbers (LoRA, the choice of slices)."""
+        """Gaussian noise that depends on the seed only, whatever else draws random numbers (LoRA, say)."""
         return torch.randn(*shape, generator=self.noise)
 
     def on_advance_end(self) -> None:
@@ -155,5 +155,5 @@ class ReconstructionTrainer(Trainer):
     @property
     def reverse_diffusion(self) -> ReverseDiffusionLoop:
         """The loop of what is running: test or predict."""
-        loop = self.test_loop if self.testing else self.predict_loop
-        return loop.reverse_diffusion  # type: ignore[attr-defined]
+        loop = cast(_TestLoop | _PredictLoop, self.test_loop if self.testing else self.predict_loop)
+        return loop.reverse_diffusion

@@ -85,7 +85,7 @@ class Reconstruction(LightningModule):
         # The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen.
         self.strict_loading = False
 
-    def test_step(self, measurement: Measurement, batch_idx: int) -> Result:
+    def test_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
         assert isinstance(self.trainer, ReconstructionTrainer), "use ReconstructionTrainer instead of Trainer"
         loop = self.trainer.reverse_diffusion
         images = loop.run(measurement)
