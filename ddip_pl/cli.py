@@ -153,7 +153,6 @@ def bad_input(error: BaseException | None) -> str | None:
 def main() -> int:
     """Entry point; the exit code is 0, or 2 for bad input, or 1 (with a traceback) for a fault of ours."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", module="peft")
     for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
         logging.getLogger(name).setLevel(logging.ERROR)
     arguments = sys.argv[1:]

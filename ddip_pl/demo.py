@@ -96,5 +96,5 @@ def report(results: dict[str, Result], folder: Path) -> None:
     console.print(f"Adapting the prior to the scan gains {psnr['D3IP'] - psnr['DDS']:.2f} dB.")
     path = folder / "demo.png"
     unpadded = {name: measurement.unpad(image) for name, image in images.items()}
-    compare(unpadded, measurement.unpad(measurement.reference), measurement.voxel_size, path)
+    compare(unpadded, measurement.unpad(measurement.reference), measurement.affine, path)
     console.print(f"Figure: {path}")

@@ -221,7 +221,7 @@ def test_sample_images_start_from_the_same_noise_and_leave_the_random_state_alon
         callback, trainer = SampleImages(count=1), make_trainer(tmp_path / str(seed), 1)
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        callback.on_validation_epoch_end(trainer, module)
+        callback.on_validation_epoch_start(trainer, module)
         assert torch.equal(torch.get_rng_state(), state)
         pictures.append((tmp_path / str(seed) / "samples" / "step-0000000.png").read_bytes())
     assert pictures[0] == pictures[1]

@@ -129,7 +129,7 @@ def test_output_channels_follow_from_input_and_variance(settings: dict[str, int]
     [
         ({"image_size": 34, "channel_mult": (1, 1, 2)}, "image_size is 34; 3 levels need a multiple of 4"),
         ({"num_channels": 48}, "num_channels is 48; group normalisation needs a multiple of 32"),
-        ({"num_heads": 5}, "attention over 32 channels cannot be split into 5 heads"),
+        ({"num_heads": 5}, "attention over 32 channels cannot be split into heads of 6 channels"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(settings: dict[str, object], message: str) -> None:

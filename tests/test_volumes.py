@@ -140,6 +140,12 @@ def test_values_stay_between_zero_and_one(rows, columns, seed):
     assert fitted.max() <= 1
 
 
+def test_shrinking_averages_what_it_cannot_show():
+    checkerboard = torch.eye(2).repeat(48, 48)[None, None]  # left to interpolation, every third pixel would be seen
+    inner = fit(checkerboard, 32)[0][..., 2:-2, 2:-2]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.15, rtol=0)
+
+
 # --- normalise --------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def tile(images: Tensor) -> Tensor:
 
 
 class SampleImages(Callback):
-    """Draw unconditional samples after a validation, always from the same noise.
+    """Draw unconditional samples before a validation, with the averaged weights, always from the same noise.
 
     Args:
         count: number of samples.
@@ -35,7 +35,7 @@ class SampleImages(Callback):
     def __init__(self, count: int = 9, every_n_epochs: int = 1):
         self.count, self.every_n_epochs = count, every_n_epochs
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionPrior)
         if trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
             return
@@ -83,7 +83,9 @@ class ExportPrior(Callback):
         metrics = trainer.callback_metrics
         data = getattr(trainer, "datamodule", None)
         card = {
-            "data": {name: getattr(data, name) for name in ("image_size", "channels", "variant", "crop", "whole")},
+            "data": {
+                name: getattr(data, name, None) for name in ("image_size", "channels", "variant", "crop", "whole")
+            },
             "steps": trainer.global_step,
             "images": self.images,
             "seconds": round(self.state_dict()["seconds"]),

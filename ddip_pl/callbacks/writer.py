@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning
 import nibabel as nib
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
@@ -130,10 +129,8 @@ class VolumeWriter(Callback):
         volume = magnitude(images)[:, 0].cpu().numpy() * (high - low) + low
         nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), affine), folder / "reconstruction.nii.gz")  # type: ignore[attr-defined]
         (folder / "figures").mkdir()
-        columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
-        compare(
-            {"input": guess, self.method: images}, reference, (columns, rows, slices), folder / "figures" / "planes.png"
-        )
+        panels = {"input": guess, self.method: images}
+        compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
         return metrics
 
 

@@ -118,10 +118,11 @@ class RandomEllipses(Dataset[Item]):
 
 
 class FreshIndices(DistributedSampler[Any]):
-    """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom is ever seen twice."""
+    """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom ever comes again."""
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.epoch * self.total_size + index for index in super().__iter__())
+        first = self.epoch * self.total_size
+        return iter(range(first + self.rank, first + self.total_size, self.num_replicas))
 
 
 class EllipsesDataModule(LightningDataModule):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ddip_pl.evaluation.metrics import magnitude, summary
 
-PLANES = ("in plane", "across, rows", "across, columns")
+PLANES = ("sagittal", "coronal", "axial")
+WIDTH, THINNEST = 2.8, 0.5  # of a panel, in inches; a stack of few slices is stretched to the second
 
 
 def planes(volume: np.ndarray) -> list[np.ndarray]:
@@ -19,17 +20,18 @@ def planes(volume: np.ndarray) -> list[np.ndarray]:
 
 
 def compare(
-    images: Mapping[str, Tensor], reference: Tensor | None, voxel_size: tuple[float, float, float], path: Path,
-    titles: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+    images: Mapping[str, Tensor],
+    reference: Tensor | None,
+    affine: Tensor,
+    path: Path,
+) -> None:
     """Save reconstructions of a volume side by side, with the reference and the error of the last one.
 
     Args:
         images: `(slices, channels, height, width)` in [0, 1] by name.
         reference: the truth, of the same shape; figures of merit are added to the titles.
-        voxel_size: mm along columns, rows and slices.
+        affine: `(4, 4)`, from (column, row, slice) to scanner coordinates in mm.
         path: image file to write.
-        titles: more lines for the titles, by name.
     """
     panels = {name: magnitude(image)[:, 0].clamp(0, 1).cpu().numpy() for name, image in images.items()}
     headings = dict.fromkeys(panels, "")
@@ -41,23 +43,22 @@ def compare(
         error = f"error of {last} x 5"
         panels[error] = 5 * np.abs(panels[last] - panels["reference"])
         headings |= {"reference": "", error: ""}
-    for name, line in (titles or {}).items():
-        headings[name] += f"\n{line}"
 
-    dx, dy, dz = voxel_size
+    dx, dy, dz = affine[:3, :3].norm(dim=0).tolist()
+    column_plane, row_plane, slice_plane = (PLANES[axis] for axis in affine[:3, :3].abs().argmax(dim=0).tolist())
     slices, rows, columns = next(iter(panels.values())).shape
-    extents = [(columns * dx, rows * dy), (columns * dx, slices * dz), (rows * dy, slices * dz)]
-    width = 2.8
-    heights = [width * h / w for w, h in extents]
-    figure = Figure(figsize=(width * len(panels), sum(heights) + 0.8), layout="constrained")
+    cuts = [(slice_plane, columns * dx, rows * dy), (row_plane, columns * dx, slices * dz),
+            (column_plane, rows * dy, slices * dz)]  # fmt: skip
+    heights = [max(WIDTH * h / w, THINNEST) for _, w, h in cuts]
+    figure = Figure(figsize=(WIDTH * len(panels), sum(heights) + 0.8), layout="constrained")
     axes = figure.subplots(3, len(panels), squeeze=False, height_ratios=heights)
     for column, (name, volume) in enumerate(panels.items()):
-        for row, (cut, (w, h)) in enumerate(zip(planes(volume), extents, strict=True)):
+        for row, (cut, (plane, _, _)) in enumerate(zip(planes(volume), cuts, strict=True)):
             ax = axes[row, column]
             colours = "inferno" if name.startswith("error") else "gray"
-            ax.imshow(cut, cmap=colours, vmin=0, vmax=1, extent=(0, w, 0, h), interpolation="nearest")
+            ax.imshow(cut, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             if column == 0:
-                ax.set_ylabel(PLANES[row], fontsize=8)
+                ax.set_ylabel(plane, fontsize=8)
         axes[0, column].set_title(name + headings[name], fontsize=9)
     figure.savefig(path, dpi=110)

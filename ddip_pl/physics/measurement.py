@@ -47,12 +47,6 @@ class Measurement:
         moved = {n: v.to(*args, **kwargs) for n, v in vars(self).items() if hasattr(v, "to") and n != "affine"}  # type: ignore[call-overload]
         return replace(self, **moved)
 
-    @property
-    def voxel_size(self) -> tuple[float, float, float]:
-        """Distances of columns, rows and slices of the reconstruction, in mm."""
-        columns, rows, slices = self.affine[:3, :3].norm(dim=0).tolist()
-        return columns, rows, slices
-
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""
         return self.operator(x) - self.y

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -39,8 +40,11 @@ class DiffusionPrior(LightningModule):
         return F.mse_loss(self.network(x_t, t)[:, : x.shape[1]], noise)
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        t = torch.randint(STEPS, (len(x),), device=x.device)
-        loss = self.loss(x, t, torch.randn_like(x))
+        # Drawn from the step and not from a running state, so that a resumed run draws what an uninterrupted one does.
+        seed = np.random.SeedSequence((torch.initial_seed(), self.global_step, self.global_rank))
+        random = torch.Generator(x.device).manual_seed(int(seed.generate_state(1)[0]))
+        t = torch.randint(STEPS, (len(x),), device=x.device, generator=random)
+        loss = self.loss(x, t, torch.randn(x.shape, device=x.device, generator=random))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

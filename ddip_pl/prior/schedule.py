@@ -31,9 +31,10 @@ def tweedie(x_t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
 
 
 def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: float) -> Tensor:
-    """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10), keeping the variance.
+    """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10).
 
     `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; `eta` 0: no fresh noise.
+    The variance of the noise is that of the forward process.
     With `abar_next` 1, behind the last timestep, the mean itself comes back.
     """
     return abar_next.sqrt() * mean + (1 - abar_next).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * eps)

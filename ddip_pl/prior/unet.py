@@ -51,6 +51,15 @@ class UNetConfig:
     learn_sigma: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("channel_mult", "attention_resolutions"):
+            if not all(value >= 1 for value in getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; give whole numbers of at least 1")
+        if (
+            not self.channel_mult
+            or self.num_heads < 1
+            or not (self.num_head_channels == -1 or self.num_head_channels > 0)
+        ):
+            raise InputError("the network needs at least one level and attention heads of at least one channel")
         levels = len(self.channel_mult)
         if self.image_size % 2 ** (levels - 1):
             raise InputError(f"image_size is {self.image_size}; {levels} levels need a multiple of {2 ** (levels - 1)}")
@@ -128,8 +137,9 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
         self.heads = config.num_heads if config.num_head_channels == -1 else channels // config.num_head_channels
-        if channels % self.heads:
-            raise InputError(f"attention over {channels} channels cannot be split into {self.heads} heads")
+        size = channels // self.heads if config.num_head_channels == -1 else config.num_head_channels
+        if size * self.heads != channels:
+            raise InputError(f"attention over {channels} channels cannot be split into heads of {size} channels")
         self.heads_first = not config.use_new_attention_order
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
