@@ -317,6 +317,10 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
     (folder / "unknown.yaml").write_text("model:\n  nonsense: 1\n")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81" * 20)
     (folder / "text.ckpt").write_text("no checkpoint\n")
+    (folder / "occupied" / "phantom").mkdir(parents=True)
+    (folder / "occupied" / "phantom" / "notes.txt").write_text("dear to somebody\n")
+    (folder / "file in the way").mkdir()
+    (folder / "file in the way" / "phantom").write_text("dear to somebody\n")
     return folder
 
 
@@ -390,9 +394,12 @@ BAD_INPUT = {
         "output folder {bad}/text.yaml/out: cannot be written",
     ),
     "output is a file": (["--output", "{bad}/text.yaml"], "output folder {bad}/text.yaml: cannot be written"),
+    "other files in the way": (["--output", "{bad}/occupied"], "{bad}/occupied/phantom exists and holds no results"),
+    "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and holds no results"),
     "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
     "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
     "reference to nowhere in a text": (["--config", "model: {steps: '${model.nowhere}'}"], "key 'model.nowhere'"),
+    "reference to nowhere in a setting": (["--model", "{steps: '${nowhere}'}"], "key 'nowhere'"),
     "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
     "no devices": (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')`"),
     "text as seed": (["--seed_everything", "x"], "seed_everything"),

@@ -38,7 +38,7 @@ class LoRA:
             name for name, layer in network.named_modules()
             if name.startswith(BLOCKS) and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         ]  # fmt: skip
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
         self._tuner = LoraModel(network, config, "default")
         self._tuner.disable_adapter_layers()  # a forward pass is that of the plain layers, with the weights it is given
         self._layers: dict[str, Any] = {

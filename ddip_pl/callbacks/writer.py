@@ -20,6 +20,7 @@ import ddip_pl
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
 from ddip_pl.evaluation.metrics import magnitude, quality, relative_residual, summary
+from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Reconstruction, Result
 
 
@@ -50,6 +51,16 @@ class VolumeWriter(Callback):
             raise InputError(f"output folder {self.folder}: cannot be written ({error.strerror})") from error
 
     on_predict_start = on_test_start
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Measurement, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Replace results of an earlier run, and nothing else that may lie there."""
+        folder = self.folder / batch.name
+        if folder.exists() and not (folder / "metrics.json").is_file():
+            raise InputError(f"{folder} exists and holds no results of ours; choose another --output")
+
+    on_predict_batch_start = on_test_batch_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take back the folders that were created and are still empty."""
