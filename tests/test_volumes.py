@@ -100,7 +100,7 @@ def test_slices_that_are_not_there(first, count, message):
 @given(rows=st.integers(1, 16), columns=st.integers(1, 16))
 def test_small_images_are_padded_around_and_otherwise_left_alone(rows, columns):
     images = torch.rand(2, 1, rows, columns, generator=torch.Generator().manual_seed(0))
-    padded, (top, bottom, left, right), affine = fit(images, 16)
+    padded, (top, bottom, left, right), affine = fit(images, 16, enlarge=False)
     assert padded.shape == (2, 1, 16, 16)
     assert torch.equal(padded[..., top : 16 - bottom, left : 16 - right], images)
     assert padded.sum() == pytest.approx(images.sum().item(), rel=1e-5)
@@ -117,15 +117,19 @@ def centre_of_mass(image: torch.Tensor) -> np.ndarray:
 
 @settings(deadline=None)
 @given(
-    rows=st.integers(20, 90), columns=st.integers(20, 90), centre=st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6))
+    rows=st.integers(20, 90),
+    columns=st.integers(20, 90),
+    centre=st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6)),
+    enlarge=st.booleans(),
 )
-def test_a_blob_stays_where_it_was(rows, columns, centre):
+def test_a_blob_stays_where_it_was(rows, columns, centre, enlarge):
     y, x = torch.arange(rows) - centre[0] * rows, torch.arange(columns) - centre[1] * columns
     blob = torch.exp(-((x / columns * 10) ** 2 + (y[:, None] / rows * 10) ** 2) / 2)
-    fitted, (top, bottom, left, right), affine = fit(blob[None, None], 32)
+    fitted, (top, bottom, left, right), affine = fit(blob[None, None], 32, enlarge)
     inside = fitted[0, 0, top : 32 - bottom, left : 32 - right]
-    assert max(inside.shape) == min(32, max(rows, columns))
-    assert min(inside.shape) == pytest.approx(min(rows, columns) * min(1, 32 / max(rows, columns)), abs=0.5)
+    factor = 32 / max(rows, columns) if enlarge else min(1, 32 / max(rows, columns))
+    assert max(inside.shape) == round(max(rows, columns) * factor)
+    assert min(inside.shape) == pytest.approx(min(rows, columns) * factor, abs=0.5)
     found = affine.numpy() @ [*centre_of_mass(inside), 0, 1]
     np.testing.assert_allclose(found, [*centre_of_mass(blob), 0, 1], atol=0.05)
 
@@ -134,7 +138,7 @@ def test_a_blob_stays_where_it_was(rows, columns, centre):
 @given(rows=st.integers(1, 60), columns=st.integers(1, 60), seed=st.integers(0, 5))
 def test_values_stay_between_zero_and_one(rows, columns, seed):
     images = (torch.rand(1, 1, rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5).float()
-    fitted, _, _ = fit(images, 20)
+    fitted, _, _ = fit(images, 20, enlarge=False)
     assert fitted.shape == (1, 1, 20, 20)
     assert fitted.min() >= 0
     assert fitted.max() <= 1
@@ -142,7 +146,7 @@ def test_values_stay_between_zero_and_one(rows, columns, seed):
 
 def test_shrinking_averages_what_it_cannot_show():
     checkerboard = torch.eye(2).repeat(48, 48)[None, None]  # left to interpolation, every third pixel would be seen
-    inner = fit(checkerboard, 32)[0][..., 2:-2, 2:-2]
+    inner = fit(checkerboard, 32, enlarge=False)[0][..., 2:-2, 2:-2]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.15, rtol=0)
 
 
@@ -366,23 +370,23 @@ def test_written_volume_overlays_the_input(tmp_path, module, operator, plane):
     nib.save(nib.Nifti1Image(values, flipped), tmp_path / "volume.nii.gz")
     depth = values.shape[DEPTH_AXIS[plane]]
 
-    result = written(module, tmp_path / "volume.nii.gz", operator, plane=plane, first=1, window=(-1000.0, 2000.0))
+    settings = {"plane": plane, "first": 1, "window": (-1000.0, 2000.0), "enlarge": False}
+    result = written(module, tmp_path / "volume.nii.gz", operator, **settings)
 
     found = resample(result, positions(values.shape, flipped))
     expected = np.clip(values, -1000, 2000)
     covered = np.moveaxis(~np.isnan(found), DEPTH_AXIS[plane], 0)
-    missing = {"axial": 0, "coronal": depth - 1, "sagittal": depth - 1}[
-        plane
-    ]  # the first of a flipped axis is the last
+    missing = 0 if plane == "axial" else depth - 1  # the first slice of a flipped axis is the last
     assert not covered[missing].any()
     assert np.delete(covered, missing, axis=0).all()
     np.testing.assert_allclose(found[~np.isnan(found)], expected[~np.isnan(found)], atol=0.3)
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_written_volume_overlays_the_input_that_was_shrunk(tmp_path, module, operator, plane):
-    """A linear ramp survives shrinking, but for its border; a shift of a quarter voxel would be seen."""
-    ramp = np.indices((50, 44, 47)).transpose(1, 2, 3, 0) @ np.array([3.0, 2.0, 5.0])
+@pytest.mark.parametrize("shape", [(50, 44, 47), (20, 23, 18)])
+def test_written_volume_overlays_the_input_that_was_scaled(tmp_path, module, operator, plane, shape):
+    """A linear ramp survives scaling, but for its border; a shift of a quarter voxel would be seen."""
+    ramp = np.indices(shape).transpose(1, 2, 3, 0) @ np.array([3.0, 2.0, 5.0])
     nib.save(nib.Nifti1Image(ramp.astype(np.float32), AFFINE), tmp_path / "ramp.nii")
     result = written(module, tmp_path / "ramp.nii", operator, plane=plane, window=(0.0, 500.0))
     assert max(result.data.shape[:2]) == 32

@@ -69,17 +69,19 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
     return np.ascontiguousarray(images), volume.affine @ to_volume
 
 
-def fit(images: Tensor, size: int) -> tuple[Tensor, tuple[int, int, int, int], Tensor]:
-    """Bring images `(slices, 1, rows, columns)` to `size` x `size`: shrink what is larger, pad what is smaller with 0.
+def fit(images: Tensor, size: int, enlarge: bool) -> tuple[Tensor, tuple[int, int, int, int], Tensor]:
+    """Bring images `(slices, 1, rows, columns)` to `size` x `size`, in proportion, and pad what is left with 0.
+
+    Larger images are shrunk; smaller ones grow with `enlarge`, or else are padded only.
 
     Returns:
         The images, the padding `(top, bottom, left, right)`, and the affine `(4, 4)` from (column, row, slice) of the
         new image without its padding to those of the old one.
     """
     old = images.shape[-2:]
-    shrink = min(1.0, size / max(old))
-    new = [max(1, round(length * shrink)) for length in old]
-    if shrink < 1:
+    factor = size / max(old) if enlarge else min(1.0, size / max(old))
+    new = [max(1, round(length * factor)) for length in old]
+    if new != list(old):
         images = F.interpolate(images, size=new, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
     top, left = (size - new[0]) // 2, (size - new[1]) // 2
     margin = (top, size - new[0] - top, left, size - new[1] - left)
@@ -101,6 +103,7 @@ class VolumeDataModule(LightningDataModule):
         first: index of the first slice, where not the central ones are wanted.
         window: intensities that become 0 and 1; by default the smallest, and the 99.9th percentile.
         size: height and width of the reconstruction; by default the prior's.
+        enlarge: scale slices that are smaller than that until they fill it; otherwise they are padded, pixel for pixel.
     """
 
     def __init__(
@@ -113,12 +116,14 @@ class VolumeDataModule(LightningDataModule):
         first: int | None = None,
         window: tuple[float, float] | None = None,
         size: int | None = None,
+        enlarge: bool = True,
     ):
         super().__init__()
         if not 0 <= sigma_y < float("inf"):
             raise InputError(f"data.sigma_y is {sigma_y}; give a standard deviation of at least 0")
         self.path, self.operator, self.sigma_y, self.plane = Path(path), operator, sigma_y, plane
-        self.slices, self.first, self.window, self.size = slices, first, window, size
+        self.slices, self.first, self.window = slices, first, window
+        self.size, self.enlarge = size, enlarge
 
     def setup(self, stage: str) -> None:
         network: Any = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
@@ -140,7 +145,7 @@ class VolumeDataModule(LightningDataModule):
         images, affine = cut(volume, self.plane, self.first, self.slices)
         images = normalise(images, window)
         size: Any = self.size or operator.image_size
-        x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), size)
+        x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), size, self.enlarge)
         measurement = Measurement(
             y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)),
             operator=operator,
