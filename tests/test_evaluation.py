@@ -1,0 +1,89 @@
+"""Figures of merit against NumPy and SciPy, and the picture."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import uniform_filter
+from torch import Tensor
+
+from ddip_pl.evaluation.figure import compare, planes
+from ddip_pl.evaluation.metrics import magnitude, quality, relative_residual, summary
+from ddip_pl.physics import Measurement, ParallelBeamCT
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(3, 1, 24, 20, generator=generator)
+    return truth + 0.1 * torch.randn(truth.shape, generator=generator), truth
+
+
+def scipy_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """Wang et al. 2004 with a uniform 7 x 7 window and data range 1, images mirrored at their border."""
+    c1, c2 = 0.01**2, 0.03**2
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return uniform_filter(image.astype(np.float64), 7, mode="mirror")
+
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    cov = mean(x * y) - mean_x * mean_y
+    ssim = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return float(ssim.mean())
+
+
+def test_figures_are_those_of_numpy_and_scipy(pair: tuple[Tensor, Tensor]) -> None:
+    images, truth = pair
+    clipped, reference = images.clamp(0, 1).numpy()[:, 0], truth.numpy()[:, 0]
+    rows = quality(images, truth)
+    for row, x, y in zip(rows, clipped, reference, strict=True):
+        assert row["psnr"] == pytest.approx(-10 * np.log10(((x - y) ** 2).mean()), abs=1e-3)
+        assert row["ssim"] == pytest.approx(scipy_ssim(x, y), abs=2e-3)
+    volume = summary(images, truth)
+    assert volume["psnr"] == pytest.approx(-10 * np.log10(((clipped - reference) ** 2).mean()), abs=1e-3)
+    assert volume["ssim"] == pytest.approx(np.mean([row["ssim"] for row in rows]), abs=1e-6)
+
+
+def test_the_range_is_one_whatever_the_images_hold(pair: tuple[Tensor, Tensor]) -> None:
+    """A range taken from the reconstruction or the reference would make these equal."""
+    images, truth = pair
+    assert summary(0.1 * images, 0.1 * truth)["psnr"] == pytest.approx(summary(images, truth)["psnr"] + 20, abs=1.5)
+
+
+def test_complex_images_are_judged_by_magnitude(pair: tuple[Tensor, Tensor]) -> None:
+    images, truth = pair
+    turned = torch.cat([0.6 * truth, 0.8 * truth], dim=1)
+    assert torch.allclose(magnitude(turned), truth)
+    assert summary(torch.cat([images.clamp(min=0), 0 * images], dim=1), turned) == pytest.approx(summary(images, truth))
+
+
+def test_residual_is_relative() -> None:
+    operator = ParallelBeamCT(16, angles=6)
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    measurement = Measurement(operator(x), operator, 0.0, "x")
+    assert relative_residual(x, measurement) < 1e-6
+    assert relative_residual(1.5 * x, measurement) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_planes_are_the_central_cuts_with_the_last_slice_on_top() -> None:
+    volume = np.arange(4 * 6 * 8).reshape(4, 6, 8)
+    in_plane, across_rows, across_columns = planes(volume)
+    assert np.array_equal(in_plane, volume[2])
+    assert np.array_equal(across_rows[0], volume[3, 3])
+    assert np.array_equal(across_columns[-1], volume[0, :, 4])
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_picture_is_written_and_shows_something(
+    pair: tuple[Tensor, Tensor], tmp_path: Path, with_reference: bool
+) -> None:
+    images, truth = pair
+    affine = torch.diag(torch.tensor([1.0, -1.0, 2.0, 1.0], dtype=torch.float64))
+    path = tmp_path / "planes.png"
+    compare({"input": images, "d3ip": truth}, truth if with_reference else None, affine, path)
+    picture = matplotlib.image.imread(path)
+    assert picture.shape[1] == pytest.approx(2.8 * 110 * (4 if with_reference else 2), abs=1)
+    assert picture[..., :3].std() > 0.1

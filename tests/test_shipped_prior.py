@@ -1,0 +1,63 @@
+"""The prior that comes with the package: small enough, and it has learnt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import seed_everything
+from safetensors import safe_open
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddip_pl.data.ellipses import VALIDATION_SEED, RandomEllipses, phantoms
+from ddip_pl.evaluation.metrics import summary
+from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
+from ddip_pl.prior.checkpoint import load_prior
+from ddip_pl.prior.schedule import diffuse, noise_schedule
+from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.reconstruction.module import SHIPPED_PRIOR
+
+
+def held_out_phantoms(count: int) -> torch.Tensor:
+    dataset = RandomEllipses(count, VALIDATION_SEED, "uniform")
+    return phantoms(default_collate([dataset[i] for i in range(count)])["ellipses"], 128)
+
+
+def test_is_small_and_says_how_it_was_made() -> None:
+    assert Path(SHIPPED_PRIOR).stat().st_size <= 8e6
+    network = load_prior(SHIPPED_PRIOR)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, 128, 128), torch.zeros(1))
+    assert counter.get_total_flops() <= 5e9
+    with safe_open(SHIPPED_PRIOR, "pt") as file:
+        card: dict[str, Any] = json.loads(file.metadata()["card"])
+    assert card["steps"] > 0
+    assert card["images"] > 0
+    assert set(card["validation_loss"]) == {"50", "200", "500", "800"}
+
+
+@pytest.mark.parametrize("t", [50, 200, 500])
+def test_denoises_held_out_phantoms_as_its_card_says(t: int) -> None:
+    with safe_open(SHIPPED_PRIOR, "pt") as file:
+        promised = json.loads(file.metadata()["card"])["validation_loss"][str(t)]
+    x = held_out_phantoms(16)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        eps = load_prior(SHIPPED_PRIOR)(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
+    assert float((eps - noise).square().mean()) == pytest.approx(promised, rel=0.25)
+
+
+def test_reconstructs_held_out_phantoms_far_better_than_fbp() -> None:
+    operator = ParallelBeamCT(128, angles=60)
+    seed_everything(0, verbose=False)
+    x = held_out_phantoms(4)
+    measurement = Measurement(simulate(x, operator, 2e-4), operator, 2e-4, "phantoms", reference=x)
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (result,) = trainer.predict(Reconstruction(steps=25), DataLoader([measurement], batch_size=None))  # type: ignore[arg-type, misc]
+    fbp = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
+    assert summary(result.images, x)["psnr"] > fbp + 5
