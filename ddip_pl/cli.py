@@ -127,7 +127,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         PriorCLI(DiffusionPrior, EllipsesDataModule, **common)
     elif command in ReconstructionCLI.subcommands():
         plain = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-                 "enable_checkpointing": False}  # fmt: skip
+                 "enable_checkpointing": False, "devices": 1}  # fmt: skip
         ReconstructionCLI(
             Reconstruction, VolumeDataModule, trainer_class=ReconstructionTrainer, trainer_defaults=plain,
             seed_everything_default=0, save_config_callback=None, **common,
