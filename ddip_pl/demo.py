@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel as nib
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -18,16 +18,25 @@ from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
+from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.figure import compare
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
 
-ANGLES, SIGMA_Y = 60, 2e-4
+ANGLES, SIGMA_Y = 30, 2e-4
+ESTIMATOR, START = DDS(iterations=10), 500
 ADAPTATIONS: dict[str, Adaptation] = {
     "DDS": NoAdaptation(),
-    "D3IP": VolumeAdaptation(slices=3, steps=10, learning_rate=1e-3),
+    "D3IP": VolumeAdaptation(slices=3, steps=10, learning_rate=3e-3),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see ddip-pl demo --help")
 
 
 class KeepResult(Callback):
@@ -45,18 +54,23 @@ def save_template(path: Path) -> None:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
         raise InputError("the demo needs nilearn, which has the volume; pip install 'ddip-pl[demo]'") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(load_mni152_template(resolution=1), path)  # type: ignore[attr-defined]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(load_mni152_template(resolution=1), path)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise InputError(f"output folder {path.parent}: cannot be written ({error.strerror})") from error
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the demonstration and write table and figure."""
-    parser = argparse.ArgumentParser("ddip-pl demo", description=__doc__)
+    parser = Parser("ddip-pl demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
-    parser.add_argument("--steps", type=int, default=40, help="diffusion steps [40]")
+    parser.add_argument("--steps", type=int, default=30, help="diffusion steps [30]")
     parser.add_argument("--prior", help="file with the prior [the shipped one]")
     options = parser.parse_args(arguments)
+    if options.slices < 3:
+        raise InputError(f"--slices is {options.slices}; D3IP draws 3 slices at a time, give at least 3")
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
@@ -69,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
             callbacks=[ReconstructionProgress(name), keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
         )  # fmt: skip
         data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
-        trainer.test(Reconstruction(options.prior, adaptation=adaptation, steps=options.steps), data)
+        trainer.test(Reconstruction(options.prior, ESTIMATOR, adaptation, options.steps, START), data)
         results[name] = keeper.result
     report(results, options.output)
 

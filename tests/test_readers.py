@@ -144,3 +144,10 @@ def refuse(path: Path, message: str) -> None:
         read_nifti(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_complex_voxels_are_refused(tmp_path):
+    path = tmp_path / "complex.nii"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.complex64) * (1 + 2j), np.eye(4)), path)
+    with pytest.raises(InputError, match="complex voxels"):
+        read_nifti(path)

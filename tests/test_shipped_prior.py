@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.data.ellipses import VALIDATION_SEED, RandomEllipses, phantoms
+from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
 from ddip_pl.prior.checkpoint import load_prior
@@ -58,6 +59,8 @@ def test_reconstructs_held_out_phantoms_far_better_than_fbp() -> None:
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    (result,) = trainer.predict(Reconstruction(steps=25), DataLoader([measurement], batch_size=None))  # type: ignore[arg-type, misc]
+    (result,) = trainer.predict(
+        Reconstruction(estimator=DDS(10), steps=30, start=500), DataLoader([measurement], batch_size=None)
+    )  # type: ignore[arg-type, misc]
     fbp = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
     assert summary(result.images, x)["psnr"] > fbp + 5

@@ -42,6 +42,10 @@ class VolumeAdaptation(Adaptation):
         for name, value in (("slices", slices), ("steps", steps), ("learning_rate", learning_rate)):
             if value <= 0:
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
+        if not 0 <= horizon < STEPS / 2:
+            raise InputError(
+                f"horizon of the adaptation is {horizon}; give 0 .. {STEPS // 2 - 1}, or nothing is adapted"
+            )
         self.slices, self.steps, self.learning_rate, self.horizon = slices, steps, learning_rate, horizon
         self.rank, self.bias, self.dropout = rank, bias, dropout
 

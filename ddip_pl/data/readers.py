@@ -38,10 +38,12 @@ def read_nifti(path: str | Path) -> Volume:
         raise InputError(f"volume {path}: no such file; give a NIfTI file (.nii or .nii.gz)")
     try:
         image = nib.as_closest_canonical(nib.load(path))  # type: ignore[arg-type]
-        data = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+        data = np.asarray(image.dataobj).real.astype(np.float32)  # type: ignore[attr-defined]
     except Exception as error:  # a damaged file can make the reader stumble over anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"volume {path}: not a readable NIfTI file ({reason})") from error
+    if image.get_data_dtype().kind == "c":  # type: ignore[attr-defined]
+        raise InputError(f"volume {path}: complex voxels, expected real ones; save the magnitude first")
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim != 3:
