@@ -1,4 +1,4 @@
-# make demo    reconstruct a brain, side by side with three methods (about 6 minutes)
+# make demo    reconstruct a brain, side by side with three methods (about 4 minutes)
 # make test    style, types and tests (about 5 minutes)
 # Each creates .venv and installs what it needs, in the tested versions.
 

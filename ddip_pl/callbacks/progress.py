@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -24,7 +24,7 @@ class ReconstructionProgress(ReconstructionCallback):
     ) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         self.task = self.progress.add_task(
             f"{self.label} {batch.name}, {len(batch)} slices".strip(), total=None, figures=""
