@@ -163,7 +163,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     assert np.mean([float(row["ssim"]) for row in rows]) == pytest.approx(metrics["ssim"], abs=1e-5)
 
     steps = list(csv.DictReader((folder / "trajectory.csv").open()))
-    assert [(step["step"], float(step["t"])) for step in steps] == [("1", 980), ("2", 0)]
+    assert [(step["step"], float(step["t"])) for step in steps] == [("1", 500), ("2", 0)]
     assert metrics["seconds"] == pytest.approx(sum(float(step["seconds"]) for step in steps))
 
     trained = load_file(folder / "lora.safetensors") if method == "d3ip" else {}
@@ -358,8 +358,8 @@ BAD_INPUT = {
         "prior {bad}/truncated.safetensors: truncated",
     ),
     "complex prior": (["--model.prior", "{bad}/complex.safetensors"], "the prior has 2 image channels, ParallelBeamCT"),
-    "steps 0": (["--model.steps", "0"], "0 steps from timestep 980"),
-    "more steps than timesteps": (["--model.steps", "990"], "990 steps from timestep 980"),
+    "steps 0": (["--model.steps", "0"], "0 steps from timestep 500"),
+    "more steps than timesteps": (["--model.steps", "990"], "990 steps from timestep 500"),
     "text as steps": (["--model.steps", "many"], "\"model.steps\": Expected a <class 'int'>. Got value: many"),
     "steps without a value": (["--model.steps"], "--model.steps: expected one argument"),
     "start 2000": (["--model.start", "2000"], "from timestep 2000"),

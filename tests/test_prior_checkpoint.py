@@ -332,7 +332,7 @@ def test_file_without_settings_asks_for_them(tmp_path: Path, network: UNet, name
         (TINY | {"num_channels": "many"}, "settings"),
         (TINY | {"channel_mult": "1;1"}, "settings"),
         (TINY | {"channel_mult": None}, "settings"),
-        (TINY | {"num_heads": 5}, "5 heads"),
+        (TINY | {"num_heads": 5}, "heads of 6 channels"),
         (TINY | {"num_heads": 0}, "settings"),
         (TINY | {"num_head_channels": 64}, "settings"),
         (TINY | {"channel_mult": ()}, "settings"),
