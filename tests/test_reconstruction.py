@@ -169,6 +169,13 @@ def test_lightning_still_has_what_the_loop_builds_on(tiny_prior: Path, phantom_v
     assert saved["state_dict"] == {}, "the frozen prior does not belong into a checkpoint"
 
 
+def test_checkpoint_of_another_run_is_refused(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
+    keep = Keep(2, lambda trainer: trainer.save_checkpoint(tmp_path / "last.ckpt"))
+    reconstruct(tiny_prior, phantom_volume, keep=keep)
+    with pytest.raises(InputError, match="run with 6 slices and 6 steps from 980"):
+        reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", steps=5)
+
+
 def test_memory_of_a_step_does_not_grow_with_slices(tiny_prior: Path, phantom_volume: Path) -> None:
     """No tensor but the volume-sized ones is larger for more slices: the network and the estimator see batches."""
     sizes: list[int] = []

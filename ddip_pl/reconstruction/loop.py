@@ -12,6 +12,7 @@ from lightning.pytorch.loops import _EvaluationLoop, _Loop, _PredictionLoop  # t
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor
 
+from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -107,6 +108,7 @@ class ReverseDiffusionLoop(_Loop):
         return {
             "x": self.x,
             "step": self.step,
+            "timesteps": self.timesteps,
             "trajectory": self.trajectory,
             "noise": self.noise.get_state(),
             "random": torch.get_rng_state(),
@@ -117,7 +119,16 @@ class ReverseDiffusionLoop(_Loop):
         self._saved = state_dict or None
 
     def restore(self, state: dict[str, Any], measurement: Measurement) -> None:
-        """Go on from a saved state, with the same random numbers that would have come."""
+        """Go on from a saved state, with the same random numbers that would have come.
+
+        Raises:
+            InputError: it is the state of another run.
+        """
+        if state["timesteps"] != self.timesteps or len(state["x"]) != len(measurement):
+            raise InputError(
+                f"the checkpoint is of a run with {len(state['x'])} slices and {len(state['timesteps'])} steps from "
+                f"{state['timesteps'][0]}; give --ckpt_path with the settings it was saved with"
+            )
         self.x = state["x"].to(measurement.y.device)
         self.step, self.trajectory = state["step"], state["trajectory"]
         self.module.adaptation.load_state_dict(state["adaptation"])
