@@ -1,7 +1,6 @@
 """The demonstration: a brain from few X-ray projections, by three methods side by side."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.figure import compare
+from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
@@ -94,21 +94,18 @@ def report(results: dict[str, Result], folder: Path) -> None:
     assert measurement.reference is not None
     images: dict[str, Tensor] = {"FBP": measurement.operator.pseudo_inverse(measurement.y)}
     images |= {name: result.images for name, result in results.items()}
+    images = {name: measurement.unpad(image) for name, image in images.items()}
+    reference = measurement.unpad(measurement.reference)
+    quality = {name: summary(image, reference) for name, image in images.items()}
     table = Table(title=f"{measurement.name}, {len(measurement)} slices, {ANGLES} projections")
     for heading in ("method", "PSNR (dB)", "SSIM", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    psnr = {}
-    for name in images:
-        written = folder / (next(iter(results)) if name == "FBP" else name).lower() / measurement.name / "metrics.json"
-        metrics = json.loads(written.read_text())
-        prefix = "input_" if name == "FBP" else ""
-        psnr[name] = metrics[f"{prefix}psnr"]
-        seconds = "" if name == "FBP" else f"{metrics['seconds']:.0f}"
-        table.add_row(name, f"{psnr[name]:.2f}", f"{metrics[f'{prefix}ssim']:.3f}", seconds)
+    for name, figures in quality.items():
+        seconds = f"{results[name].seconds:.0f}" if name in results else ""
+        table.add_row(name, f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}", seconds)
     console = Console()
     console.print(table)
-    console.print(f"Adapting the prior to the scan gains {psnr['D3IP'] - psnr['DDS']:.2f} dB.")
+    console.print(f"Adapting the prior to the scan gains {quality['D3IP']['psnr'] - quality['DDS']['psnr']:.2f} dB.")
     path = folder / "demo.png"
-    unpadded = {name: measurement.unpad(image) for name, image in images.items()}
-    compare(unpadded, measurement.unpad(measurement.reference), measurement.affine, path)
+    compare(images, reference, measurement.affine, path)
     console.print(f"Figure: {path}")

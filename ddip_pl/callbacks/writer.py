@@ -3,7 +3,6 @@
 import csv
 import json
 import platform
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -89,7 +88,7 @@ class VolumeWriter(Callback):
             folder.mkdir()
             metrics = self._write_files(folder, module, result, with_reference)
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(Path(temporary, "replaced"))
             folder.rename(final)
         figures = "residual {residual:.3g}, {seconds:.0f} s".format(**metrics)
         if "psnr" in metrics:

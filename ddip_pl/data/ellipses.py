@@ -118,7 +118,10 @@ class RandomEllipses(Dataset[Item]):
 
 
 class FreshIndices(DistributedSampler[Any]):
-    """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom ever comes again."""
+    """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom comes in two epochs.
+
+    (A run that is resumed inside an epoch starts that epoch's phantoms again.)
+    """
 
     def __iter__(self) -> Iterator[Any]:
         first = self.epoch * self.total_size
