@@ -13,13 +13,16 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ddip_pl.errors import InputError
 
-Variant = Literal["uniform", "disk"]
+Variant = Literal["uniform", "disk", "wide"]
+MOST = {"uniform": 70, "disk": 140}
+WIDE_OF: tuple[Literal["uniform", "disk"], ...] = ("uniform", "uniform", "disk")
+SCANNED = 0.6  # share of the wide family that looks scanned, the others as published
 DISK_RADIUS = 0.4745
 VALIDATION_SEED = 20240710
 Item = dict[str, Any]  # ellipse parameters and what else is drawn for one phantom
 
 
-def draw_ellipses(rng: np.random.Generator, variant: Variant = "uniform") -> np.ndarray:
+def draw_ellipses(rng: np.random.Generator, variant: Literal["uniform", "disk"] = "uniform") -> np.ndarray:
     """Parameters of one phantom's ellipses on [-1, 1]^2.
 
     "uniform": up to 70 ellipses anywhere (Adler & Oktem 2017; Barbano et al. 2022). "disk": up to 140, smaller, with
@@ -28,7 +31,7 @@ def draw_ellipses(rng: np.random.Generator, variant: Variant = "uniform") -> np.
     Returns:
         `(70 or 140, 6)` float64: value, two semi-axes, centre x and y, rotation in radians, as ODL has them.
     """
-    most = 70 if variant == "uniform" else 140
+    most = MOST[variant]
     value = rng.uniform(-0.4, 1.0, most)
     axes = 0.2 * rng.exponential(1.0, (2, most))
     rotation = rng.uniform(0, 2 * np.pi, most)
@@ -77,24 +80,50 @@ def render(ellipses: Tensor, size: int) -> Tensor:
     return ends.view(batch, size, size + 1).cumsum(2)[:, :, :size]
 
 
-def phantoms(ellipses: Tensor, size: int, phase: Tensor | None = None) -> Tensor:
-    """Ellipses to images in [0, 1]: the foreground is shifted by the minimum, the image divided by its maximum.
+def phantoms(ellipses: Tensor, size: int) -> Tensor:
+    """Phantoms as published, `(batch, 1, size, size)` float32 in [0, 1], of ellipses `(batch, count, 6)` float64."""
+    return normalise(render(ellipses, size))
+
+
+def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tensor:
+    """Phantoms as a scanner would show them: blurred, shaded, and through an intensity window.
 
     Args:
         ellipses: `(batch, count, 6)` float64.
-        phase: `(batch, 4, 4)` radians on a coarse grid; gives complex images of this smooth phase.
+        look: `(batch, 4)`: standard deviation of the blur in pixels, the intensities that become 0 and 1, and the level
+            to which 0 is then raised.
+        shading: `(batch, 4, 4)` on a coarse grid; the exponential of this smooth field multiplies the image.
 
     Returns:
-        `(batch, 1, size, size)` float32, or with `phase` `(batch, 2, size, size)`: real and imaginary part.
+        `(batch, 1, size, size)` float32 in [0, 1].
     """
-    image = render(ellipses, size)
+    blur, low, high, level = look.float().view(-1, 4, 1, 1, 1).unbind(1)
+    image = F.avg_pool2d(normalise(render(ellipses, 2 * size)), 2)  # pixels are means over their area
+    row, column = (frequency(size, device=image.device) for frequency in (torch.fft.fftfreq, torch.fft.rfftfreq))
+    transfer = torch.exp(-2 * (torch.pi * blur) ** 2 * (row[:, None] ** 2 + column**2))
+    image = torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=(size, size)) * smooth(shading, size).exp()
+    return level + (1 - level) * ((image - low) / (high - low)).clamp(0, 1)
+
+
+def smooth(field: Tensor, size: int) -> Tensor:
+    """A field on a coarse grid `(batch, 4, 4)` as images `(batch, 1, size, size)` float32."""
+    return F.interpolate(field[:, None].float(), size=(size, size), mode="bicubic", align_corners=True)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Sums of ellipses `(batch, size, size)` to images `(batch, 1, size, size)` float32 in [0, 1].
+
+    The foreground is shifted by the minimum, then the image is divided by its maximum.
+    """
     foreground = image.abs() > 1e-9  # what the running sums leave behind an ellipse is far below that
     minimum = image.amin((1, 2), keepdim=True)
     image = torch.where(foreground, image, minimum).sub_(minimum)
-    image = image.div_(image.amax((1, 2), keepdim=True).clamp_(min=1e-9))[:, None].float()
-    if phase is None:
-        return image
-    angle = F.interpolate(phase[:, None].float(), size=(size, size), mode="bicubic", align_corners=True)
+    return image.div_(image.amax((1, 2), keepdim=True).clamp_(min=1e-9))[:, None].float()
+
+
+def with_phase(image: Tensor, phase: Tensor) -> Tensor:
+    """Complex images `(batch, 2, size, size)`, real and imaginary part, with this smooth phase, `(batch, 4, 4)`."""
+    angle = smooth(phase, image.shape[-1])
     return torch.cat([image * angle.cos(), image * angle.sin()], dim=1)
 
 
@@ -109,8 +138,19 @@ class RandomEllipses(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng((self.seed, index))
-        return {
-            "ellipses": draw_ellipses(rng, self.variant),
+        if self.variant != "wide":
+            ellipses, look = draw_ellipses(rng, self.variant), {}
+        else:
+            ellipses = draw_ellipses(rng, WIDE_OF[rng.integers(len(WIDE_OF))])
+            ellipses = np.pad(ellipses, ((0, MOST["disk"] - len(ellipses)), (0, 0)))
+            low, high, level = rng.uniform(0, 0.4), rng.uniform(0.6, 1), rng.uniform(0, 0.4) * rng.integers(2)
+            look = {
+                "scanned": rng.uniform() < SCANNED,
+                "look": np.array((rng.uniform(0, 1.2), low, high, level)),
+                "shading": rng.uniform(0, 0.3) * rng.normal(0, 1, (4, 4)),
+            }
+        return look | {
+            "ellipses": ellipses,
             "phase": rng.uniform(-np.pi, np.pi) + rng.normal(0, 1, (4, 4)),
             "corner": rng.uniform(size=2),
             "lot": rng.uniform(),
@@ -180,7 +220,12 @@ class EllipsesDataModule(LightningDataModule):
         if window < self.image_size and batch["lot"][0] < self.whole:
             few = max(1, len(batch["lot"]) * window**2 // self.image_size**2)
             batch, window = {name: value[:few] for name, value in batch.items()}, self.image_size
-        images = phantoms(batch["ellipses"], self.image_size, batch["phase"] if self.channels == 2 else None)
+        images = phantoms(batch["ellipses"], self.image_size)
+        if "scanned" in batch and (chosen := batch["scanned"]).any():
+            ellipses, look, shading = (batch[name][chosen] for name in ("ellipses", "look", "shading"))
+            images[chosen] = scanned(ellipses, self.image_size, look, shading)
+        if self.channels == 2:
+            images = with_phase(images, batch["phase"])
         corner = (batch["corner"] * (self.image_size - window + 1)).long()
         pixel = corner[:, :, None] + torch.arange(window, device=corner.device)
         index = torch.arange(len(images), device=corner.device)[:, None, None]

@@ -4,54 +4,72 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback, ThroughputMonitor
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from ddip_pl.prior.checkpoint import describe
+from ddip_pl.prior.checkpoint import describe, load_prior
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, noise_schedule, timesteps, tweedie
 from ddip_pl.prior.unet import UNet, UNetConfig
 
-VALIDATION_TIMESTEPS = (50, 200, 500, 800)
+VALIDATION_TIMESTEPS = (20, 50, 100, 200, 400, 600, 800)
 
 
 class DiffusionPrior(LightningModule):
-    """Noise prediction, `|| e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` for all t alike (Ho et al. 2020).
+    """Noise prediction, `w(t) || e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` (Ho et al. 2020).
 
     Args:
         network: settings of the U-Net.
         learning_rate: of Adam, reached after `warmup_steps` and lowered to zero along a cosine until training ends.
+        weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 counts errors of the noise for all t alike, 1 those of the
+            image; between them, errors of all t come to matter.
+        focus: timesteps are drawn as `1000 u^focus`, u uniform: 1 draws all alike, more the small ones more often.
+        prior: file of a prior to start from; layers of another shape start anew.
     """
 
     flops_per_batch: int | None = None  # ThroughputMonitor asks for it; they are not counted
 
-    def __init__(self, network: UNetConfig, learning_rate: float = 5e-4, warmup_steps: int = 200):
+    def __init__(
+        self,
+        network: UNetConfig,
+        learning_rate: float = 5e-4,
+        warmup_steps: int = 200,
+        weighting: float = 0.0,
+        focus: float = 1.0,
+        prior: str | None = None,
+    ):
         super().__init__()
         self.network = UNet(network)
+        if prior is not None:
+            own = self.network.state_dict()
+            known = load_prior(prior).state_dict()
+            fitting = {name: w for name, w in known.items() if name in own and own[name].shape == w.shape}
+            self.network.load_state_dict(fitting, strict=False)
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
+        self.weighting, self.focus = weighting, focus
         self.abar: Tensor
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def loss(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise for images `x (batch, channels, height, width)` at `t (batch,)`."""
+        """Squared error of the predicted noise, `(batch,)`, for images `x (batch, channels, height, width)`."""
         x_t = diffuse(x, noise, self.abar[t].view(-1, 1, 1, 1))
-        return F.mse_loss(self.network(x_t, t)[:, : x.shape[1]], noise)
+        return (self.network(x_t, t)[:, : x.shape[1]] - noise).square().mean((1, 2, 3))
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
         # Drawn from the step and not from a running state, so that a resumed run draws what an uninterrupted one does.
         seed = np.random.SeedSequence((torch.initial_seed(), self.global_step, self.global_rank))
         random = torch.Generator(x.device).manual_seed(int(seed.generate_state(1)[0]))
-        t = torch.randint(STEPS, (len(x),), device=x.device, generator=random)
+        t = (STEPS * torch.rand(len(x), device=x.device, generator=random) ** self.focus).long().clamp(max=STEPS - 1)
         loss = self.loss(x, t, torch.randn(x.shape, device=x.device, generator=random))
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        self.log("train/loss", loss.mean(), prog_bar=True)
+        return (((1 - self.abar[t]) / self.abar[t]) ** self.weighting * loss).mean()
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         """The same noise on the same phantoms every time, so that the figures of a run can be compared."""
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx)).to(x)
-        losses = {t: self.loss(x, torch.full((len(x),), t, device=x.device), noise) for t in VALIDATION_TIMESTEPS}
+        every = {t: torch.full((len(x),), t, device=x.device) for t in VALIDATION_TIMESTEPS}
+        losses = {t: self.loss(x, every[t], noise).mean() for t in every}
         self.log_dict({f"val/loss_t{t}": loss for t, loss in losses.items()})
         self.log("val/loss", torch.stack(list(losses.values())).mean(), prog_bar=True)
 
