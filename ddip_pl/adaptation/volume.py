@@ -70,8 +70,8 @@ class VolumeAdaptation(Adaptation):
             chosen = self.draw_slices()
             part = self.measurement[chosen]
             self.denoiser.weights = self.lora.merged(training=True)
-            mean, _ = estimator(self.denoiser, x_t[chosen], t, part)
-            loss = part.residual(mean).square().sum() / len(chosen)
+            estimate = estimator(self.denoiser, x_t[chosen], t, part)
+            loss = part.residual(estimate.mean).square().sum() / len(chosen)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -1,6 +1,7 @@
 """Posterior-mean estimators, interchangeable in sampling and in the adaptation loss."""
 
 from ddip_pl.estimators.dds import DDS
-from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.estimators.estimator import Estimate, Memory, PosteriorMean
+from ddip_pl.estimators.mbir import DiffusionMBIR
 
-__all__ = ["DDS", "PosteriorMean"]
+__all__ = ["DDS", "DiffusionMBIR", "Estimate", "Memory", "PosteriorMean"]

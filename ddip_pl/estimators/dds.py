@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.cg import conjugate_gradient
-from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 
 
@@ -29,9 +29,10 @@ class DDS(PosteriorMean):
             raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without prior term")
         self.iterations, self.gamma = iterations, gamma
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
+    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         operator, gamma = measurement.operator, self.gamma
         gradient = -operator.adjoint(measurement.residual(x0_hat))
         if gamma is None:
-            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations)
-        return x0_hat + conjugate_gradient(lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations)
+            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations), {}
+        correction = conjugate_gradient(lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations)
+        return x0_hat + correction, {}

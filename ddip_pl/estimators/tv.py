@@ -1,7 +1,7 @@
 """Total variation of a volume, and the alternating direction method of multipliers (ADMM) for it.
 
-`min_X 1/2 ||A X - Y||^2 + strength sum |D X|`, where `D X` are the differences of neighbouring voxels along chosen axes and
-`|.|` is their Euclidean length at each voxel (isotropic total variation; Rudin, Osher & Fatemi 1992; Boyd et al. 2011).
+`min_X 1/2 ||A X - Y||^2 + strength sum |D X|`, where `D X` are differences of neighbouring voxels along chosen axes
+and `|.|` is their Euclidean length at each voxel (isotropic; Rudin, Osher & Fatemi 1992; Boyd et al. 2011).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ ACROSS_SLICES = (0,)
 
 
 def differences(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """`D x`: forward differences of `x (slices, channels, height, width)`, `(axes, *x.shape)`, 0 behind the last voxel."""
+    """`D x`: forward differences of `x (slices, channels, height, width)`, 0 behind the last; `(axes, *x.shape)`."""
     d = x.new_zeros(len(axes), *x.shape)
     for out, axis in zip(d, axes, strict=True):
         n = x.shape[axis] - 1

@@ -14,6 +14,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: predicts the noise, `network(x, t) -> eps`; channels behind those of the image are ignored.
+        batch_size: slices that pass through the network at once.
 
     Attributes:
         weights: what the network computes with instead of its own weights, by name; adapted weights are put here.
@@ -21,16 +22,18 @@ class Denoiser(nn.Module):
 
     abar: Tensor
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, batch_size: int = 8):
         super().__init__()
         self.network = network
+        self.batch_size = batch_size
         self.weights: Mapping[str, Tensor] = {}
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """For images `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
-        arguments = x_t, x_t.new_full((len(x_t),), t)
-        eps = functional_call(self.network, dict(self.weights), arguments)[:, : x_t.shape[1]]
+        weights, channels = dict(self.weights), x_t.shape[1]
+        batches = ((x, x.new_full((len(x),), t)) for x in x_t.split(self.batch_size))
+        eps = torch.cat([functional_call(self.network, weights, batch)[:, :channels] for batch in batches])
         return tweedie(x_t, eps, self.abar[t]), eps
 
     def abar_at(self, t: int | None) -> Tensor:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.estimators.estimator import Memory
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -26,6 +27,8 @@ class ReverseDiffusionLoop(_Loop):
     Attributes:
         x: `x_t` of all slices, `(slices, channels, height, width)`.
         step: number of diffusion steps done.
+        mean: running average of the posterior means.
+        memory: what the estimator carries from one of them to the next.
         trajectory: one row of figures for each of them.
         weights: adapted weights by name, when the volume is finished.
     """
@@ -34,6 +37,8 @@ class ReverseDiffusionLoop(_Loop):
         super().__init__(trainer)
         self.x: Tensor | None = None
         self.step = 0
+        self.mean: Tensor | None = None
+        self.memory: Memory = {}
         self.trajectory: list[dict[str, float]] = []
         self.weights: dict[str, Tensor] = {}
         self.noise = torch.Generator()
@@ -42,7 +47,7 @@ class ReverseDiffusionLoop(_Loop):
     def run(self, measurement: Measurement) -> Tensor:
         """Reconstruct all slices of a measurement, `(slices, channels, height, width)`."""
         self.module = cast(Any, self.trainer.lightning_module)
-        self.timesteps = timesteps(self.module.start, self.module.steps)
+        self.timesteps = timesteps(self.module.start, self.module.steps, self.module.spacing)
         self.module.adaptation.start(self.module.denoiser, measurement)
         try:
             if self._saved is None:
@@ -56,7 +61,8 @@ class ReverseDiffusionLoop(_Loop):
             return self.x
         finally:
             self.weights = self.module.adaptation.finish()
-            self.x = self._saved = None
+            self.x = self.mean = self._saved = None
+            self.memory = {}
 
     def initialise(self, measurement: Measurement) -> None:
         """`x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
@@ -65,28 +71,23 @@ class ReverseDiffusionLoop(_Loop):
         first, last = self.gaussian(2, *guess.shape[1:]).to(guess)
         abar = self.module.denoiser.abar_at(self.timesteps[0])
         self.x = diffuse(guess, slerp(first, last, len(guess)), abar)
-        self.step, self.trajectory = 0, []
+        self.step, self.trajectory, self.mean, self.memory = 0, [], None, {}
 
     def advance(self, x: Tensor, measurement: Measurement) -> None:
-        """One step of Algorithm 2: adapt the prior at `t`, then go from `x_t` to `x_{t-1}`, in place."""
+        """One step of Algorithm 2: adapt the prior at `t`, then go from `x_t` to `x_{t-1}`."""
         denoiser, estimator, adaptation = self.module.denoiser, self.module.estimator, self.module.adaptation
         t = self.timesteps[self.step]
         t_next = self.timesteps[self.step + 1] if self.step + 1 < len(self.timesteps) else None
         clock = time.monotonic()
 
         loss = adaptation.adapt(estimator, x, t)
-
-        squared_residual = x.new_zeros(())
-        for first in range(0, len(x), self.module.batch_size):
-            chunk = slice(first, first + self.module.batch_size)
-            part = measurement[chunk]
-            mean, eps = estimator(denoiser, x[chunk], t, part)
-            noise = self.gaussian(*mean.shape).to(mean)
-            x[chunk] = ddim_step(mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
-            squared_residual += part.residual(mean).square().sum()
+        mean, eps, self.memory = estimator(denoiser, x, t, measurement, self.memory)
+        self.mean = mean if self.mean is None else mean.lerp(self.mean, self.module.averaging)
+        noise = self.gaussian(*x.shape).to(x)
+        self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
 
         self.step += 1
-        row = {"t": t, "residual": float(squared_residual.sqrt() / measurement.y.norm())}
+        row = {"t": t, "residual": float(measurement.residual(self.mean).norm() / measurement.y.norm())}
         row |= {} if loss is None else {"loss": loss}
         self.trajectory.append(row | {"seconds": time.monotonic() - clock})
 
@@ -110,6 +111,8 @@ class ReverseDiffusionLoop(_Loop):
             "step": self.step,
             "timesteps": self.timesteps,
             "trajectory": self.trajectory,
+            "mean": self.mean,
+            "memory": self.memory,
             "noise": self.noise.get_state(),
             "random": torch.get_rng_state(),
             "adaptation": self.module.adaptation.state_dict(),
@@ -131,6 +134,8 @@ class ReverseDiffusionLoop(_Loop):
             )
         self.x = state["x"].to(measurement.y.device)
         self.step, self.trajectory = state["step"], state["trajectory"]
+        self.mean = None if state["mean"] is None else state["mean"].to(self.x)
+        self.memory = {name: value.to(self.x.device) for name, value in state["memory"].items()}
         self.module.adaptation.load_state_dict(state["adaptation"])
         self.noise.set_state(state["noise"])
         torch.set_rng_state(state["random"])

@@ -56,7 +56,10 @@ class Reconstruction(LightningModule):
         adaptation: of the prior to the measurement; by default none.
         steps: number of diffusion steps.
         start: T', the first timestep, 0 .. 999.
+        spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
         eta: share of fresh noise in a DDIM step, 0 .. 1.
+        averaging: share of the earlier posterior means in the running average that a step goes on from, 0 .. 1 (without
+            1); each of them comes from noise of its own, and their average is nearer to the truth than one of them.
         batch_size: slices that are sampled at once.
     """
 
@@ -67,21 +70,28 @@ class Reconstruction(LightningModule):
         adaptation: Adaptation | None = None,
         steps: int = 50,
         start: int = 980,
+        spacing: float = 1.0,
         eta: float = 0.85,
+        averaging: float = 0.0,
         batch_size: int = 8,
     ):
         super().__init__()
         if not 1 <= steps <= start + 1 <= STEPS:
             raise InputError(f"{steps} steps from timestep {start}; give 1 <= steps <= start + 1 <= {STEPS}")
+        if not spacing > 0:
+            raise InputError(f"model.spacing is {spacing}; give a positive power, 1 for even timesteps")
         if not 0 <= eta <= 1:
             raise InputError(f"model.eta is {eta}; give a share between 0 and 1")
+        if not 0 <= averaging < 1:
+            raise InputError(f"model.averaging is {averaging}; give a share of at least 0 and below 1")
         if batch_size < 1:
             raise InputError(f"model.batch_size is {batch_size}; give at least 1")
         self.prior = prior or SHIPPED_PRIOR
-        self.denoiser = Denoiser(load_prior(self.prior)).requires_grad_(False)
+        self.denoiser = Denoiser(load_prior(self.prior), batch_size).requires_grad_(False)
         self.estimator = estimator or DDS()
         self.adaptation = adaptation or NoAdaptation()
-        self.steps, self.start, self.eta, self.batch_size = steps, start, eta, batch_size
+        self.steps, self.start, self.spacing = steps, start, spacing
+        self.eta, self.averaging = eta, averaging
         # The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen.
         self.strict_loading = False
 
