@@ -1,9 +1,12 @@
-"""Phantoms: pixel by pixel against ODL, in distribution against the papers, and never the same one twice."""
+"""Phantoms: pixel by pixel against ODL, in distribution against the papers, and never the same one twice.
+
+Those that look scanned are compared with SciPy's filters and with numpy's interpolation.
+"""
 
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,15 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odl.core.discr.discr_space import uniform_discr
 from odl.core.phantom.geometric import ellipsoid_phantom
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor
 
-from ddip_pl.data.ellipses import EllipsesDataModule, RandomEllipses, Variant, draw_ellipses, phantoms, render
+from ddip_pl.data.ellipses import (
+    SCANNED,
+    EllipsesDataModule,
+    RandomEllipses,
+    Variant,
+    draw_ellipses,
+    phantoms,
+    render,
+    scanned,
+    with_phase,
+)
 from ddip_pl.errors import InputError
 
-VARIANTS: tuple[Variant, ...] = ("uniform", "disk")
+VARIANTS: tuple[Literal["uniform", "disk"], ...] = ("uniform", "disk")  # the published ones
+ALL: tuple[Variant, ...] = (*VARIANTS, "wide")
 MOST = {"uniform": 70, "disk": 140}
 DISK = 0.4745
+CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 
 ELLIPSES = st.lists(
     st.tuples(
@@ -141,14 +156,23 @@ def complex_batch(count: int, size: int) -> tuple[Tensor, Tensor]:
     dataset = RandomEllipses(count, 5, "uniform")
     ellipses = torch.from_numpy(np.stack([dataset[i]["ellipses"] for i in range(count)]))
     phase = torch.from_numpy(np.stack([dataset[i]["phase"] for i in range(count)]))
-    parts = phantoms(ellipses, size, phase)
+    real = phantoms(ellipses, size)
+    parts = with_phase(real, phase)
     assert parts.shape == (count, 2, size, size)
-    return torch.complex(*parts.unbind(1)), phantoms(ellipses, size)[:, 0]
+    assert parts.dtype == torch.float32
+    return torch.complex(*parts.unbind(1)), real[:, 0]
 
 
 def test_magnitude_of_complex_phantoms_is_the_real_phantom() -> None:
     image, real = complex_batch(8, 64)
     torch.testing.assert_close(image.abs(), real, rtol=0, atol=1e-6)
+
+
+def test_phase_at_the_corners_is_that_of_the_coarse_grid() -> None:
+    phase = torch.from_numpy(np.random.default_rng(0).uniform(-3, 3, (3, 4, 4)))
+    real, imaginary = with_phase(torch.ones(3, 1, 32, 32), phase).unbind(1)
+    for x, y in CORNERS:
+        torch.testing.assert_close(torch.atan2(imaginary, real)[:, x, y].double(), phase[:, x, y], rtol=0, atol=1e-5)
 
 
 def test_phase_of_complex_phantoms_is_smooth_and_not_constant() -> None:
@@ -162,6 +186,110 @@ def test_phase_of_complex_phantoms_turns_all_the_way_round() -> None:
     dataset = RandomEllipses(400, 0, "uniform")
     mean = np.array([dataset[i]["phase"].mean() for i in range(400)])
     assert abs(np.exp(1j * mean).mean()) < 0.15
+
+
+# ------------------------------------------------------------------------------------------------------- scanned
+
+PLAIN = (0.0, 0.0, 1.0, 0.0)  # no blur, intensities from 0 to 1, 0 stays 0
+
+
+def scan(ellipses: Tensor, size: int, look: tuple[float, ...] = PLAIN, shading: Tensor | float = 0.0) -> Tensor:
+    """Phantoms that all have the same look."""
+    looks = torch.tensor(look, dtype=torch.float64).expand(len(ellipses), 4)
+    return scanned(ellipses, size, looks, torch.as_tensor(shading).double().expand(len(ellipses), 4, 4))
+
+
+def pixel_means(ellipses: Tensor, size: int) -> np.ndarray:
+    fine = phantoms(ellipses, 2 * size)[:, 0].double().numpy()
+    return fine.reshape(-1, size, 2, size, 2).mean(axis=(2, 4))
+
+
+@pytest.mark.parametrize("size", [32, 45])
+def test_plain_look_is_the_phantom_with_pixels_that_are_means_over_their_area(size: int) -> None:
+    ellipses = draw(6, "wide")
+    images = scan(ellipses, size)
+    assert images.shape == (6, 1, size, size)
+    assert images.dtype == torch.float32
+    np.testing.assert_allclose(images[:, 0].numpy(), pixel_means(ellipses, size), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [32, 45])
+@pytest.mark.parametrize("blur", [1.5, 2.0, 3.0])
+def test_blur_is_that_of_a_gaussian_filter(blur: float, size: int) -> None:
+    sharp, blurred = (scan(draw(4, "wide"), size, (b, 0.0, 1.0, 0.0))[:, 0].numpy() for b in (0.0, blur))
+    expected = [ndimage.gaussian_filter(i.astype(float), blur, mode="wrap", truncate=8) for i in sharp]
+    assert abs(blurred - sharp).max() > 0.1
+    np.testing.assert_allclose(blurred, expected, rtol=0, atol=1e-4 if blur < 2 else 5e-6)  # its kernel is sampled
+
+
+@given(blur=st.floats(0, 1.2), size=st.integers(4, 33))
+@settings(deadline=None, max_examples=30)
+def test_blur_of_less_than_a_pixel_is_that_of_a_gaussian_filter_in_fourier_space(blur: float, size: int) -> None:
+    ellipses = draw(2, "wide")
+    expected = [np.fft.ifft2(ndimage.fourier_gaussian(np.fft.fft2(i), blur)).real for i in pixel_means(ellipses, size)]
+    blurred = scan(ellipses, size, (blur, 0.0, 1.0, 0.0))[:, 0].numpy()
+    np.testing.assert_allclose(blurred, np.clip(expected, 0, 1), rtol=0, atol=5e-6)
+
+
+@given(low=st.floats(0, 0.4), high=st.floats(0.6, 1), level=st.floats(0, 0.4))
+@settings(deadline=None, max_examples=30)
+def test_window_takes_low_to_the_level_and_high_to_one(low: float, high: float, level: float) -> None:
+    ellipses = draw(4, "uniform")
+    sharp = pixel_means(ellipses, 24)
+    images = scan(ellipses, 24, (0.0, low, high, level))[:, 0].numpy()
+    np.testing.assert_allclose(images, np.interp(sharp, (low, high), (level, 1)), rtol=0, atol=1e-5)
+    assert images[sharp < low].max(initial=level) == pytest.approx(level, abs=1e-6)
+    assert images[sharp > high].min(initial=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_shading_multiplies_the_image_by_a_smooth_field_before_the_window() -> None:
+    # Bright all over, but for a hole in the middle without which there would be no background.
+    ellipses = torch.tensor([[[1, 5, 5, 0, 0, 0], [-1, 0.2, 0.2, 0, 0, 0]]], dtype=torch.float64)
+    shading = torch.from_numpy(np.random.default_rng(1).normal(0, 0.3, (4, 4)))
+    image = scan(ellipses, 64, (0.0, 0.25, 4.25, 0.0), shading)[0, 0].double()
+    factor = (4 * image + 0.25).numpy()
+    for x, y in CORNERS:
+        assert factor[x, y] == pytest.approx(math.exp(shading[x, y]), abs=1e-5)
+    assert abs(np.diff(factor[:, 0])).max() < 0.05
+    assert np.ptp(factor[:, 0]) > 0.1
+    assert image[32, 32] == 0  # the hole
+    twice = scan(ellipses, 64, (0.0, 0.25, 4.25, 0.0), math.log(2))[0, 0]
+    assert twice[0, 0] == pytest.approx((2 - 0.25) / 4, abs=1e-6)
+
+
+def test_blur_comes_before_the_shading() -> None:
+    ellipses, shading = draw(3, "uniform"), torch.from_numpy(np.random.default_rng(2).normal(0, 0.3, (4, 4)))
+    blurred = scan(ellipses, 32, (1.2, 0.0, 4.0, 0.0))
+    field = scan(ellipses, 32, (0.0, 0.0, 4.0, 0.0), shading) / scan(ellipses, 32, (0.0, 0.0, 4.0, 0.0))
+    both = scan(ellipses, 32, (1.2, 0.0, 4.0, 0.0), shading)
+    there = field.isfinite()
+    assert there.float().mean() > 0.5
+    torch.testing.assert_close(both[there], (field * blurred)[there], rtol=0, atol=1e-5)
+
+
+def test_scanned_phantoms_lie_between_their_level_and_one() -> None:
+    dataset = RandomEllipses(64, 0, "wide")
+    ellipses, look, shading = (
+        torch.from_numpy(np.stack([dataset[i][name] for i in range(64)])) for name in ("ellipses", "look", "shading")
+    )
+    images = scanned(ellipses, 32, look, shading)
+    assert images.shape == (64, 1, 32, 32)
+    assert images.dtype == torch.float32
+    assert images.max() == 1
+    assert images.min() == 0
+    assert (images.amin((1, 2, 3)) >= look[:, 3] - 1e-6).all()
+    assert (images == 1).float().mean() < 0.2  # what lies above the window
+    assert images.std((1, 2, 3)).min() > 0.02
+
+
+def test_each_phantom_has_its_own_look() -> None:
+    dataset = RandomEllipses(5, 0, "wide")
+    parts = [
+        torch.from_numpy(np.stack([dataset[i][name] for i in range(5)])) for name in ("ellipses", "look", "shading")
+    ]
+    together = scanned(parts[0], 24, parts[1], parts[2])
+    alone = [scanned(parts[0][i : i + 1], 24, parts[1][i : i + 1], parts[2][i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------- distribution
@@ -226,6 +354,54 @@ def test_parameters_are_independent(population: Population) -> None:
     assert abs(correlation).max() < 4 / math.sqrt(len(ellipses))
 
 
+@pytest.fixture(scope="module")
+def wide() -> dict[str, np.ndarray]:
+    """What is drawn for 1500 phantoms of the wide family."""
+    dataset = RandomEllipses(1500, 0, "wide")
+    items = [dataset[i] for i in range(1500)]
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+
+def test_wide_family_is_scanned_in_its_share_and_a_disk_in_a_third_whatever_the_other(
+    wide: dict[str, np.ndarray],
+) -> None:
+    disk = wide["ellipses"][:, 70:].any(axis=(1, 2))
+    assert wide["ellipses"].shape == (1500, 140, 6)
+    assert wide["scanned"].mean() == pytest.approx(SCANNED, abs=4 * math.sqrt(0.25 / 1500))
+    assert disk.mean() == pytest.approx(1 / 3, abs=4 * math.sqrt(0.25 / 1500))
+    assert wide["scanned"][disk].mean() == pytest.approx(SCANNED, abs=4 * math.sqrt(0.25 / 500))
+
+
+def test_wide_family_is_made_of_the_published_ones(wide: dict[str, np.ndarray]) -> None:
+    disk = wide["ellipses"][:, 70:].any(axis=(1, 2))
+    for variant, drawn in (("disk", wide["ellipses"][disk]), ("uniform", wide["ellipses"][~disk])):
+        used = drawn.any(axis=2)
+        assert used.sum(axis=1).mean() == pytest.approx(MOST[variant], rel=0.1)
+        assert same(drawn[used][:, 1], stats.expon(scale=0.2 if variant == "uniform" else 0.2 * DISK))
+        assert same(drawn[used][:, 0], stats.uniform(-0.4, 1.4))
+    assert same(np.hypot(*wide["ellipses"][disk][:, 0, 3:5].T), stats.triang(1, 0, DISK))
+    assert same(wide["ellipses"][~disk][:, 0, 3], stats.uniform(-0.9, 1.8))
+
+
+def test_looks_are_drawn_from_their_ranges(wide: dict[str, np.ndarray]) -> None:
+    blur, low, high, level = wide["look"].T
+    assert same(blur, stats.uniform(0, 1.2))
+    assert same(low, stats.uniform(0, 0.4))
+    assert same(high, stats.uniform(0.6, 0.4))
+    assert (level == 0).mean() == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 1500))
+    assert same(level[level > 0], stats.uniform(0, 0.4))
+    correlation = np.corrcoef(wide["look"], rowvar=False) - np.eye(4)
+    assert abs(correlation).max() < 4 / math.sqrt(1500)
+
+
+def test_shading_is_gaussian_of_a_strength_that_varies(wide: dict[str, np.ndarray]) -> None:
+    strength = wide["shading"].std(axis=(1, 2))
+    assert strength.mean() == pytest.approx(0.15, rel=0.1)
+    assert abs(wide["shading"].mean()) < 0.01
+    assert strength.min() < 0.01
+    assert 0.25 < strength.max() < 0.6
+
+
 # ---------------------------------------------------------------------------------------------------- seeds, ranks
 
 
@@ -247,20 +423,24 @@ def keys(module: EllipsesDataModule, epoch: int = 0) -> list[bytes]:
     return [image.numpy().tobytes() for batch in batches(module, epoch) for image in batch]
 
 
-def test_phantom_is_a_function_of_seed_and_index() -> None:
-    first, again, other = (RandomEllipses(5, seed, "uniform") for seed in (1, 1, 2))
-    for name in ("ellipses", "phase", "corner"):
-        assert np.array_equal(first[3][name], again[3][name])
+@pytest.mark.parametrize("variant", ["uniform", "wide"])
+def test_phantom_is_a_function_of_seed_and_index(variant: Variant) -> None:
+    first, again, other = (RandomEllipses(5, seed, variant) for seed in (1, 1, 2))
+    assert ("scanned" in first[3]) == (variant == "wide")
+    assert all(np.array_equal(first[3][name], again[3][name]) for name in first[3])
+    for name in first[3].keys() - {"scanned"}:
         assert not np.array_equal(first[3][name], first[4][name])
         assert not np.array_equal(first[3][name], other[3][name])
 
 
-def test_same_seed_trains_on_the_same_phantoms_and_another_on_others() -> None:
+@pytest.mark.parametrize("variant", ALL)
+def test_same_seed_trains_on_the_same_phantoms_and_another_on_others(variant: Variant) -> None:
     torch.manual_seed(7)
-    first, again = keys(data_module()), keys(data_module())
+    first, again = keys(data_module(variant=variant)), keys(data_module(variant=variant))
     torch.manual_seed(8)
     assert first == again
-    assert not set(first) & set(keys(data_module()))
+    assert len(set(first)) == 16
+    assert not set(first) & set(keys(data_module(variant=variant)))
 
 
 def test_no_phantom_comes_twice_whatever_the_rank_and_epoch() -> None:
@@ -297,9 +477,10 @@ def test_validation_phantoms_are_always_the_same_and_none_of_training() -> None:
     assert not set(validation(1)) & set(keys(data_module()))
 
 
-def test_data_module_gives_complex_phantoms_of_the_same_magnitude() -> None:
+@pytest.mark.parametrize("variant", ALL)
+def test_data_module_gives_complex_phantoms_of_the_same_magnitude(variant: Variant) -> None:
     torch.manual_seed(0)
-    real, parts = next(batches(data_module())), next(batches(data_module(channels=2)))
+    real, parts = (next(batches(data_module(variant=variant, channels=channels))) for channels in (1, 2))
     assert parts.shape == (4, 2, 16, 16)
     torch.testing.assert_close(parts.norm(dim=1, keepdim=True), real, rtol=0, atol=1e-6)
     assert parts[:, 1].any()
@@ -313,14 +494,43 @@ def test_variant_reaches_the_phantoms() -> None:
     assert not disk[corners].any()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_published_variants_come_as_published(variant: Variant) -> None:
+    module = data_module(variant=variant, training=False)
+    batch = next(iter(module.val_dataloader()))
+    assert torch.equal(module.on_after_batch_transfer(batch, 0), phantoms(batch["ellipses"], 16))
+
+
+@pytest.mark.parametrize("batch_size", [1, 12])
+def test_wide_batches_are_scanned_where_drawn_so_and_the_others_come_as_published(batch_size: int) -> None:
+    module = data_module(variant="wide", training=False, validation_size=12, batch_size=batch_size, image_size=24)
+    kinds: set[bool] = set()
+    for batch in module.val_dataloader():
+        images = module.on_after_batch_transfer(batch, 0)
+        assert images.shape == (batch_size, 1, 24, 24)
+        assert images.dtype == torch.float32
+        published = phantoms(batch["ellipses"], 24)
+        other = scanned(batch["ellipses"], 24, batch["look"], batch["shading"])
+        for i, chosen in enumerate(batch["scanned"].tolist()):
+            kinds.add(chosen)
+            if chosen:
+                torch.testing.assert_close(images[i], other[i], rtol=0, atol=1e-6)
+                assert (images[i] - published[i]).abs().max() > 0.05
+            else:
+                assert torch.equal(images[i], published[i])
+    assert kinds == {False, True}
+
+
 # ---------------------------------------------------------------------------------------------------------- crops
 
 
+@pytest.mark.parametrize("variant", ["uniform", "wide"])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_crop_is_a_window_of_the_whole_phantom(channels: int) -> None:
+def test_crop_is_a_window_of_the_whole_phantom(channels: int, variant: Variant) -> None:
     torch.manual_seed(0)
-    whole = torch.cat(list(batches(data_module(image_size=20, channels=channels))))
-    crops = torch.cat(list(batches(data_module(image_size=20, channels=channels, crop=12))))
+    settings = {"image_size": 20, "channels": channels, "variant": variant}
+    whole = torch.cat(list(batches(data_module(**settings))))
+    crops = torch.cat(list(batches(data_module(**settings, crop=12))))
     assert crops.shape == (16, channels, 12, 12)
     windows = whole.unfold(2, 12, 1).unfold(3, 12, 1)  # (phantoms, channels, 9, 9, 12, 12)
     found = (windows == crops[:, :, None, None]).all(dim=-1).all(dim=-1).all(dim=1)
@@ -350,12 +560,15 @@ def test_whole_phantoms_take_their_share_of_the_batches_at_the_same_cost(
     assert sum(shape[-1] == 16 for shape in shapes) == pytest.approx(100 * share, abs=20)
 
 
-def test_whole_phantoms_among_crops_are_those_of_training_without_crops() -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("variant", ["uniform", "wide"])
+def test_whole_phantoms_among_crops_are_those_of_training_without_crops(variant: Variant, channels: int) -> None:
     torch.manual_seed(0)
-    without = set(keys(data_module(batch_size=8)))
-    among = keys(data_module(crop=8, whole=1.0, batch_size=8))
-    assert len(among) == 4
-    assert set(among) < without
+    settings = {"variant": variant, "channels": channels, "batch_size": 8}
+    without = torch.stack(list(batches(data_module(**settings))))
+    among = torch.stack(list(batches(data_module(**settings, crop=8, whole=1.0))))
+    assert among.shape == (2, 2, channels, 16, 16)
+    torch.testing.assert_close(among, without[:, :2], rtol=0, atol=1e-6)
 
 
 def test_crop_of_the_whole_size_is_the_phantom() -> None:

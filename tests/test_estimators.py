@@ -1,4 +1,6 @@
-"""Conjugate gradients and DDS against dense linear algebra."""
+"""Conjugate gradients, DDS and DiffusionMBIR against dense linear algebra and against each other."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.errors import InputError
-from ddip_pl.estimators import DDS
+from ddip_pl.estimators import DDS, DiffusionMBIR, Memory, PosteriorMean
 from ddip_pl.estimators.cg import conjugate_gradient
+from ddip_pl.estimators.tv import ALL_AXES, total_variation
 from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT
 from ddip_pl.prior.denoiser import Denoiser
 
@@ -83,13 +87,13 @@ def test_cg_has_the_right_gradient() -> None:
 @pytest.mark.parametrize("gamma", [None, 1e6])
 def test_dds_is_exact_on_complete_noise_free_data(gamma: float | None) -> None:
     operator, truth = dense(24), images(3)
-    estimate = DDS(60, gamma).condition(images(3, seed=7), measure(operator, truth))
+    estimate, _ = DDS(60, gamma).condition(images(3, seed=7), measure(operator, truth), {})
     assert torch.allclose(estimate, truth, atol=1e-4)
 
 
 def test_dds_keeps_the_prior_where_the_data_say_nothing() -> None:
     operator, truth, prior = dense(6), images(2), images(2, seed=7)
-    estimate = DDS(30).condition(prior, measure(operator, truth))
+    estimate, _ = DDS(30).condition(prior, measure(operator, truth), {})
     correction = (estimate - prior).flatten(1)
     row_space = torch.linalg.pinv(operator.matrix) @ operator.matrix
     assert torch.allclose(operator(estimate), operator(truth), atol=1e-8)
@@ -100,24 +104,64 @@ def test_dds_keeps_the_prior_where_the_data_say_nothing() -> None:
 def test_proximal_dds_solves_its_normal_equations(gamma: float) -> None:
     operator, truth, prior = dense(10), images(2), images(2, seed=7)
     measurement = measure(operator, truth)
-    x = DDS(16, gamma).condition(prior, measurement)
+    x, _ = DDS(16, gamma).condition(prior, measurement, {})
     left = x + gamma * operator.normal(x)
     assert torch.allclose(left, prior + gamma * operator.adjoint(measurement.y), atol=1e-9)
 
 
-def test_estimator_starts_from_tweedies_mean_and_returns_the_noise() -> None:
-    class Known(nn.Module):
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            assert t.tolist() == [300] * len(x)
-            return torch.cat([0.1 * x, x], dim=1)  # a second channel of variances, to be ignored
+class Known(nn.Module):
+    """A network whose noise is a tenth of what it sees."""
 
-    operator = dense(6)
-    denoiser, x_t = Denoiser(Known()), images(2)
-    mean, eps = DDS(3)(denoiser, x_t, 300, measure(operator, images(2, 7)))
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.tolist() == [300] * len(x)
+        return torch.cat([0.1 * x, x], dim=1)  # a second channel of variances, to be ignored
+
+
+def tweedies_mean(denoiser: Denoiser, x_t: Tensor) -> Tensor:
     abar = denoiser.abar[300]
-    x0_hat = (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
-    assert torch.equal(eps, 0.1 * x_t)
-    assert torch.allclose(mean, DDS(3).condition(x0_hat, measure(operator, images(2, 7))), atol=1e-12)
+    return (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
+
+
+@pytest.mark.parametrize("estimator", [DDS(3), DDS(3, 5.0), DiffusionMBIR()])
+def test_estimator_starts_from_tweedies_mean_and_returns_the_noise(estimator: PosteriorMean) -> None:
+    denoiser, x_t, measurement = Denoiser(Known()), images(2), measure(dense(6), images(2, 7))
+    estimate = estimator(denoiser, x_t, 300, measurement)
+    assert torch.equal(estimate.eps, 0.1 * x_t)
+    mean, memory = estimator.condition(tweedies_mean(denoiser, x_t), measurement, {})
+    assert torch.allclose(estimate.mean, mean, atol=1e-12)
+    assert list(estimate.memory) == list(memory)
+
+
+def test_estimator_passes_memory_on() -> None:
+    given: list[Memory] = []
+
+    class Counting(PosteriorMean):
+        def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+            given.append(memory)
+            return x0_hat, {"count": memory.get("count", torch.tensor(0)) + 1}
+
+    denoiser, measurement = Denoiser(Known()), measure(dense(6), images(2))
+    first = Counting()(denoiser, images(2), 300, measurement)
+    second = Counting()(denoiser, images(2), 300, measurement, first.memory)
+    assert given == [{}, {"count": torch.tensor(1)}]
+    assert int(second.memory["count"]) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_denoiser_takes_a_batch_at_a_time(batch_size: int) -> None:
+    sizes: list[int] = []
+
+    class Spy(Known):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x, t) * (1 + x.mean((1, 2, 3), keepdim=True))  # slices differ from each other
+
+    x_t = images(5)
+    x0_hat, eps = Denoiser(Spy(), batch_size)(x_t, 300)
+    assert sizes == {1: [1] * 5, 2: [2, 2, 1], 5: [5], 8: [5]}[batch_size]
+    assert torch.allclose(eps, 0.1 * x_t * (1 + x_t.mean((1, 2, 3), keepdim=True)))
+    abar = Denoiser(Spy()).abar[300]
+    assert torch.allclose(abar.sqrt() * x0_hat + (1 - abar).sqrt() * eps, x_t)
 
 
 def test_more_iterations_fit_sparse_view_data_better() -> None:
@@ -125,12 +169,136 @@ def test_more_iterations_fit_sparse_view_data_better() -> None:
     truth = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     measurement = measure(operator, truth)
     residuals = [
-        float(measurement.residual(DDS(n).condition(torch.zeros_like(truth), measurement)).norm()) for n in (1, 3, 9)
+        float(measurement.residual(DDS(n).condition(torch.zeros_like(truth), measurement, {})[0]).norm())
+        for n in (1, 3, 9)
     ]
     assert residuals[0] > 1.3 * residuals[1] > 1.3**2 * residuals[2]
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_dds_remembers_nothing_and_treats_every_slice_by_itself(gamma: float | None) -> None:
+    prior, other = images(3, 7), images(3, 7)
+    other[0] += 1
+    measurement = measure(dense(6), images(3))
+    mean, memory = DDS(3, gamma).condition(prior, measurement, {"d": images(3)})
+    assert memory == {}
+    assert torch.equal(mean[1:], DDS(3, gamma).condition(other, measurement, {})[0][1:])
 
 
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"gamma": 0.0}, {"gamma": -1.0}])
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError):
         DDS(**settings)  # type: ignore[arg-type]
+
+
+# --- DiffusionMBIR --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ["slices", "all"])
+def test_mbir_keeps_the_truth_that_fits_the_data(axes: Any) -> None:
+    operator, truth = dense(10), images(3)
+    measurement = measure(operator, truth)
+    mean, memory = DiffusionMBIR(strength=1e-9, axes=axes).condition(truth, measurement, {})
+    assert torch.allclose(mean, truth, atol=1e-5)
+    for _ in range(5):
+        mean, memory = DiffusionMBIR(strength=1e-9, axes=axes).condition(mean, measurement, memory)
+    assert torch.allclose(mean, truth, atol=1e-5)
+
+
+def test_mbir_comes_nearer_to_complete_data() -> None:
+    operator, truth, prior = dense(24), images(3), images(3, seed=7)
+    mean, _ = DiffusionMBIR(1e-6, 1e-4, iterations=20).condition(prior, measure(operator, truth), {})
+    assert (mean - truth).norm() < 0.05 * (prior - truth).norm()
+
+
+@pytest.mark.parametrize("axes", ["slices", "all"])
+def test_mbir_goes_on_where_it_stopped(axes: Any) -> None:
+    measurement, prior = measure(dense(10), images(4)), images(4, seed=7)
+
+    def mbir(iterations: int) -> DiffusionMBIR:
+        return DiffusionMBIR(1e-2, 1e-1, axes, iterations)
+
+    at_once, last = mbir(7).condition(prior, measurement, {})
+    half, memory = mbir(3).condition(prior, measurement, {})
+    with_memory, end = mbir(4).condition(half, measurement, memory)
+    without, _ = mbir(4).condition(half, measurement, {})
+    assert torch.allclose(with_memory, at_once, atol=1e-12)
+    assert all(torch.allclose(end[name], last[name], atol=1e-12) for name in last)
+    assert (without - at_once).norm() > 1e-3 * at_once.norm()
+
+
+def test_mbir_leaves_its_memory_alone() -> None:
+    measurement, prior = measure(dense(10), images(4)), images(4, seed=7)
+    _, memory = DiffusionMBIR().condition(prior, measurement, {})
+    before = {name: value.clone() for name, value in memory.items()}
+    DiffusionMBIR().condition(prior, measurement, memory)
+    assert all(torch.equal(memory[name], value) for name, value in before.items())
+
+
+def test_mbir_with_memory_converges_to_total_variation() -> None:
+    """From its own result again and again it is ADMM run for long, and the prior's mean is forgotten."""
+    strength, measurement = 1e-2, measure(dense(10), images(4))
+
+    def objective(x: Tensor) -> float:
+        return float(measurement.residual(x).square().sum() / 2 + strength * total_variation(x, ALL_AXES))
+
+    mbir, memory, objectives = DiffusionMBIR(strength, 10 * strength, "all"), Memory(), []
+    x = images(4, seed=7)
+    for _ in range(60):
+        x, memory = mbir.condition(x, measurement, memory)
+        objectives.append(objective(x))
+    expected = objective(tv_reconstruction(measurement, strength, tolerance=1e-5))
+    assert objectives[-1] == pytest.approx(expected, rel=1e-4)
+    assert objectives[0] > 1.01 * expected
+
+
+@pytest.mark.parametrize("axes", ["slices", "all"])
+def test_mbir_couples_neighbouring_slices(axes: Any) -> None:
+    prior, other = images(3, 7), images(3, 7)
+    other[0] += 1
+    measurement = measure(dense(6), images(3))
+    mbir = DiffusionMBIR(1e-2, 1e-1, axes)
+    mean, changed = (mbir.condition(x, measurement, {})[0] for x in (prior, other))
+    assert (mean[1] - changed[1]).norm() > 1e-2 * mean[1].norm()
+
+
+def test_mbir_smooths_inside_slices_along_all_axes_only() -> None:
+    """Slices that are all alike and fit the data: nothing to do across them, much inside them."""
+    truth = images(1).expand(3, -1, -1, -1)
+    measurement = measure(dense(6), truth)
+    across, everywhere = (
+        DiffusionMBIR(1e-2, 1e-1, axes).condition(truth, measurement, {})[0]
+        for axes in ("slices", "all")  # type: ignore[arg-type]
+    )
+    assert torch.allclose(across, truth, atol=1e-9)
+    assert total_variation(everywhere, (2, 3)) < 0.9 * total_variation(truth, (2, 3))
+
+
+def test_mbir_smooths_more_with_more_strength() -> None:
+    measurement, prior = measure(dense(6), images(4)), images(4, 7)
+    variation = [
+        float(total_variation(DiffusionMBIR(s, 1e-1, iterations=20).condition(prior, measurement, {})[0], (0,)))
+        for s in (1e-4, 1e-3, 1e-2)
+    ]
+    assert variation[0] > 1.1 * variation[1] > 1.1**2 * variation[2]
+
+
+@pytest.mark.parametrize("axes", ["slices", "all"])
+def test_mbir_has_the_right_gradient(axes: Any) -> None:
+    """The adaptation loss goes through it, and through differences that are zero, as the last slice's always are."""
+    measurement, prior = measure(dense(10), images(3)), images(3, 7)
+    prior[0, :, :2] = prior[1, :, :2]
+    mbir = DiffusionMBIR(1e-2, 1e-1, axes, iterations=2, cg_iterations=3)
+    assert torch.autograd.gradcheck(lambda x: mbir.condition(x, measurement, {})[0], prior.requires_grad_())
+
+
+def test_mbir_refuses_a_single_slice() -> None:
+    with pytest.raises(InputError, match=r"was given one"):
+        DiffusionMBIR().condition(images(1), measure(dense(6), images(1)), {})
+
+
+@pytest.mark.parametrize("name", ["strength", "rho", "iterations", "cg_iterations"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_bad_settings_of_mbir_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"^{name} of DiffusionMBIR is {value}; give"):
+        DiffusionMBIR(**{name: value})  # type: ignore[arg-type]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ddip_pl.callbacks.prior import ExportPrior, SampleImages, tile
 from ddip_pl.data.ellipses import EllipsesDataModule
-from ddip_pl.prior.checkpoint import load_prior
+from ddip_pl.errors import InputError
+from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS, DiffusionPrior
-from ddip_pl.prior.schedule import noise_schedule
+from ddip_pl.prior.schedule import noise_schedule, tweedie
 from ddip_pl.prior.unet import UNetConfig
 
 TINY: dict[str, Any] = {"image_size": 16, "channel_mult": (1,), "attention_resolutions": ()}
@@ -33,6 +34,28 @@ class Repeatable(DiffusionPrior):
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
         torch.manual_seed(self.global_step)
         return super().training_step(x, batch_idx)
+
+
+class Alone(DiffusionPrior):
+    """Takes training steps without a trainer and keeps what it would log."""
+
+    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        self.logged = {name: float(value)}
+
+
+class Drawn(Alone):
+    """Keeps what a training step draws; image i has the loss i + 1."""
+
+    def loss(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        self.t, self.noise = t, noise
+        return torch.arange(1.0, len(x) + 1)
+
+
+class Guess(nn.Module):
+    """A network that takes a third of its input for noise."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t / 3
 
 
 class Watch(Callback):
@@ -90,21 +113,22 @@ def card(path: Path) -> dict[str, Any]:
 
 def test_fit_learns_to_predict_the_noise(tmp_path: Path) -> None:
     seed_everything(0, verbose=False)
-    module, data = prior(), EllipsesDataModule(image_size=16, batch_size=8, epoch_size=480, validation_size=8)
-    trainer = make_trainer(tmp_path, 60)
+    module, data = prior(), EllipsesDataModule(image_size=16, batch_size=8, epoch_size=320, validation_size=8)
+    trainer = make_trainer(tmp_path, 40)
     before = trainer.validate(module, data, verbose=False)[0]
     trainer.fit(module, data)
     after = trainer.validate(module, data, verbose=False)[0]
-    assert trainer.global_step == 60
+    assert trainer.global_step == 40
     assert before["val/loss"] == pytest.approx(1, abs=0.05)  # an untrained network predicts no noise at all
     assert after["val/loss"] < 0.6
     assert after["val/loss_t800"] < after["val/loss_t50"]  # the more noise, the easier
 
 
-def test_loss_is_the_mean_squared_error_of_the_noise() -> None:
-    x, noise = torch.rand(3, 1, 16, 16), torch.randn(3, 1, 16, 16)
+def test_loss_is_the_mean_squared_error_of_the_noise_of_each_image() -> None:
+    torch.manual_seed(0)
+    x, noise = torch.rand(3, 1, 16, 16), torch.randn(3, 1, 16, 16) * torch.tensor([1, 2, 3]).view(3, 1, 1, 1)
     t = torch.tensor([5, 300, 999])
-    torch.testing.assert_close(prior().loss(x, t, noise), noise.square().mean())
+    torch.testing.assert_close(prior().loss(x, t, noise), noise.square().flatten(1).mean(1))
 
     class Perfect(nn.Module):
         """Knows the clean image."""
@@ -115,15 +139,69 @@ def test_loss_is_the_mean_squared_error_of_the_noise() -> None:
 
     module = prior()
     module.network = Perfect()  # type: ignore[assignment]
-    assert module.loss(x, t, noise) < 1e-6
+    assert module.loss(x, t, noise).max() < 1e-6
 
 
 def test_variance_channels_of_a_network_are_not_trained() -> None:
     module = DiffusionPrior(UNetConfig(**TINY, in_channels=2, learn_sigma=True))
-    module.loss(torch.rand(2, 2, 16, 16), torch.tensor([10, 500]), torch.randn(2, 2, 16, 16)).backward()
+    module.loss(torch.rand(2, 2, 16, 16), torch.tensor([10, 500]), torch.randn(2, 2, 16, 16)).sum().backward()
     gradient = module.network.out[2].weight.grad
     assert gradient[:2].any()
     assert not gradient[2:].any()
+
+
+@pytest.mark.parametrize("weighting", [0.0, 0.25, 1.0, 2.0])
+def test_training_loss_is_weighted_by_the_power_of_noise_over_signal_and_logged_without(weighting: float) -> None:
+    module = prior(Drawn, weighting=weighting)
+    loss = module.training_step(torch.zeros(6, 1, 2, 2), 0)
+    beta = torch.linspace(1e-4, 2e-2, 1000).double()
+    abar = [float((1 - beta[: t + 1]).prod()) for t in module.t.tolist()]
+    assert len(set(abar)) == 6
+    expected = sum(((1 - a) / a) ** weighting * (i + 1) for i, a in enumerate(abar)) / 6
+    assert float(loss) == pytest.approx(expected, rel=1e-3)
+    assert module.logged == {"train/loss": pytest.approx(3.5)}
+
+
+def test_weight_of_one_counts_the_error_of_the_image() -> None:
+    drawn, module = prior(Drawn), prior(Alone, weighting=1.0)
+    module.network = Guess()  # type: ignore[assignment]
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    drawn.training_step(x, 0)  # the same timesteps and noise: the seed and the step are the same
+    abar = noise_schedule()[drawn.t].view(-1, 1, 1, 1)
+    x_t = abar.sqrt() * x + (1 - abar).sqrt() * drawn.noise
+    error = tweedie(x_t, Guess()(x_t, drawn.t), abar) - x
+    torch.testing.assert_close(module.training_step(x, 0), error.square().mean(), rtol=1e-3, atol=0)
+
+
+def test_training_step_does_not_weigh_losses_unless_asked_to() -> None:
+    assert float(prior(Drawn).training_step(torch.zeros(6, 1, 2, 2), 0)) == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("focus", [0.5, 1.0, 2.0, 3.0])
+def test_timesteps_are_drawn_as_a_power_of_a_uniform_number(focus: float) -> None:
+    count, module = 20_000, prior(Drawn, focus=focus)
+    module.training_step(torch.zeros(count, 1, 1, 1), 0)
+    t = module.t.numpy()
+    assert t.min() >= 0
+    assert t.max() <= 999
+    assert module.t.dtype == torch.int64
+    for quantile in (1, 10, 50, 125, 250, 500, 750, 900, 990):
+        share = (quantile / 1000) ** (1 / focus)
+        assert (t < quantile).mean() == pytest.approx(share, abs=4.5 * math.sqrt(share * (1 - share) / count))
+    assert abs(torch.corrcoef(torch.stack([module.t.float(), module.noise.flatten()]))[0, 1]) < 0.03
+
+
+def test_half_of_the_timesteps_are_below_250_with_focus_2_and_below_500_without() -> None:
+    for arguments, median in (({}, 500), ({"focus": 2.0}, 250)):
+        module = prior(Drawn, **arguments)
+        module.training_step(torch.zeros(20_000, 1, 1, 1), 0)
+        assert (module.t < median).float().mean() == pytest.approx(0.5, abs=0.015)
+
+
+def test_largest_timestep_exists_however_the_power_is_rounded() -> None:
+    module = prior(Drawn, focus=1e-4)
+    module.training_step(torch.zeros(20_000, 1, 1, 1), 0)
+    assert module.t.max() == 999
 
 
 def test_learning_rate_warms_up_and_falls_to_zero_along_a_cosine(tmp_path: Path) -> None:
@@ -135,18 +213,83 @@ def test_learning_rate_warms_up_and_falls_to_zero_along_a_cosine(tmp_path: Path)
     assert watch.rates[4:] == pytest.approx([2e-3 * c for c in cosine])
 
 
+# ------------------------------------------------------------------------------------------------- start elsewhere
+
+CHANGED = {"input_blocks.0.0.weight", "out.2.weight", "out.2.bias"}  # layers that know the number of channels
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of a prior of which no layer is zero."""
+    path = tmp_path_factory.mktemp("known") / "known.safetensors"
+    save_prior(path, make_network(**TINY), card={}, dtype=torch.float32)
+    return path
+
+
+def test_training_starts_from_the_weights_of_a_prior(known: Path) -> None:
+    module, network = prior(prior=str(known)), load_prior(known)
+    assert equal(weights(module), network.state_dict())
+    assert not equal(weights(module), weights(prior()))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert module.network.training
+
+
+def test_prior_of_real_images_is_a_start_for_complex_ones(tmp_path: Path, known: Path) -> None:
+    torch.manual_seed(0)
+    config = UNetConfig(**TINY, in_channels=2)
+    fresh = weights(DiffusionPrior(config))
+    torch.manual_seed(0)
+    module, before = DiffusionPrior(config, prior=str(known)), load_prior(known).state_dict()
+    start = weights(module)
+    assert {name for name in start if start[name].shape != before[name].shape} == CHANGED
+    assert equal({n: start[n] for n in start if n not in CHANGED}, {n: before[n] for n in before if n not in CHANGED})
+    assert equal({name: start[name] for name in CHANGED}, {name: fresh[name] for name in CHANGED})
+
+    data = EllipsesDataModule(image_size=16, channels=2, variant="wide", batch_size=2, epoch_size=4)
+    trainer = make_trainer(tmp_path, 2, limit_val_batches=0)
+    trainer.fit(module, data)
+    assert trainer.global_step == 2
+    assert math.isfinite(trainer.callback_metrics["train/loss"])
+    assert all(not torch.equal(weights(module)[name], start[name]) for name in ("out.2.weight", "time_embed.0.weight"))
+
+
+def test_layers_that_the_other_network_lacks_start_anew(tmp_path: Path) -> None:
+    path = tmp_path / "deeper.safetensors"
+    save_prior(path, make_network(**TINY | {"num_res_blocks": 2}), card={}, dtype=torch.float32)
+    module, deeper = prior(prior=str(path)), load_prior(path).state_dict()
+    own = weights(module)
+    assert deeper.keys() - own.keys()
+    shared = [name for name in own if name in deeper and own[name].shape == deeper[name].shape]
+    assert len(shared) > len(own) // 2
+    assert all(torch.equal(own[name], deeper[name]) for name in shared)
+
+
+def test_missing_prior_to_start_from_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^prior .*nothing\.safetensors: no such file.*$"):
+        prior(prior=str(tmp_path / "nothing.safetensors"))
+
+
 # ----------------------------------------------------------------------------------------------------- validation
 
 
-def test_validation_logs_the_loss_at_four_timesteps_and_their_mean(tmp_path: Path) -> None:
+def test_validation_logs_the_loss_at_seven_timesteps_and_their_mean(tmp_path: Path) -> None:
     module = prior()
     module.network = make_network(**TINY)
     logged = make_trainer(tmp_path, 1).validate(module, phantom_data(), verbose=False)[0]
-    assert VALIDATION_TIMESTEPS == (50, 200, 500, 800)
-    assert set(logged) == {"val/loss", "val/loss_t50", "val/loss_t200", "val/loss_t500", "val/loss_t800"}
+    assert VALIDATION_TIMESTEPS == (20, 50, 100, 200, 400, 600, 800)
+    assert set(logged) == {"val/loss", *(f"val/loss_t{t}" for t in VALIDATION_TIMESTEPS)}
     losses = [logged[f"val/loss_t{t}"] for t in VALIDATION_TIMESTEPS]
-    assert len(set(losses)) == 4
-    assert logged["val/loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert len(set(losses)) == 7
+    assert logged["val/loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
+
+
+def test_validation_neither_weighs_losses_nor_draws_timesteps(tmp_path: Path) -> None:
+    figures = []
+    for arguments in ({}, {"weighting": 1.0, "focus": 3.0}):
+        module = prior(**arguments)
+        module.network = make_network(**TINY)
+        figures.append(make_trainer(tmp_path, 1).validate(module, phantom_data(), verbose=False)[0])
+    assert figures[0] == figures[1]
 
 
 def test_validation_gives_the_same_figures_whatever_the_seed(tmp_path: Path) -> None:
@@ -193,7 +336,7 @@ def test_sampling_a_point_distribution_with_its_exact_score_gives_that_point() -
 
 
 def test_sample_images_are_written_after_each_validation_but_not_after_the_sanity_check(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, 2 * EPOCH, SampleImages(count=5), num_sanity_val_steps=1)
+    trainer = make_trainer(tmp_path, 2 * EPOCH, SampleImages(count=5), num_sanity_val_steps=1, limit_val_batches=1)
     trainer.fit(prior(), phantom_data())
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [
         f"step-{EPOCH:07d}.png",
@@ -207,7 +350,7 @@ def test_sample_images_are_written_after_each_validation_but_not_after_the_sanit
 
 def test_sample_images_are_written_every_so_many_epochs(tmp_path: Path) -> None:
     callback = SampleImages(count=1, every_n_epochs=2)
-    make_trainer(tmp_path, 3 * EPOCH, callback).fit(prior(), phantom_data())
+    make_trainer(tmp_path, 3 * EPOCH, callback, limit_val_batches=1).fit(prior(), phantom_data())
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [
         f"step-{EPOCH:07d}.png",
         f"step-{3 * EPOCH:07d}.png",
@@ -251,7 +394,7 @@ def test_export_writes_a_prior_with_its_card(tmp_path: Path) -> None:
     assert written["images"] == 4 * (EPOCH + 2)
     assert 0 <= written["seconds"] < 60
     assert written["data"] == {"image_size": 16, "channels": 1, "variant": "uniform", "crop": None, "whole": 0}
-    assert set(written["validation_loss"]) == {"50", "200", "500", "800"}
+    assert set(written["validation_loss"]) == {str(t) for t in VALIDATION_TIMESTEPS}
     for t, loss in written["validation_loss"].items():
         assert loss == pytest.approx(float(trainer.callback_metrics[f"val/loss_t{t}"]))
 

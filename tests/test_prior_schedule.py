@@ -85,6 +85,42 @@ def test_timesteps_fall_strictly_and_evenly_from_start_to_zero(data: st.DataObje
     assert all(isinstance(t, int) for t in ts)
 
 
+@given(start=st.integers(1, 999), steps=st.integers(2, 200), spacing=st.floats(0.2, 5))
+def test_spaced_timesteps_follow_the_formula_from_start_to_zero_and_never_rise(
+    start: int, steps: int, spacing: float
+) -> None:
+    ts = timesteps(start, steps, spacing)
+    assert (ts[0], ts[-1], len(ts)) == (start, 0, steps)
+    assert all(isinstance(t, int) for t in ts)
+    assert all(a >= b for a, b in itertools.pairwise(ts))
+    for i, t in enumerate(ts):
+        assert abs(t - start * ((steps - 1 - i) / (steps - 1)) ** spacing) < 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [(0.5, [900, 779, 636, 450, 0]), (1.0, [900, 675, 450, 225, 0]), (2.0, [900, 506, 225, 56, 0])],
+)
+def test_spaced_timesteps_known_by_hand(spacing: float, expected: list[int]) -> None:
+    assert timesteps(900, 5, spacing) == expected
+
+
+@given(start=st.integers(0, 999), steps=st.integers(1, 200))
+def test_timesteps_are_even_where_nothing_else_is_asked_for(start: int, steps: int) -> None:
+    assert timesteps(start, steps) == timesteps(start, steps, 1.0)
+
+
+@given(start=st.integers(1, 999), steps=st.integers(2, 200), spacing=st.floats(0.5, 4), more=st.floats(0, 2))
+def test_wider_spacing_makes_no_timestep_larger(start: int, steps: int, spacing: float, more: float) -> None:
+    narrow, wide = timesteps(start, steps, spacing), timesteps(start, steps, spacing + more)
+    assert all(a >= b for a, b in zip(narrow, wide, strict=True))
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 2.0])
+def test_single_timestep_is_the_start(spacing: float) -> None:
+    assert timesteps(321, 1, spacing) == [321]
+
+
 # ----------------------------------------------------------------------------------------------------------- DDIM
 
 
@@ -154,7 +190,7 @@ def test_sampling_gaussian_data_with_the_exact_score_ends_at_the_analytic_spread
 
 def test_deterministic_sampling_of_gaussian_data_keeps_the_variance_as_steps_get_finer() -> None:
     errors = [
-        abs(sample_gaussian(0, steps, 50_000).std().item() / normal(50_000).std().item() - 1)
+        abs(sample_gaussian(0, steps, 1_000).std().item() / normal(1_000).std().item() - 1)
         for steps in (10, 50, 250, 1000)
     ]
     assert errors == sorted(errors, reverse=True)

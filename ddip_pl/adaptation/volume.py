@@ -23,6 +23,9 @@ class VolumeAdaptation(Adaptation):
         slices: K, random slices of one gradient step.
         steps: L, gradient steps at each timestep.
         learning_rate: of AdamW.
+        held_out: share of the projection angles or phase-encoding lines, other ones at each gradient step, that are
+            hidden from the estimator and whose residual is the loss (compare Yaman et al. 2020). Noise that the
+            estimator has not seen cannot be fitted: the loss for noisy data. 0 is the paper's.
         horizon: zeta; the prior is adapted for zeta <= t <= T - zeta only (constrained horizon).
         rank: of the LoRA weights.
         bias: train biases too.
@@ -34,6 +37,7 @@ class VolumeAdaptation(Adaptation):
         slices: int = 6,
         steps: int = 10,
         learning_rate: float = 1e-3,
+        held_out: float = 0.0,
         horizon: int = 40,
         rank: int = 4,
         bias: bool = True,
@@ -46,6 +50,9 @@ class VolumeAdaptation(Adaptation):
             raise InputError(
                 f"horizon of the adaptation is {horizon}; give 0 .. {STEPS // 2 - 1}, or nothing is adapted"
             )
+        if not 0 <= held_out < 1:
+            raise InputError(f"held_out of the adaptation is {held_out}; give a share of at least 0 and below 1")
+        self.held_out = held_out
         self.slices, self.steps, self.learning_rate, self.horizon = slices, steps, learning_rate, horizon
         self.rank, self.bias, self.dropout = rank, bias, dropout
 
@@ -62,6 +69,13 @@ class VolumeAdaptation(Adaptation):
         """Indices of the K slices of a gradient step: random ones, without repetition."""
         return torch.randperm(len(self.measurement))[: self.slices]
 
+    def split(self, measurement: Measurement) -> tuple[Measurement, Measurement]:
+        """The measurement with a few of its lines hidden, and with only these."""
+        lines = measurement.y.shape[-2]
+        mask = torch.zeros(lines, 1, device=measurement.y.device)
+        mask[torch.randperm(lines)[: max(1, round(self.held_out * lines))]] = 1
+        return measurement.hide(1 - mask), measurement.hide(mask)
+
     @torch.enable_grad()
     def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
         if not self.horizon <= t <= STEPS - self.horizon:
@@ -70,8 +84,9 @@ class VolumeAdaptation(Adaptation):
             chosen = self.draw_slices()
             part = self.measurement[chosen]
             self.denoiser.weights = self.lora.merged(training=True)
-            estimate = estimator(self.denoiser, x_t[chosen], t, part)
-            loss = part.residual(estimate.mean).square().sum() / len(chosen)
+            seen, hidden = self.split(part) if self.held_out else (part, part)
+            estimate = estimator(self.denoiser, x_t[chosen], t, seen)
+            loss = hidden.residual(estimate.mean).abs().square().sum() / len(chosen)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -6,28 +6,43 @@ import torch
 from torch import Tensor
 
 
-def conjugate_gradient(normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+def conjugate_gradient(
+    normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int, decrease: Tensor | None = None
+) -> Tensor:
     """Solve `normal(x) = b` from `x = 0` in a fixed number of steps.
 
     Args:
         normal: symmetric, positive semi-definite and linear; acts on each slice by itself.
         b: `(slices, ...)`.
+        decrease: `(slices,)`; a slice is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
+            `normal = A^T A` and `b = A^T r` that is the decrease of the squared residual, `||r||^2 - ||r - A x||^2`.
+            The last step of a slice is shortened so that it hits the value exactly.
 
     Returns:
         `x`, of the shape of `b`; a slice that is solved before the last step stays as it is.
     """
 
     def inner(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).flatten(1).sum(1).view(-1, *[1] * (u.ndim - 1))
+        return per_slice((u * v).flatten(1).sum(1))
+
+    def per_slice(value: Tensor) -> Tensor:
+        return value.view(-1, *[1] * (b.ndim - 1))
 
     x, r = torch.zeros_like(b), b
     p, rho = r, inner(r, r)
     # What is left of a residual below this is rounding, and following it leads out of the range of `normal`.
     floor = torch.finfo(b.dtype).eps ** 2 * rho.detach()
+    left = None if decrease is None else per_slice(decrease)
     for _ in range(iterations):
         q = normal(p)
-        active = rho > floor
+        active = rho > floor if left is None else (rho > floor) & (left > 0)
         alpha = divide(rho, inner(p, q), active)
+        if left is not None:
+            # A step a < alpha along p gains (2 a - a^2 / alpha) rho, the whole step alpha rho.
+            gain = alpha * rho
+            last = active & (gain >= left)
+            short = alpha * (1 - torch.where(last, 1 - divide(left, gain, last), 1).clamp(min=1e-9).sqrt())
+            alpha, left = torch.where(last, short, alpha), torch.where(last, 0, left - gain)
         x = x + alpha * p
         r = r - alpha * q
         rho_next = inner(r, r)

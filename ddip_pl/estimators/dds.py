@@ -18,21 +18,29 @@ class DDS(PosteriorMean):
     Both are solved for the correction `d = x - x0_hat`, whose right-hand side is `A^T (y - A x0_hat)`.
 
     Args:
-        iterations: conjugate-gradient steps.
+        iterations: conjugate-gradient steps, at most.
         gamma: weight of the data in the proximal form.
+        discrepancy: a slice is left alone as soon as its residual is this many times as large as the noise is expected
+            to be, `discrepancy sigma_y sqrt(number of values)` (Morozov's principle): what is left then is noise, and
+            closer agreement would be with the noise. 0 makes all the steps, as published. For the form without gamma.
     """
 
-    def __init__(self, iterations: int = 5, gamma: float | None = None):
+    def __init__(self, iterations: int = 5, gamma: float | None = None, discrepancy: float = 0.0):
         if iterations < 1:
             raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
         if gamma is not None and gamma <= 0:
             raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without prior term")
-        self.iterations, self.gamma = iterations, gamma
+        if discrepancy < 0 or (discrepancy and gamma is not None):
+            raise InputError(f"discrepancy is {discrepancy}; give 0 or more, and 0 with gamma")
+        self.iterations, self.gamma, self.discrepancy = iterations, gamma, discrepancy
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         operator, gamma = measurement.operator, self.gamma
-        gradient = -operator.adjoint(measurement.residual(x0_hat))
+        residual = measurement.residual(x0_hat)
+        gradient = -operator.adjoint(residual)
         if gamma is None:
-            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations), {}
+            noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values
+            decrease = residual.abs().square().flatten(1).sum(1) - noise if self.discrepancy else None
+            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations, decrease), {}
         correction = conjugate_gradient(lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations)
         return x0_hat + correction, {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.physics.operator import LinearOperator, Masked
 
 
 @dataclass
@@ -46,6 +46,15 @@ class Measurement:
         """The same on another device, as `Tensor.to`."""
         moved = {n: v.to(*args, **kwargs) for n, v in vars(self).items() if hasattr(v, "to") and n != "affine"}  # type: ignore[call-overload]
         return replace(self, **moved)
+
+    @property
+    def values(self) -> int:
+        """Number of measured values of a slice."""
+        return int((torch.ones_like(self.y[:1]) * self.operator.sampled).abs().sum())
+
+    def hide(self, mask: Tensor) -> Measurement:
+        """The measurement without the values at which `mask`, which broadcasts against a slice's, is 0."""
+        return replace(self, y=self.y * mask, operator=Masked(self.operator, mask))
 
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""
