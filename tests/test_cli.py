@@ -25,10 +25,13 @@ from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 TASK = ("--config", f"{CONFIGS}/task/sv_ct.yaml")
-DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.steps", "2")
+DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.steps", "2", "--model.start", "500")
 D3IP = (
-    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.steps", "2",
+    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.steps", "2", "--model.start", "500",
     "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.steps", "1",
+)  # fmt: skip
+MBIR = (
+    *DDS, "--model.estimator", "ddip_pl.estimators.DiffusionMBIR", "--model.averaging", "0.5", "--model.spacing", "2",
 )  # fmt: skip
 FIT = (
     "fit", "--config", f"{CONFIGS}/prior/ellipses_128.yaml", "--model.network.image_size", "16",
@@ -178,6 +181,19 @@ def test_written_settings_reproduce_the_run(reconstruct):
     assert settings["model"]["adaptation"]["init_args"]["rank"] == 4
     again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
     np.testing.assert_array_equal(volume(again), volume(first))
+
+
+def test_another_estimator_from_the_command_line(reconstruct):
+    folder = reconstruct("test", *MBIR, "--model.estimator.init_args.axes", "all", "--model.steps", "3")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
+    assert settings["estimator"]["init_args"]["axes"] == "all"
+    assert "gamma" not in settings["estimator"]["init_args"]
+    assert (settings["averaging"], settings["spacing"]) == (0.5, 2)
+    steps = list(csv.DictReader((folder / "trajectory.csv").open()))
+    assert [float(step["t"]) for step in steps] == [500, 125, 0]
+    again = reconstruct("test", "--config", str(folder / "config.yaml"), "--output", "again", output="again")
+    np.testing.assert_array_equal(volume(again), volume(folder))
 
 
 def test_prediction_reconstructs_the_same_and_compares_nothing(reconstruct):
@@ -364,10 +380,21 @@ BAD_INPUT = {
     "steps without a value": (["--model.steps"], "--model.steps: expected one argument"),
     "start 2000": (["--model.start", "2000"], "from timestep 2000"),
     "eta 2": (["--model.eta", "2"], "model.eta is 2.0"),
+    "spacing 0": (["--model.spacing", "0"], "model.spacing is 0.0"),
+    "averaging 1": (["--model.averaging", "1"], "model.averaging is 1.0"),
+    "negative averaging": (["--model.averaging", "-0.5"], "model.averaging is -0.5"),
     "batch size 0": (["--model.batch_size", "0"], "model.batch_size is 0"),
     "unknown estimator": (["--model.estimator", "Nothing"], "Nothing"),
     "estimator without iterations": (["--model.estimator.init_args.iterations", "0"], "DDS with 0 iterations"),
     "negative gamma": (["--model.estimator.init_args.gamma", "-1"], "gamma is -1.0"),
+    "total variation without strength": (
+        [*MBIR[-6:], "--model.estimator.init_args.strength", "0"],
+        "strength of DiffusionMBIR is 0.0",
+    ),
+    "total variation along unknown axes": (
+        [*MBIR[-6:], "--model.estimator.init_args.axes", "rows"],
+        "rows",
+    ),
     "rank 0": ([f"{ADAPTATION}rank", "0"], "LoRA rank is 0"),
     "learning rate 0": ([f"{ADAPTATION}learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
     "adaptation to more slices than there are": (
@@ -452,6 +479,14 @@ def test_bad_input(refused, phantom_volume, tiny_prior, case):
 @pytest.mark.parametrize("case", WITHOUT)
 def test_bad_command(refused, case):
     refused(*WITHOUT[case])
+
+
+def test_single_slice_for_an_estimator_that_couples_slices(run, phantom_volume, tiny_prior):
+    given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    code, _, error = run("predict", *MBIR, *given, "--data.slices", "1")
+    line = "DiffusionMBIR couples neighbouring slices and was given one; raise data.slices"
+    assert (code, error) == (2, f"ddip-pl: error: {line}\n")
+    assert not Path("new").exists()
 
 
 def test_console_of_bad_input(phantom_volume, tiny_prior):

@@ -185,7 +185,37 @@ def test_dds_remembers_nothing_and_treats_every_slice_by_itself(gamma: float | N
     assert torch.equal(mean[1:], DDS(3, gamma).condition(other, measurement, {})[0][1:])
 
 
-@pytest.mark.parametrize("settings", [{"iterations": 0}, {"gamma": 0.0}, {"gamma": -1.0}])
+@pytest.mark.parametrize("iterations", [30, 2])
+def test_discrepancy_leaves_a_slice_alone_when_its_residual_is_that_of_the_noise(iterations: int) -> None:
+    operator, truth, prior = dense(12), images(3), images(3, 7)
+    prior[0] = truth[0] + 1e-3 * prior[0]  # fits better than the noise would let it
+    measurement = Measurement(operator(truth), operator, 0.02, "test")
+    expected = 1.5 * 0.02 * 12**0.5
+    before = measurement.residual(prior).norm(dim=1)
+    mean, _ = DDS(iterations, discrepancy=1.5).condition(prior, measurement, {})
+    after = measurement.residual(mean).norm(dim=1)
+    assert before[0] < expected < before[1:].min()
+    assert torch.equal(mean[0], prior[0])
+    full, _ = DDS(iterations).condition(prior, measurement, {})
+    reached = measurement.residual(full).norm(dim=1)[1:] < expected
+    assert reached.all() == (iterations == 30)
+    assert torch.allclose(after[1:][reached], torch.full_like(after[1:][reached], expected), rtol=1e-8)
+    assert torch.allclose(mean[1:][~reached], full[1:][~reached], atol=1e-12)
+
+
+def test_discrepancy_has_the_right_gradient() -> None:
+    operator = dense(12)
+    measurement = Measurement(operator(images(2)), operator, 0.02, "test")
+    dds = DDS(10, discrepancy=1.0)
+    assert torch.autograd.gradcheck(
+        lambda x: dds.condition(x, measurement, {})[0], images(2, 7).requires_grad_(), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"iterations": 0}, {"gamma": 0.0}, {"gamma": -1.0}, {"discrepancy": -1.0}, {"discrepancy": 1.0, "gamma": 5.0}],
+)
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError):
         DDS(**settings)  # type: ignore[arg-type]

@@ -65,6 +65,16 @@ def test_merged_weights_act_like_pefts_own_layers(network: nn.Module, x: Tensor)
     assert (merged - plain).norm() > 1e-3 * plain.norm()
 
 
+def test_adapted_weights_serve_every_batch(network: nn.Module, x: Tensor) -> None:
+    denoiser = Denoiser(network)
+    plain = denoiser(x, 100)[1]
+    train(LoRA(network), denoiser, x)
+    at_once = denoiser(x, 100)[1]
+    denoiser.batch_size = 1
+    assert torch.allclose(denoiser(x, 100)[1], at_once, atol=1e-5)
+    assert all((a - b).norm() > 1e-3 * b.norm() for a, b in zip(at_once, plain, strict=True))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_is_removed_without_a_trace(network: nn.Module, x: Tensor, bias: bool) -> None:
     denoiser = Denoiser(network)

@@ -13,12 +13,13 @@ import torch
 from lightning import seed_everything
 from torch import Tensor
 
-from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
+from ddip_pl.adaptation import Adaptation, VolumeAdaptation
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
-from ddip_pl.estimators import DDS
-from ddip_pl.physics import ParallelBeamCT
+from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate, Memory, PosteriorMean
+from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior.schedule import ddim_step, noise_schedule, slerp, tweedie
+from ddip_pl.prior.unet import UNet
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
@@ -72,7 +73,7 @@ def test_loop_is_the_papers_algorithm(tiny_prior: Path, phantom_volume: Path) ->
     with torch.no_grad():
         for t, t_next in itertools.pairwise(ts):
             eps = network(x, torch.full((len(x),), t))
-            mean = DDS(5).condition(tweedie(x, eps, abar[t]), measurement)
+            mean, _ = DDS(5).condition(tweedie(x, eps, abar[t]), measurement, {})
             x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85)
     assert torch.allclose(result.images, x, atol=1e-5)
 
@@ -108,15 +109,113 @@ def test_horizon_limits_adaptation(tiny_prior: Path, phantom_volume: Path) -> No
 
 
 def test_loss_uses_the_estimator_of_sampling(tiny_prior: Path, phantom_volume: Path) -> None:
-    calls: list[tuple[int, bool]] = []
+    calls: list[tuple[int, bool, Memory | None]] = []
 
     class Spy(DDS):
-        def __call__(self, denoiser: Any, x_t: Tensor, t: int, measurement: Any) -> tuple[Tensor, Tensor]:
-            calls.append((len(x_t), torch.is_grad_enabled()))
-            return super().__call__(denoiser, x_t, t, measurement)
+        def __call__(self, denoiser: Any, x_t: Tensor, t: int, measurement: Any, memory: Any = None) -> Estimate:
+            calls.append((len(x_t), torch.is_grad_enabled(), memory))
+            mean, eps, _ = super().__call__(denoiser, x_t, t, measurement, memory)
+            return Estimate(mean, eps, {"seen": torch.tensor(len(calls))})
 
-    reconstruct(tiny_prior, phantom_volume, d3ip(), estimator=Spy(), steps=3, start=700)
-    assert calls[:4] == [(2, True), (2, True), (4, False), (2, False)]
+    reconstruct(tiny_prior, phantom_volume, d3ip(), estimator=Spy(), steps=2, start=700)
+    assert calls[:3] == [(2, True, None), (2, True, None), (6, False, {})]
+    assert calls[-1] == (6, False, {"seen": torch.tensor(3)})  # of the step before, not of the loss in between
+
+
+def test_adaptation_and_coupled_slices_go_together(tiny_prior: Path, phantom_volume: Path) -> None:
+    estimator = DiffusionMBIR(cg_iterations=2, iterations=2)
+    result = reconstruct(tiny_prior, phantom_volume, d3ip(), estimator=estimator, steps=3, start=500)
+    assert result.images.isfinite().all()
+    assert sum("loss" in row for row in result.trajectory) == 2
+    assert any(value.abs().max() > 0 for name, value in result.weights.items() if "lora_B" in name)
+
+
+class Scripted(PosteriorMean):
+    """Means and noises known beforehand; keeps the `x_t` that it is given."""
+
+    def __init__(self, seed: int = 5):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.seen: list[tuple[int, Tensor]] = []
+        self.means: list[Tensor] = []
+        self.noises: list[Tensor] = []
+
+    def __call__(
+        self, denoiser: Any, x_t: Tensor, t: int, measurement: Measurement, memory: Memory | None = None
+    ) -> Estimate:
+        self.seen.append((t, x_t.clone()))
+        self.means.append(torch.rand(x_t.shape, generator=self.generator))
+        self.noises.append(torch.randn(x_t.shape, generator=self.generator))
+        return Estimate(self.means[-1], self.noises[-1], {})
+
+    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5, 0.9])
+def test_every_step_goes_on_from_the_running_average(tiny_prior: Path, phantom_volume: Path, averaging: float) -> None:
+    estimator = Scripted()
+    result = reconstruct(
+        tiny_prior, phantom_volume, estimator=estimator, averaging=averaging, eta=0.0, steps=4, start=300
+    )
+    average = estimator.means[0]
+    averages = [average := averaging * average + (1 - averaging) * mean for mean in estimator.means]
+    abar = noise_schedule()
+    for i in range(3):
+        t, x = estimator.seen[i + 1]
+        assert torch.allclose(x, abar[t].sqrt() * averages[i] + (1 - abar[t]).sqrt() * estimator.noises[i], atol=1e-5)
+    assert torch.allclose(result.images, averages[3], atol=1e-6)
+    measurement = result.measurement
+    residuals = [float(measurement.residual(mean).norm() / measurement.y.norm()) for mean in averages]
+    assert [row["residual"] for row in result.trajectory] == pytest.approx(residuals, rel=1e-4)
+
+
+def test_without_averaging_and_with_even_spacing_by_default(tiny_prior: Path, phantom_volume: Path) -> None:
+    default = reconstruct(tiny_prior, phantom_volume, steps=3).images
+    assert torch.equal(reconstruct(tiny_prior, phantom_volume, steps=3, averaging=0.0, spacing=1.0).images, default)
+    assert not torch.allclose(
+        reconstruct(tiny_prior, phantom_volume, steps=3, averaging=0.5).images, default, atol=1e-4
+    )
+
+
+def test_average_and_memory_start_anew_with_every_volume(tiny_prior: Path, phantom_volume: Path) -> None:
+    keep = Keep()
+    module = Reconstruction(str(tiny_prior), DiffusionMBIR(), steps=2, averaging=0.5)
+    data = VolumeDataModule(str(phantom_volume), partial(ParallelBeamCT, angles=12), 2e-4, window=(-1000, 1000))
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[keep],
+        enable_model_summary=False,
+    )  # fmt: skip
+    volumes = []
+    for _ in range(2):
+        seed_everything(0, verbose=False)
+        trainer.test(module, data, verbose=False)
+        volumes.append(keep.result.images)
+        loop = trainer.test_loop.reverse_diffusion  # type: ignore[attr-defined]
+        assert (loop.x, loop.mean, loop.memory) == (None, None, {})
+    assert torch.equal(*volumes)
+
+
+def test_spacing_puts_more_of_the_steps_at_the_end(tiny_prior: Path, phantom_volume: Path) -> None:
+    estimator = Scripted()
+    result = reconstruct(tiny_prior, phantom_volume, estimator=estimator, steps=5, start=800, spacing=2.0)
+    assert [row["t"] for row in result.trajectory] == [800, 450, 200, 50, 0]
+    assert [t for t, _ in estimator.seen] == [800, 450, 200, 50, 0]
+
+
+def test_estimator_is_given_its_memory_back(tiny_prior: Path, phantom_volume: Path) -> None:
+    given: list[Memory] = []
+    returned: list[Memory] = []
+
+    class Spy(DiffusionMBIR):
+        def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+            mean, after = super().condition(x0_hat, measurement, memory)
+            given.append(memory)
+            returned.append(after)
+            return mean, after
+
+    reconstruct(tiny_prior, phantom_volume, estimator=Spy(), steps=3)
+    assert given[0] == {}
+    assert all(before["d"] is after["d"] for before, after in zip(returned[:2], given[1:], strict=True))
 
 
 def test_trajectory_has_every_step_and_ends_near_the_data(tiny_prior: Path, phantom_volume: Path) -> None:
@@ -128,33 +227,70 @@ def test_trajectory_has_every_step_and_ends_near_the_data(tiny_prior: Path, phan
     assert result.trajectory[-1]["residual"] == pytest.approx(float(residual), rel=1e-4)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+METHODS: dict[str, dict[str, Any]] = {
+    "dds": {},
+    "d3ip": {"adaptation": d3ip},
+    "mbir": {"estimator": DiffusionMBIR, "averaging": 0.5, "spacing": 2.0},
+}
+
+
+def method(name: str) -> dict[str, Any]:
+    """Settings of a method, with parts of its own."""
+    return {key: value() if callable(value) else value for key, value in METHODS[name].items()}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_saved_in_the_middle_and_continued_in_another_process(
-    tiny_prior: Path, phantom_volume: Path, tmp_path: Path, adapted: bool
+    tiny_prior: Path, phantom_volume: Path, tmp_path: Path, name: str
 ) -> None:
     """The first process dies without a word behind step 3; the second one's volume is that of an uninterrupted run."""
     script = f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_reconstruction import Keep, d3ip, reconstruct
+from test_reconstruction import Keep, method, reconstruct
 def die(trainer):
     trainer.save_checkpoint({str(tmp_path / "last.ckpt")!r})
     os._exit(7)
-reconstruct(Path({str(tiny_prior)!r}), Path({str(phantom_volume)!r}), d3ip() if {adapted} else None, Keep(3, die))
+reconstruct(Path({str(tiny_prior)!r}), Path({str(phantom_volume)!r}), keep=Keep(3, die), **method({name!r}))
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ.copy())
     assert run.returncode == 7, run.stderr
-    adaptation = d3ip if adapted else NoAdaptation
-    whole = reconstruct(tiny_prior, phantom_volume, adaptation())
+    whole = reconstruct(tiny_prior, phantom_volume, **method(name))
     steps: list[int] = []
     keep = Keep(4, lambda trainer: steps.append(trainer.reverse_diffusion.step))
-    continued = reconstruct(tiny_prior, phantom_volume, adaptation(), keep, tmp_path / "last.ckpt", seed=0)
+    continued = reconstruct(
+        tiny_prior, phantom_volume, keep=keep, ckpt_path=tmp_path / "last.ckpt", seed=0, **method(name)
+    )
     assert steps == [4]
     assert torch.equal(continued.images, whole.images)
     assert len(continued.trajectory) == len(whole.trajectory) == 6
-    for name, value in whole.weights.items():
-        assert torch.equal(continued.weights[name], value)
+    assert len(continued.weights) == len(whole.weights)
+    for weight, value in whole.weights.items():
+        assert torch.equal(continued.weights[weight], value)
+
+
+def test_checkpoint_holds_average_and_memory(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
+    """Without either of them, the run goes elsewhere: both matter to what comes out."""
+    path = tmp_path / "last.ckpt"
+    keep = Keep(2, lambda trainer: trainer.save_checkpoint(path))
+    # A rho at which the split variables of five iterations are far from settled.
+    settings: dict[str, Any] = {"estimator": DiffusionMBIR(1e-2, 1e-1), "averaging": 0.5, "steps": 3, "start": 500}
+    whole = reconstruct(tiny_prior, phantom_volume, keep=keep, **settings).images
+    saved = torch.load(path, weights_only=True)
+    state = saved["loops"]["test_loop"]["reverse_diffusion.state_dict"]
+    assert state["mean"].shape == whole.shape
+    assert {name: value.shape for name, value in state["memory"].items()} == {
+        "d": (1, *whole.shape),
+        "u": (1, *whole.shape),
+    }
+    assert torch.equal(reconstruct(tiny_prior, phantom_volume, ckpt_path=path, **settings).images, whole)
+    for name, nothing in {"mean": None, "memory": {}}.items():
+        kept, state[name] = state[name], nothing
+        torch.save(saved, tmp_path / "less.ckpt")
+        state[name] = kept
+        less = reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "less.ckpt", **settings).images
+        assert (less - whole).norm() > 1e-4 * whole.norm()
 
 
 def test_lightning_still_has_what_the_loop_builds_on(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
@@ -176,17 +312,41 @@ def test_checkpoint_of_another_run_is_refused(tiny_prior: Path, phantom_volume: 
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", steps=5)
 
 
-def test_memory_of_a_step_does_not_grow_with_slices(tiny_prior: Path, phantom_volume: Path) -> None:
-    """No tensor but the volume-sized ones is larger for more slices: the network and the estimator see batches."""
+def test_network_never_sees_more_than_a_batch(
+    tiny_prior: Path, phantom_volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network needs most of the memory of a step, and that does not grow with the number of slices."""
     sizes: list[int] = []
+    forward = UNet.forward
 
-    class Spy(DDS):
-        def condition(self, x0_hat: Tensor, measurement: Any) -> Tensor:
-            sizes.append(len(x0_hat))
-            return super().condition(x0_hat, measurement)
+    def spy(network: UNet, x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return forward(network, x, t)
 
-    reconstruct(tiny_prior, phantom_volume, d3ip(), estimator=Spy(), batch_size=2, steps=3)
+    monkeypatch.setattr(UNet, "forward", spy)
+    reconstruct(tiny_prior, phantom_volume, batch_size=4, steps=2)
+    assert sizes == [4, 2] * 2
+    sizes.clear()
+    reconstruct(tiny_prior, phantom_volume, d3ip(slices=3), batch_size=2, steps=2, start=500)
     assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("name", ["dds", "mbir"])
+def test_batch_size_changes_nothing_but_rounding(tiny_prior: Path, phantom_volume: Path, name: str) -> None:
+    one, all_at_once = (
+        reconstruct(tiny_prior, phantom_volume, batch_size=size, steps=3, **method(name)).images for size in (1, 100)
+    )
+    assert (one - all_at_once).norm() < 1e-5 * all_at_once.norm()
+
+
+def test_single_slice_cannot_be_coupled(tiny_prior: Path, phantom_volume: Path) -> None:
+    seed_everything(0, verbose=False)
+    data = VolumeDataModule(
+        str(phantom_volume), partial(ParallelBeamCT, angles=12), 2e-4, window=(-1000, 1000), slices=1
+    )
+    trainer = ReconstructionTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(InputError, match=r"given one; raise data\.slices"):
+        trainer.test(Reconstruction(str(tiny_prior), DiffusionMBIR(), steps=2), data)
 
 
 def test_more_slices_for_a_gradient_step_than_there_are(tiny_prior: Path, phantom_volume: Path) -> None:
@@ -195,8 +355,21 @@ def test_more_slices_for_a_gradient_step_than_there_are(tiny_prior: Path, phanto
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"start": 1000}, {"steps": 100, "start": 50}, {"eta": 1.5}, {"batch_size": 0}]
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"start": 1000}, "from timestep 1000"),
+        ({"steps": 100, "start": 50}, "100 steps from timestep 50"),
+        ({"spacing": 0.0}, "model.spacing is 0.0"),
+        ({"spacing": -1.0}, "model.spacing is -1.0"),
+        ({"spacing": float("nan")}, "model.spacing is nan"),
+        ({"eta": 1.5}, "model.eta is 1.5"),
+        ({"averaging": 1.0}, "model.averaging is 1.0"),
+        ({"averaging": -0.1}, "model.averaging is -0.1"),
+        ({"averaging": float("nan")}, "model.averaging is nan"),
+        ({"batch_size": 0}, "model.batch_size is 0"),
+    ],
 )
-def test_bad_settings_are_refused(tiny_prior: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+def test_bad_settings_are_refused(tiny_prior: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Reconstruction(str(tiny_prior), **settings)

@@ -23,9 +23,11 @@ class VolumeAdaptation(Adaptation):
         slices: K, random slices of one gradient step.
         steps: L, gradient steps at each timestep.
         learning_rate: of AdamW.
-        held_out: share of the projection angles or phase-encoding lines, other ones at each gradient step, that are
-            hidden from the estimator and whose residual is the loss (compare Yaman et al. 2020). Noise that the
-            estimator has not seen cannot be fitted: the loss for noisy data. 0 is the paper's.
+        ema: share of the earlier weights in their running average over gradient steps, with which sampling is done;
+            0 samples with the latest ones.
+        discrepancy: gradient steps end, until the next timestep, where the loss is at most that of noise,
+            `(discrepancy sigma_y)^2` a measured value (Morozov's principle): the rest would be fitted to the noise.
+            0 makes all the steps, as published.
         horizon: zeta; the prior is adapted for zeta <= t <= T - zeta only (constrained horizon).
         rank: of the LoRA weights.
         bias: train biases too.
@@ -37,7 +39,8 @@ class VolumeAdaptation(Adaptation):
         slices: int = 6,
         steps: int = 10,
         learning_rate: float = 1e-3,
-        held_out: float = 0.0,
+        ema: float = 0.0,
+        discrepancy: float = 0.0,
         horizon: int = 40,
         rank: int = 4,
         bias: bool = True,
@@ -50,9 +53,11 @@ class VolumeAdaptation(Adaptation):
             raise InputError(
                 f"horizon of the adaptation is {horizon}; give 0 .. {STEPS // 2 - 1}, or nothing is adapted"
             )
-        if not 0 <= held_out < 1:
-            raise InputError(f"held_out of the adaptation is {held_out}; give a share of at least 0 and below 1")
-        self.held_out = held_out
+        if not 0 <= ema < 1:
+            raise InputError(f"ema of the adaptation is {ema}; give a share of at least 0 and below 1")
+        if discrepancy < 0:
+            raise InputError(f"discrepancy of the adaptation is {discrepancy}; give 0 or more")
+        self.ema, self.discrepancy = ema, discrepancy
         self.slices, self.steps, self.learning_rate, self.horizon = slices, steps, learning_rate, horizon
         self.rank, self.bias, self.dropout = rank, bias, dropout
 
@@ -64,35 +69,38 @@ class VolumeAdaptation(Adaptation):
         self.denoiser, self.measurement = denoiser, measurement
         self.lora = LoRA(denoiser.network, self.rank, self.bias, self.dropout)
         self.optimizer = torch.optim.AdamW(self.lora.parameters(), self.learning_rate)
+        self.latest = self.average = self.lora.state_dict()
 
     def draw_slices(self) -> Tensor:
         """Indices of the K slices of a gradient step: random ones, without repetition."""
         return torch.randperm(len(self.measurement))[: self.slices]
 
-    def split(self, measurement: Measurement) -> tuple[Measurement, Measurement]:
-        """The measurement with a few of its lines hidden, and with only these."""
-        lines = measurement.y.shape[-2]
-        mask = torch.zeros(lines, 1, device=measurement.y.device)
-        mask[torch.randperm(lines)[: max(1, round(self.held_out * lines))]] = 1
-        return measurement.hide(1 - mask), measurement.hide(mask)
-
     @torch.enable_grad()
     def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
         if not self.horizon <= t <= STEPS - self.horizon:
             return None
+        self.lora.load_state_dict(self.latest)
         for _ in range(self.steps):
             chosen = self.draw_slices()
             part = self.measurement[chosen]
             self.denoiser.weights = self.lora.merged(training=True)
-            seen, hidden = self.split(part) if self.held_out else (part, part)
-            estimate = estimator(self.denoiser, x_t[chosen], t, seen)
-            loss = hidden.residual(estimate.mean).abs().square().sum() / len(chosen)
+            estimate = estimator(self.denoiser, x_t[chosen], t, part)
+            loss = part.residual(estimate.mean).abs().square().sum() / len(chosen)
+            if loss <= 1.01 * (self.discrepancy * part.sigma_y) ** 2 * part.values:
+                break
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        with torch.no_grad():
-            self.denoiser.weights = self.lora.merged()
+            self.latest = self.lora.state_dict()
+            self.average = {name: new.lerp(self.average[name], self.ema) for name, new in self.latest.items()}
+        self.use_average()
         return loss.item()
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Let the denoiser compute with the averaged weights."""
+        self.lora.load_state_dict(self.average)
+        self.denoiser.weights = self.lora.merged()
 
     def finish(self) -> dict[str, Tensor]:
         self.denoiser.weights = {}
@@ -101,10 +109,11 @@ class VolumeAdaptation(Adaptation):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lora": self.lora.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"latest": self.latest, "average": self.average, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lora.load_state_dict(state["lora"])
-        with torch.no_grad():
-            self.denoiser.weights = self.lora.merged()
+        self.lora.load_state_dict(state["latest"])
+        self.latest = self.lora.state_dict()
+        self.average = {name: value.to(self.latest[name]) for name, value in state["average"].items()}
+        self.use_average()
         self.optimizer.load_state_dict(state["optimizer"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ddip_pl.physics.operator import LinearOperator, Masked
+from ddip_pl.physics.operator import LinearOperator
 
 
 @dataclass
@@ -50,11 +50,7 @@ class Measurement:
     @property
     def values(self) -> int:
         """Number of measured values of a slice."""
-        return int((torch.ones_like(self.y[:1]) * self.operator.sampled).abs().sum())
-
-    def hide(self, mask: Tensor) -> Measurement:
-        """The measurement without the values at which `mask`, which broadcasts against a slice's, is 0."""
-        return replace(self, y=self.y * mask, operator=Masked(self.operator, mask))
+        return self.y[0].numel()
 
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""

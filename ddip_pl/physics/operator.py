@@ -34,11 +34,6 @@ class LinearOperator(nn.Module, ABC):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Direct reconstruction `A^+ y`, an approximation where the inverse has no closed form."""
 
-    @property
-    def sampled(self) -> float | Tensor:
-        """1 where a slice's measurement has a value and 0 where it has none; broadcasts against it."""
-        return 1.0
-
     def normal(self, x: Tensor) -> Tensor:
         """`A^T A x`."""
         return self.adjoint(self(x))
@@ -46,34 +41,6 @@ class LinearOperator(nn.Module, ABC):
     def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
         """The operator of some slices of the volume; here itself, as it serves all slices alike."""
         return self
-
-
-class Masked(LinearOperator):
-    """An operator some of whose measured values are left out: `mask A x`, not scaled anew."""
-
-    mask: Tensor
-
-    def __init__(self, operator: LinearOperator, mask: Tensor):
-        super().__init__()
-        self.operator, self.scale, self.channels = operator, operator.scale, operator.channels
-        self.register_buffer("mask", operator.sampled * mask, persistent=False)
-
-    @property
-    def sampled(self) -> Tensor:
-        return self.mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mask * self.operator(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.operator.adjoint(self.mask * y)
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """That of the whole operator, with zeros for what is left out."""
-        return self.operator.pseudo_inverse(self.mask * y)
-
-    def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
-        return Masked(self.operator.select(slices), self.mask)
 
 
 def spectral_norm(
