@@ -25,10 +25,11 @@ from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
 
 ANGLES, SIGMA_Y = 30, 2e-4
-ESTIMATOR, START = DDS(iterations=10), 500
+START = 150
+ESTIMATOR = DDS(iterations=15, discrepancy=1)
 ADAPTATIONS: dict[str, Adaptation] = {
     "DDS": NoAdaptation(),
-    "D3IP": VolumeAdaptation(slices=3, steps=10, learning_rate=3e-3),
+    "D3IP": VolumeAdaptation(slices=3, steps=5, ema=0.9, discrepancy=1, horizon=5),
 }
 
 
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str]) -> None:
             callbacks=[ReconstructionProgress(name), keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
         )  # fmt: skip
         data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
-        trainer.test(Reconstruction(options.prior, ESTIMATOR, adaptation, options.steps, START), data)
+        sampling = {"steps": options.steps, "start": START, "spacing": 3.0, "eta": 1.0, "averaging": 0.5}
+        trainer.test(Reconstruction(options.prior, ESTIMATOR, adaptation, **sampling), data)
         results[name] = keeper.result
     report(results, options.output)
 

@@ -86,6 +86,7 @@ class ExportPrior(Callback):
             "data": {
                 name: getattr(data, name, None) for name in ("image_size", "channels", "variant", "crop", "whole")
             },
+            "training": {name: getattr(pl_module, name) for name in ("learning_rate", "weighting", "focus")},
             "steps": trainer.global_step,
             "images": self.images,
             "seconds": round(self.state_dict()["seconds"]),

@@ -176,7 +176,8 @@ class EllipsesDataModule(LightningDataModule):
     Args:
         image_size: height and width in pixels.
         channels: 1 for real phantoms, 2 for complex ones (real, imaginary) with a smooth random phase.
-        variant: "uniform" or "disk", see `draw_ellipses`.
+        variant: "uniform" or "disk", see `draw_ellipses`; "wide": both, and most of them as `scanned` would show them,
+            the better prior for anatomy.
         crop: train on random windows of this many pixels, which teach more for the same cost than whole phantoms.
         whole: share of batches, with `crop`, that are whole phantoms, as few as cost as much as the windows do;
             the large scales are learnt from them.

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ThroughputMonitor
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import describe, load_prior
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, noise_schedule, timesteps, tweedie
 from ddip_pl.prior.unet import UNet, UNetConfig
@@ -40,6 +41,8 @@ class DiffusionPrior(LightningModule):
         prior: str | None = None,
     ):
         super().__init__()
+        if focus <= 0:
+            raise InputError(f"model.focus is {focus}; give a positive power, 1 for timesteps that are drawn alike")
         self.network = UNet(network)
         if prior is not None:
             own = self.network.state_dict()

@@ -19,8 +19,8 @@ def timesteps(start: int, steps: int, spacing: float = 1.0) -> list[int]:
     """`steps` timesteps from `start` down to 0, both included: `start (1 - i / (steps - 1))^spacing`, rounded.
 
     With `spacing` 1 they are even (`start` must be at least `steps - 1`, or some come twice). The larger it is, the
-    more of them are small, where the last word is spoken on what the measurement leaves open (compare Karras et al.
-    2022, eq. 5).
+    more of them are small, some of these more than once; there the last word is spoken on what the measurement leaves
+    open (compare Karras et al. 2022, eq. 5).
     """
     return (start * torch.linspace(1, 0, steps, dtype=torch.float64) ** spacing).round().long().tolist()
 
