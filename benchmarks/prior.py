@@ -81,7 +81,7 @@ def reconstruct(method: str, prior: str, measurement: Measurement) -> tuple[Tens
     settings = parser.parse_path(str(METHODS / f"{method}.yaml"))
     settings.model.prior = prior
     torch.manual_seed(0)
-    module = parser.instantiate_classes(settings).model
+    module = parser.instantiate(settings).model
     trainer = ReconstructionTrainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,

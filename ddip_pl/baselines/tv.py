@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddip_pl.errors import InputError
 from ddip_pl.estimators.tv import ALL_AXES, Split, admm_step, differences, differences_adjoint
 from ddip_pl.physics.measurement import Measurement
 
@@ -21,9 +22,14 @@ def tv_reconstruction(
         strength: weight of the total variation, in the scale of the unit-norm operator.
         start: volume to start from, by default the pseudo-inverse.
 
+    Raises:
+        InputError: `strength` is not positive.
+
     Returns:
         `(slices, channels, height, width)`.
     """
+    if not strength > 0:
+        raise InputError(f"strength of the total variation is {strength}; give a positive number")
     x = measurement.operator.pseudo_inverse(measurement.y) if start is None else start
     d = differences(x, ALL_AXES)
     split, rho = Split(d, torch.zeros_like(d)), 10 * strength

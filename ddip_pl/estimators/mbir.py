@@ -34,7 +34,7 @@ class DiffusionMBIR(PosteriorMean):
         cg_iterations: int = 5,
     ):
         for name, value in {"strength": strength, "rho": rho}.items():
-            if value <= 0:
+            if not value > 0:
                 raise InputError(f"{name} of DiffusionMBIR is {value}; give a positive number")
         for name, count in {"iterations": iterations, "cg_iterations": cg_iterations}.items():
             if count < 1:

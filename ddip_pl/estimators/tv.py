@@ -19,26 +19,21 @@ ACROSS_SLICES = (0,)
 
 def differences(x: Tensor, axes: Sequence[int]) -> Tensor:
     """`D x`: forward differences of `x (slices, channels, height, width)`, 0 behind the last; `(axes, *x.shape)`."""
-    d = x.new_zeros(len(axes), *x.shape)
-    for out, axis in zip(d, axes, strict=True):
-        n = x.shape[axis] - 1
-        out.narrow(axis, 0, n).copy_(x.narrow(axis, 1, n) - x.narrow(axis, 0, n))
-    return d
+    return torch.stack([x.diff(dim=axis, append=x.narrow(axis, -1, 1)) for axis in axes])
 
 
 def differences_adjoint(d: Tensor, axes: Sequence[int]) -> Tensor:
     """`D^T d`, exact: `<D x, d> = <x, D^T d>`."""
-    x = torch.zeros_like(d[0])
+    parts = []
     for part, axis in zip(d, axes, strict=True):
-        n = x.shape[axis] - 1
-        x.narrow(axis, 1, n).add_(part.narrow(axis, 0, n))
-        x.narrow(axis, 0, n).sub_(part.narrow(axis, 0, n))
-    return x
+        zero = torch.zeros_like(part.narrow(axis, 0, 1))
+        parts.append(part.narrow(axis, 0, part.shape[axis] - 1).diff(dim=axis, prepend=zero, append=zero))
+    return -torch.stack(parts).sum(0)
 
 
 def shrink(d: Tensor, threshold: float) -> Tensor:
     """Proximal operator of `threshold |d|`: difference vectors, over axes and channels, shortened by `threshold`."""
-    length = d.square().sum((0, 2), keepdim=True).sqrt()
+    length = torch.linalg.vector_norm(d, dim=(0, 2), keepdim=True)  # whose gradient at 0 is 0
     return d * (1 - threshold / length.clamp(min=1e-12)).clamp(min=0)
 
 
