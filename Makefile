@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow benchmark clean
+.PHONY: demo test test-slow benchmark yardstick clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -23,6 +23,11 @@ test-slow: $(VENV)/installed-dev
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/phantoms.py
 	$(BIN)/python benchmarks/projector.py
+
+# Measure a prior: make yardstick PRIOR=FILE VOLUMES="--volume A.nii.gz LOW HIGH --volume B.nii.gz"
+PRIOR ?= ddip_pl/weights/ellipses_128.safetensors
+yardstick: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/prior.py $(PRIOR) $(VOLUMES)
 
 clean:
 	rm -rf $(VENV)

@@ -54,8 +54,8 @@ class Drawn(Alone):
 class Hasty(DiffusionPrior):
     """Draws samples in few steps."""
 
-    def sample(self, noise: Tensor, steps: int = 5) -> Tensor:
-        return super().sample(noise, steps)
+    def sample(self, noise: Tensor, steps: int = 5, eta: float = 0.85) -> Tensor:
+        return super().sample(noise, steps, eta)
 
 
 class Guess(nn.Module):

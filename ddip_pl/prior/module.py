@@ -77,9 +77,13 @@ class DiffusionPrior(LightningModule):
         self.log("val/loss", torch.stack(list(losses.values())).mean(), prog_bar=True)
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, steps: int = 50) -> Tensor:
-        """Unconditional samples, of the shape of `noise`, by deterministic DDIM, means clipped to [0, 1]."""
-        x = noise
+    def sample(self, noise: Tensor, steps: int = 50, eta: float = 0.85) -> Tensor:
+        """Unconditional samples from `noise`, of its shape, by DDIM, means clipped to [0, 1].
+
+        The fresh noise, always the same, corrects what the network got wrong; with `eta` 0 there is none, and a small
+        network leaves speckle.
+        """
+        x, random = noise, torch.Generator(noise.device).manual_seed(0)
         darkest = 0 if x.shape[1] == 1 else -1
         abar_end = self.abar.new_ones(())
         ts = timesteps(STEPS - 1, steps)
@@ -88,7 +92,8 @@ class DiffusionPrior(LightningModule):
             mean = tweedie(x, eps, self.abar[t]).clamp(darkest, 1)
             eps = (x - self.abar[t].sqrt() * mean) / (1 - self.abar[t]).sqrt()
             abar_next = abar_end if t_next is None else self.abar[t_next]
-            x = ddim_step(mean, eps, noise, abar_next, eta=0)
+            fresh = torch.randn(x.shape, device=x.device, generator=random)
+            x = ddim_step(mean, eps, fresh, abar_next, eta)
         return x
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
