@@ -359,7 +359,6 @@ BAD_INPUT = {
     "more slices than there are": (["--data.slices", "99"], "data.slices is 99; the volume has 6 axial slices"),
     "no slices": (["--data.slices", "0"], "data.slices is 0"),
     "slices behind the last": (["--data.first", "6"], "data.first is 6"),
-    "size that halves badly": (["--data.size", "33"], "data.size is 33; this prior needs a multiple of 2"),
     "size zero": (["--data.size", "0"], "data.size is 0"),
     "size too small": (["--data.size", "2"], "slices of 28 x 32 pixels"),
     "negative noise": (["--data.sigma_y", "-0.1"], "data.sigma_y is -0.1"),

@@ -14,7 +14,7 @@ from ddip_pl.estimators import DDS, DiffusionMBIR, Memory, PosteriorMean
 from ddip_pl.estimators.cg import conjugate_gradient
 from ddip_pl.estimators.tv import ALL_AXES, total_variation
 from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT
-from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser
 
 
 class DenseOperator(LinearOperator):
@@ -162,6 +162,20 @@ def test_denoiser_takes_a_batch_at_a_time(batch_size: int) -> None:
     assert torch.allclose(eps, 0.1 * x_t * (1 + x_t.mean((1, 2, 3), keepdim=True)))
     abar = Denoiser(Spy()).abar[300]
     assert torch.allclose(abar.sqrt() * x0_hat + (1 - abar).sqrt() * eps, x_t)
+
+
+def test_denoiser_sees_the_planes_it_is_told_to() -> None:
+    class RowGradient(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * torch.arange(x.shape[2])[:, None] + 100 * torch.arange(x.shape[3])
+
+    denoiser, x_t = Denoiser(RowGradient(), batch_size=2), torch.ones(3, 1, 4, 5)
+    slices, rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), torch.arange(5), indexing="ij")
+    expected = {SLICES: rows + 100 * columns, ROWS: slices + 100 * columns, COLUMNS: rows + 100 * slices}
+    for plane, eps in expected.items():
+        with denoiser.across(plane):
+            assert torch.equal(denoiser(x_t, 300)[1], eps[:, None].float())
+    assert torch.equal(denoiser(x_t, 300)[1], expected[SLICES][:, None].float())
 
 
 def test_more_iterations_fit_sparse_view_data_better() -> None:

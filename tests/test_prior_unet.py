@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior
-from ddip_pl.prior.unet import UNet, UNetConfig, timestep_embedding
+from ddip_pl.prior.unet import UNet, UNetConfig, mirrored, timestep_embedding
 
 VECTORS = ("adm_1ch", "adm_2ch_learn_sigma", "adm_new_attention", "adm_plain_updown")
 PAPER = UNetConfig(
@@ -58,12 +58,20 @@ def test_list_of_averaged_parameters_gives_the_output_of_the_same_weights_by_nam
         assert relative_error(network(by_name["x"], by_name["t"]), by_name["eps"]) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (4, 4), (12, 12), (20, 36)])
-def test_any_multiple_of_the_coarsest_stride_is_an_image_size(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(32, 32), (4, 4), (20, 36), (30, 33), (1, 7), (3, 32)])
+def test_images_may_have_any_size(size: tuple[int, int]) -> None:
     network = make_network(image_size=32, channel_mult=(1, 1, 1), attention_resolutions=(8,))
     eps = evaluate(network, image(2, 1, *size), 500)
     assert eps.shape == (2, 1, *size)
     assert eps.isfinite().all()
+
+
+def test_images_are_filled_up_with_their_reflection() -> None:
+    network = make_network(image_size=32, channel_mult=(1, 1, 1), attention_resolutions=(8,))
+    x = image(1, 1, 7, 1)
+    by_hand = torch.cat([x, x[:, :, 6:]], dim=2).expand(-1, -1, -1, 4)
+    assert torch.equal(mirrored(x, 4), by_hand)
+    assert torch.equal(evaluate(network, x, 500), evaluate(network, by_hand, 500)[:, :, :7, :1])
 
 
 def test_slices_of_a_batch_do_not_see_each_other() -> None:

@@ -195,6 +195,23 @@ def test_average_and_memory_start_anew_with_every_volume(tiny_prior: Path, phant
     assert torch.equal(*volumes)
 
 
+def test_planes_take_turns_in_sampling_and_slices_are_adapted(tiny_prior: Path, phantom_volume: Path) -> None:
+    shapes: list[tuple[bool, torch.Size]] = []
+
+    class Spy(DDS):
+        def __call__(self, denoiser: Any, x_t: Any, *arguments: Any, **named: Any) -> Any:
+            shapes.append((torch.is_grad_enabled(), x_t.permute(denoiser.plane).shape))
+            return super().__call__(denoiser, x_t, *arguments, **named)
+
+    result = reconstruct(
+        tiny_prior, phantom_volume, d3ip(steps=1, slices=2), estimator=Spy(), steps=4, start=500, planes="all"
+    )
+    height, width = result.images.shape[2:]
+    sampled = [(6, 1, height, width), (height, 1, 6, width), (width, 1, height, 6), (6, 1, height, width)]
+    assert [shape for adapting, shape in shapes if not adapting] == sampled
+    assert {shape for adapting, shape in shapes if adapting} == {(2, 1, height, width)}
+
+
 def test_spacing_puts_more_of_the_steps_at_the_end(tiny_prior: Path, phantom_volume: Path) -> None:
     estimator = Scripted()
     result = reconstruct(tiny_prior, phantom_volume, estimator=estimator, steps=5, start=800, spacing=2.0)
@@ -231,6 +248,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dds": {},
     "d3ip": {"adaptation": d3ip},
     "mbir": {"estimator": DiffusionMBIR, "averaging": 0.5, "spacing": 2.0},
+    "planes": {"adaptation": d3ip, "planes": "all"},
 }
 
 

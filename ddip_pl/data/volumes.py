@@ -127,10 +127,9 @@ class VolumeDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         network: Any = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
-        size, multiple = self.size, 2 ** (len(network.config.channel_mult) - 1)
-        if size is not None and (size < 1 or size % multiple):
-            raise InputError(f"data.size is {size}; this prior needs a multiple of {multiple}")
-        operator = self.operator(size or network.config.image_size)
+        if self.size is not None and self.size < 1:
+            raise InputError(f"data.size is {self.size}; give at least 1 pixel")
+        operator = self.operator(self.size or network.config.image_size)
         if network.in_channels != operator.channels:
             raise InputError(
                 f"the prior has {network.in_channels} image channels, {type(operator).__name__} needs "

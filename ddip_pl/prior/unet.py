@@ -20,7 +20,7 @@ class UNetConfig:
     """Settings of the network, named as in guided-diffusion.
 
     Args:
-        image_size: height and width that the prior is made for; any multiple of `2 ** (levels - 1)` can be given to it.
+        image_size: height and width that the prior is made for; images of any other can be given to it.
         in_channels: 1 for real images, 2 for complex ones (real, imaginary).
         out_channels: channels of the output; twice `in_channels` with `learn_sigma`; None: whatever follows.
         num_channels: channels at full resolution.
@@ -180,6 +180,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.in_channels = config.in_channels
+        self.multiple = 2 ** (len(config.channel_mult) - 1)
         width = config.num_channels
         embedding = 4 * width
         out_channels = config.out_channels or config.in_channels * (1 + config.learn_sigma)
@@ -230,7 +231,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         embedding = self.time_embed(timestep_embedding(t, self.config.num_channels))
-        h = x.contiguous(memory_format=torch.channels_last)
+        h = mirrored(x, self.multiple).contiguous(memory_format=torch.channels_last)
         skips = []
         for block in self.input_blocks:
             h = block(h, embedding)
@@ -238,7 +239,17 @@ class UNet(nn.Module):
         h = self.middle_block(h, embedding)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.out(h)
+        return self.out(h)[..., : x.shape[2], : x.shape[3]]
+
+
+def mirrored(x: Tensor, multiple: int) -> Tensor:
+    """Images whose height and width are filled up to multiples of `multiple` with their own reflection."""
+    for dim in (2, 3):
+        length = x.shape[dim]
+        if length % multiple:
+            index = torch.arange(length + -length % multiple, device=x.device) % (2 * length)
+            x = x.index_select(dim, torch.minimum(index, 2 * length - 1 - index))
+    return x
 
 
 def zero(module: nn.Module) -> nn.Module:

@@ -81,7 +81,8 @@ class ReverseDiffusionLoop(_Loop):
         clock = time.monotonic()
 
         loss = adaptation.adapt(estimator, x, t)
-        mean, eps, self.memory = estimator(denoiser, x, t, measurement, self.memory)
+        with denoiser.across(self.module.planes[self.step % len(self.module.planes)]):
+            mean, eps, self.memory = estimator(denoiser, x, t, measurement, self.memory)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.module.averaging)
         noise = self.gaussian(*x.shape).to(x)
         self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)

@@ -3,7 +3,7 @@
 import resource
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -16,7 +16,7 @@ from ddip_pl.estimators.dds import DDS
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.checkpoint import load_prior
-from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser
 from ddip_pl.prior.schedule import STEPS
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 
@@ -58,6 +58,7 @@ class Reconstruction(LightningModule):
         start: T', the first timestep, 0 .. 999.
         spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
         eta: share of fresh noise in a DDIM step, 0 .. 1.
+        planes: the prior denoises "slices" only, as published, or at each step the next one of "all" three planes.
         averaging: share of the earlier posterior means in the running average that a step goes on from, 0 .. 1 (without
             1); each of them comes from noise of its own, and their average is nearer to the truth than one of them.
         batch_size: slices that are sampled at once.
@@ -72,6 +73,7 @@ class Reconstruction(LightningModule):
         start: int = 980,
         spacing: float = 1.0,
         eta: float = 0.85,
+        planes: Literal["slices", "all"] = "slices",
         averaging: float = 0.0,
         batch_size: int = 8,
     ):
@@ -92,6 +94,7 @@ class Reconstruction(LightningModule):
         self.adaptation = adaptation or NoAdaptation()
         self.steps, self.start, self.spacing = steps, start, spacing
         self.eta, self.averaging = eta, averaging
+        self.planes = (SLICES,) if planes == "slices" else (SLICES, ROWS, COLUMNS)
         # The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen.
         self.strict_loading = False
 
