@@ -33,15 +33,25 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def phantom_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """NIfTI file with 6 axial slices of 32x28 pixels, 2 x 2 x 3 mm, values -1000 .. 1000."""
+def save_phantoms(path: Path, slices: int) -> Path:
+    """NIfTI file with axial slices of 32x28 pixels, 2 x 2 x 3 mm, values -1000 .. 1000; one ellipse less in each."""
     ellipses = torch.from_numpy(RandomEllipses(1, 5, "uniform")[0]["ellipses"])
-    slices = torch.cat([phantoms(ellipses[None, i:], 32) for i in range(6)])[:, 0, :, 2:-2]
-    path = tmp_path_factory.mktemp("volume") / "phantom.nii.gz"
-    data = (slices.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
+    images = torch.cat([phantoms(ellipses[None, i:], 32) for i in range(slices)])[:, 0, :, 2:-2]
+    data = (images.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
     nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 3.0, 1.0])), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def phantom_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six slices."""
+    return save_phantoms(tmp_path_factory.mktemp("volume") / "phantom.nii.gz", 6)
+
+
+@pytest.fixture(scope="session")
+def thick_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight slices, enough to be cut across."""
+    return save_phantoms(tmp_path_factory.mktemp("volume") / "thick.nii.gz", 8)
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def test_average_and_memory_start_anew_with_every_volume(tiny_prior: Path, phant
     assert torch.equal(*volumes)
 
 
-def test_planes_take_turns_in_sampling_and_slices_are_adapted(tiny_prior: Path, phantom_volume: Path) -> None:
+def test_planes_take_turns_in_sampling_and_slices_are_adapted(tiny_prior: Path, thick_volume: Path) -> None:
     shapes: list[tuple[bool, torch.Size]] = []
 
     class Spy(DDS):
@@ -204,12 +204,17 @@ def test_planes_take_turns_in_sampling_and_slices_are_adapted(tiny_prior: Path, 
             return super().__call__(denoiser, x_t, *arguments, **named)
 
     result = reconstruct(
-        tiny_prior, phantom_volume, d3ip(steps=1, slices=2), estimator=Spy(), steps=4, start=500, planes="all"
+        tiny_prior, thick_volume, d3ip(steps=1, slices=2), estimator=Spy(), steps=4, start=500, planes="all"
     )
     height, width = result.images.shape[2:]
-    sampled = [(6, 1, height, width), (height, 1, 6, width), (width, 1, height, 6), (6, 1, height, width)]
+    sampled = [(8, 1, height, width), (height, 1, 8, width), (width, 1, height, 8), (8, 1, height, width)]
     assert [shape for adapting, shape in shapes if not adapting] == sampled
     assert {shape for adapting, shape in shapes if adapting} == {(2, 1, height, width)}
+
+
+def test_few_slices_are_not_cut_across(tiny_prior: Path, phantom_volume: Path) -> None:
+    slices, both = (reconstruct(tiny_prior, phantom_volume, steps=2, planes=p).images for p in ("slices", "all"))
+    assert torch.equal(slices, both)
 
 
 def test_spacing_puts_more_of_the_steps_at_the_end(tiny_prior: Path, phantom_volume: Path) -> None:
@@ -259,7 +264,7 @@ def method(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_in_the_middle_and_continued_in_another_process(
-    tiny_prior: Path, phantom_volume: Path, tmp_path: Path, name: str
+    tiny_prior: Path, thick_volume: Path, tmp_path: Path, name: str
 ) -> None:
     """The first process dies without a word behind step 3; the second one's volume is that of an uninterrupted run."""
     script = f"""
@@ -270,15 +275,15 @@ from test_reconstruction import Keep, method, reconstruct
 def die(trainer):
     trainer.save_checkpoint({str(tmp_path / "last.ckpt")!r})
     os._exit(7)
-reconstruct(Path({str(tiny_prior)!r}), Path({str(phantom_volume)!r}), keep=Keep(3, die), **method({name!r}))
+reconstruct(Path({str(tiny_prior)!r}), Path({str(thick_volume)!r}), keep=Keep(3, die), **method({name!r}))
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ.copy())
     assert run.returncode == 7, run.stderr
-    whole = reconstruct(tiny_prior, phantom_volume, **method(name))
+    whole = reconstruct(tiny_prior, thick_volume, **method(name))
     steps: list[int] = []
     keep = Keep(4, lambda trainer: steps.append(trainer.reverse_diffusion.step))
     continued = reconstruct(
-        tiny_prior, phantom_volume, keep=keep, ckpt_path=tmp_path / "last.ckpt", seed=0, **method(name)
+        tiny_prior, thick_volume, keep=keep, ckpt_path=tmp_path / "last.ckpt", seed=0, **method(name)
     )
     assert steps == [4]
     assert torch.equal(continued.images, whole.images)

@@ -11,6 +11,7 @@ from ddip_pl.prior.schedule import noise_schedule, tweedie
 
 # Orders of the axes of a volume `(slices, channels, rows, columns)` in which another plane of it comes first; each is
 # its own inverse.
+Plane = tuple[int, int, int, int]
 SLICES, ROWS, COLUMNS = (0, 1, 2, 3), (2, 1, 0, 3), (3, 1, 2, 0)
 
 
@@ -48,7 +49,7 @@ class Denoiser(nn.Module):
         return tweedie(x_t, eps, self.abar[t]), eps
 
     @contextmanager
-    def across(self, plane: tuple[int, int, int, int]) -> Iterator[None]:
+    def across(self, plane: Plane) -> Iterator[None]:
         """Within it, `x_t` is a whole volume, and the images are those of the given plane of it."""
         self.plane = plane
         try:

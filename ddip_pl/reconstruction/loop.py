@@ -48,6 +48,7 @@ class ReverseDiffusionLoop(_Loop):
         """Reconstruct all slices of a measurement, `(slices, channels, height, width)`."""
         self.module = cast(Any, self.trainer.lightning_module)
         self.timesteps = timesteps(self.module.start, self.module.steps, self.module.spacing)
+        self.planes = self.module.planes_of(measurement)
         self.module.adaptation.start(self.module.denoiser, measurement)
         try:
             if self._saved is None:
@@ -81,7 +82,7 @@ class ReverseDiffusionLoop(_Loop):
         clock = time.monotonic()
 
         loss = adaptation.adapt(estimator, x, t)
-        with denoiser.across(self.module.planes[self.step % len(self.module.planes)]):
+        with denoiser.across(self.planes[self.step % len(self.planes)]):
             mean, eps, self.memory = estimator(denoiser, x, t, measurement, self.memory)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.module.averaging)
         noise = self.gaussian(*x.shape).to(x)

@@ -16,11 +16,13 @@ from ddip_pl.estimators.dds import DDS
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.checkpoint import load_prior
-from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser
+from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 
 SHIPPED_PRIOR = str(files("ddip_pl") / "weights" / "ellipses_128.safetensors")
+
+THINNEST = 8  # slices; images of one row or three made the result worse (docs/results/prior.md)
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Reconstruction(LightningModule):
         start: T', the first timestep, 0 .. 999.
         spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
         eta: share of fresh noise in a DDIM step, 0 .. 1.
-        planes: the prior denoises "slices" only, as published, or at each step the next one of "all" three planes.
+        planes: the prior denoises "slices" only, as published, or at each step the next one of "all" three planes
+            (in volumes of at least 8 slices; fewer are too thin to be cut across).
         averaging: share of the earlier posterior means in the running average that a step goes on from, 0 .. 1 (without
             1); each of them comes from noise of its own, and their average is nearer to the truth than one of them.
         batch_size: slices that are sampled at once.
@@ -94,7 +97,7 @@ class Reconstruction(LightningModule):
         self.adaptation = adaptation or NoAdaptation()
         self.steps, self.start, self.spacing = steps, start, spacing
         self.eta, self.averaging = eta, averaging
-        self.planes = (SLICES,) if planes == "slices" else (SLICES, ROWS, COLUMNS)
+        self.planes = planes
         # The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen.
         self.strict_loading = False
 
@@ -105,6 +108,11 @@ class Reconstruction(LightningModule):
         return Result(measurement, images, loop.trajectory, loop.weights, peak_memory(self.device))
 
     predict_step = test_step
+
+    def planes_of(self, measurement: Measurement) -> tuple[Plane, ...]:
+        """The planes that the prior denoises in turn."""
+        thin = len(measurement) < THINNEST
+        return (SLICES,) if self.planes == "slices" or thin else (SLICES, ROWS, COLUMNS)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {}
