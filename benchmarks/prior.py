@@ -79,8 +79,8 @@ def reconstruct(method: str, prior: str, measurement: Measurement, **changes: An
     parser.add_argument("--trainer")
     parser.add_class_arguments(Reconstruction, "model")
     settings = parser.parse_path(str(METHODS / f"{method}.yaml"))
-    settings.model.prior = prior
-    settings.model.update(changes)
+    for name, value in (changes | {"prior": prior}).items():
+        settings.model[name] = value
     torch.manual_seed(0)
     module = parser.instantiate(settings).model
     trainer = ReconstructionTrainer(
