@@ -17,7 +17,7 @@ class Measurement:
     Attributes:
         y: measurement in the scale of the unit-norm operator, first axis slices.
         operator: `A`.
-        sigma_y: standard deviation of `n`, in the same scale.
+        sigma_y: standard deviation of `n`, in the same scale; of complex values `E |n|^2 = sigma_y^2`.
         name: of the volume; its results are filed under it.
         reference: the true image `(slices, channels, height, width)` in [0, 1], where it is known.
         window: intensities that 0 and 1 stand for, in the units of the source.
@@ -50,7 +50,7 @@ class Measurement:
     @property
     def values(self) -> int:
         """Number of measured values of a slice."""
-        return self.y[0].numel()
+        return self.operator.values(self.y)
 
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""
@@ -63,7 +63,11 @@ class Measurement:
 
 
 def simulate(x: Tensor, operator: LinearOperator, sigma_y: float, generator: torch.Generator | None = None) -> Tensor:
-    """`A x + n` with Gaussian noise `n` of standard deviation `sigma_y`."""
+    """`A x + n` with Gaussian noise `n` of standard deviation `sigma_y` at each measured value.
+
+    For complex values `sigma_y^2` is the variance of real and imaginary part together.
+    """
     with torch.no_grad():
         y = operator(x)
-        return y + sigma_y * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
+        return y + sigma_y * operator.sampled(noise)

@@ -38,6 +38,14 @@ class LinearOperator(nn.Module, ABC):
         """`A^T A x`."""
         return self.adjoint(self(x))
 
+    def values(self, y: Tensor) -> int:
+        """Number of measured values of a slice of the measurement `y`; the mean number where slices differ."""
+        return y[0].numel()
+
+    def sampled(self, y: Tensor) -> Tensor:
+        """`y` with zeros where nothing is measured."""
+        return y
+
     def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
         """The operator of some slices of the volume; here itself, as it serves all slices alike."""
         return self

@@ -1,0 +1,63 @@
+"""Conjugate gradients (Hestenes & Stiefel 1952), differentiable, with inner products of their own for every slice."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def conjugate_gradient(
+    normal: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    decrease: Tensor | None = None,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Solve `normal(x) = b` from `x = 0`, in a fixed number of steps or until the solution is good enough.
+
+    Args:
+        normal: symmetric, positive semi-definite and linear; acts on each slice by itself.
+        b: `(slices, ...)`.
+        decrease: `(slices,)`; a slice is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
+            `normal = A^T A` and `b = A^T r` that is the decrease of the squared residual, `||r||^2 - ||r - A x||^2`.
+            The last step of a slice is shortened so that it hits the value exactly.
+        tolerance: a slice is left alone as soon as `|b - normal(x)|` is at most this share of `|b|`.
+
+    Returns:
+        `x`, of the shape of `b`; a slice that is solved before the last step stays as it is.
+    """
+
+    def inner(u: Tensor, v: Tensor) -> Tensor:
+        return per_slice((u * v).flatten(1).sum(1))
+
+    def per_slice(value: Tensor) -> Tensor:
+        return value.view(-1, *[1] * (b.ndim - 1))
+
+    x, r = torch.zeros_like(b), b
+    p, rho = r, inner(r, r)
+    # What is left of a residual below this is rounding, and following it leads out of the range of `normal`.
+    floor = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * rho.detach()
+    left = None if decrease is None else per_slice(decrease)
+    for _ in range(iterations):
+        if tolerance and not (rho > floor).any():
+            break
+        q = normal(p)
+        active = rho > floor if left is None else (rho > floor) & (left > 0)
+        alpha = divide(rho, inner(p, q), active)
+        if left is not None:
+            # A step a < alpha along p gains (2 a - a^2 / alpha) rho, the whole step alpha rho.
+            gain = alpha * rho
+            last = active & (gain >= left)
+            short = alpha * (1 - torch.where(last, 1 - divide(left, gain, last), 1).clamp(min=1e-9).sqrt())
+            alpha, left = torch.where(last, short, alpha), torch.where(last, 0, left - gain)
+        x = x + alpha * p
+        r = r - alpha * q
+        rho_next = inner(r, r)
+        p = r + divide(rho_next, rho, active) * p
+        rho = rho_next
+    return x
+
+
+def divide(numerator: Tensor, denominator: Tensor, active: Tensor) -> Tensor:
+    """Quotient where `active`, elsewhere 0 with gradient 0."""
+    return torch.where(active, numerator / torch.where(active, denominator, 1), 0)

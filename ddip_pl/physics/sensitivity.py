@@ -1,0 +1,77 @@
+"""Sensitivity maps of receive coils, simulated or calibrated; SigPy does the work."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+
+
+class CoilMaps(ABC):
+    """Makes sensitivity maps for an image size."""
+
+    @abstractmethod
+    def __call__(self, image_size: int) -> Tensor:
+        """Maps `(1, coils, height, width)`, complex64, one set for all slices, with `sum |S|^2 = 1` over the coils."""
+
+
+class Birdcage(CoilMaps):
+    """Coils in a ring around the image, each with the field of a straight wire.
+
+    Args:
+        coils: their number.
+        radius: of the ring, in half image widths.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    def __init__(self, coils: int = 8, radius: float = 1.5) -> None:
+        if coils < 1:
+            raise InputError(f"coils is {coils}; give at least 1")
+        if not 1 < radius < float("inf"):
+            raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside of the image")
+        self.coils, self.radius = coils, radius
+
+    def __call__(self, image_size: int) -> Tensor:
+        from sigpy.mri import birdcage_maps  # takes seconds, and only this module needs it
+
+        maps = birdcage_maps((self.coils, image_size, image_size), r=self.radius)
+        return normalise_maps(torch.from_numpy(maps)[None].to(torch.complex64))
+
+
+def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor:
+    """Maps from the centre of k-space, by SigPy's ESPIRiT (Uecker et al. 2014), slice by slice.
+
+    Args:
+        kspace: `(slices, coils, ky, kx)` complex, centred, fully sampled in its centre.
+        calibration: width of that centre.
+        crop: where the eigenvalue of the calibration is below this there is no object, and the maps are 0.
+
+    Returns:
+        Maps of the shape of `kspace`, complex64, `sum |S|^2` over the coils 1, or 0 outside the object.
+
+    Raises:
+        InputError: there is no such centre, or nothing was measured in it.
+    """
+    if kspace.ndim != 4 or not kspace.is_complex():
+        raise InputError(
+            f"k-space of shape {tuple(kspace.shape)}, {kspace.dtype}; expected (slices, coils, ky, kx), complex"
+        )
+    if not 8 <= calibration <= min(kspace.shape[-2:]):
+        raise InputError(f"calibration is {calibration}; give a width between 8 and {min(kspace.shape[-2:])}")
+    if not kspace.abs().flatten(1).amax(1).all():
+        raise InputError("k-space of a slice is all zero; no coil maps can be calibrated from it")
+    from sigpy.mri.app import EspiritCalib
+
+    slices = kspace.numpy(force=True).astype(np.complex64)
+    maps = [EspiritCalib(k, calib_width=calibration, crop=crop, show_pbar=False).run() for k in slices]
+    return normalise_maps(torch.from_numpy(np.stack(maps)).to(kspace.device))
+
+
+def normalise_maps(maps: Tensor) -> Tensor:
+    """Maps `(slices, coils, height, width)` with `sum |S|^2 = 1` over the coils wherever it is not 0."""
+    length = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
+    return torch.where(length > 0, maps / length.clamp(min=torch.finfo(length.dtype).tiny), 0)

@@ -1,0 +1,187 @@
+"""Sampling masks: they hit their acceleration, keep their centre, and have the density that they promise."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddip_pl.errors import InputError
+from ddip_pl.physics import EquispacedLines, PoissonDisc, RandomLines, RandomPoints
+
+LINES = [
+    EquispacedLines,
+    RandomLines,
+    lambda *args, **kwargs: RandomLines(*args, density="gaussian", **kwargs),
+]
+POINTS = [RandomPoints, lambda *args, **kwargs: RandomPoints(*args, density="uniform", **kwargs)]
+IDS = ["equispaced lines", "uniform lines", "gaussian lines"], ["gaussian points", "uniform points"]
+OWN = pytest.mark.parametrize("sampling", LINES + POINTS, ids=[*IDS[0], *IDS[1]])
+
+
+def longest_gap(columns: torch.Tensor) -> int:
+    """Most columns in a row that are not measured."""
+    measured = np.concatenate([[-1], np.flatnonzero(columns.numpy()), [len(columns)]])
+    return int(np.diff(measured).max()) - 1
+
+
+# --- what all masks have in common --------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    size=st.integers(16, 130),
+    acceleration=st.floats(1, 10),
+    centre=st.floats(0, 0.1),
+    seed=st.integers(0, 1000),
+)
+@OWN
+def test_acceleration_and_centre(sampling, size, acceleration, centre, seed):
+    width = round(centre * size)
+    lines = bool((sampling(2)(16) == sampling(2)(16)[:1]).all())
+    if round((size if lines else size**2) / acceleration) < max(width if lines else width**2, 1):
+        with pytest.raises(InputError, match="lower acceleration or centre"):
+            sampling(acceleration, centre=centre, seed=seed)(size)
+        return
+    mask = sampling(acceleration, centre=centre, seed=seed)(size)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (size, size)
+    first = size // 2 - width // 2
+    assert (mask[:, first : first + width] if lines else mask[first : first + width, first : first + width]).all()
+    possible = size if lines else size**2
+    assert int(mask.sum()) * possible // size**2 == round(possible / acceleration)
+    assert torch.equal(mask, sampling(acceleration, centre=centre, seed=seed)(size))
+
+
+@pytest.mark.parametrize("sampling", LINES, ids=IDS[0])
+@pytest.mark.parametrize("size", [64, 65])
+def test_lines_run_along_ky(sampling, size):
+    mask = sampling(4)(size)
+    assert (mask == mask[:1]).all()
+    assert mask[0].sum() == 16
+
+
+@OWN
+def test_the_zero_frequency_is_in_the_middle_of_the_centre(sampling):
+    for size in 20, 21:
+        mask = sampling(4, centre=0.05)(size)  # one position
+        assert mask[size // 2, size // 2]
+
+
+@OWN
+def test_no_acceleration_measures_all(sampling):
+    assert sampling(1)(16).all()
+
+
+@pytest.mark.parametrize("sampling", [LINES[1], LINES[2], *POINTS])
+def test_seeds(sampling):
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    masks = [sampling(4, seed=seed)(64) for seed in (0, 1)]
+    assert not torch.equal(*masks)
+    np.testing.assert_array_equal(np.random.get_state()[1], state[0])
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+# --- their densities ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(size=st.integers(16, 200), acceleration=st.floats(1.5, 8), centre=st.floats(0, 0.06))
+def test_equispaced_lines_are_equispaced(size, acceleration, centre):
+    count = round(size / acceleration) - round(centre * size)
+    if count < 1:
+        return
+    columns = EquispacedLines(acceleration, centre)(size)[0]
+    middle = size // 2 - round(centre * size) // 2
+    outside = np.flatnonzero(np.delete(columns.numpy(), slice(middle, middle + round(centre * size))))
+    spacing = (size - round(centre * size)) / count
+    assert len(outside) == count
+    assert set(np.diff(outside)) <= {int(spacing), int(spacing) + 1}
+    assert abs(outside[0] - (size - round(centre * size) - 1 - outside[-1])) <= 1
+    assert longest_gap(columns) <= spacing + 1  # also at both ends, and beside the centre
+
+
+@pytest.mark.parametrize(("sampling", "acceleration"), [(RandomLines, 8), (RandomPoints, 16)])
+def test_uniform_density(sampling, acceleration):
+    masks = [sampling(acceleration, centre=0, seed=seed, density="uniform")(32) for seed in range(400)]
+    often = torch.stack(masks).double().mean(0)
+    share = 1 / acceleration
+    assert (often - share).abs().max() < 5 * (share * (1 - share) / 400) ** 0.5
+
+
+@pytest.mark.parametrize(("sampling", "acceleration"), [(RandomLines, 64), (RandomPoints, 512)])
+def test_gaussian_density(sampling, acceleration):
+    """Few positions of many seeds: the standard deviation is 15 % of k-space around its middle, on both axes."""
+    masks = [sampling(acceleration, centre=0, seed=seed, density="gaussian")(64) for seed in range(600)]
+    places = torch.stack(masks).nonzero()[:, 1:].double() - 32
+    for axis in (1,) if sampling is RandomLines else (0, 1):
+        assert abs(places[:, axis].mean()) < 5 * 9.6 / 600**0.5
+        assert places[:, axis].std().item() == pytest.approx(9.6, rel=0.1)
+
+
+# --- Poisson-disc -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "acceleration"), [(128, 8), (128, 4), (96, 12), (65, 6)])
+def test_poisson_disc(size, acceleration):
+    pytest.importorskip("sigpy")
+    state = np.random.get_state()[1].copy()
+    mask = PoissonDisc(acceleration, centre=0.1, seed=3)(size)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (size, size)
+    assert mask.numel() / mask.sum().item() == pytest.approx(acceleration, rel=0.1)
+    width = round(0.1 * size)
+    first = size // 2 - width // 2
+    assert mask[first : first + width, first : first + width].all()
+    assert torch.equal(mask, PoissonDisc(acceleration, centre=0.1, seed=3)(size))
+    assert not torch.equal(mask, PoissonDisc(acceleration, centre=0.1, seed=4)(size))
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+    # Denser towards the centre; and even out there without clumps, other than points drawn independently.
+    grid = torch.arange(size) - size // 2
+    radius = torch.hypot(grid[:, None].double(), grid.double()) / (size / 2)
+    near, far = (mask[(low < radius) & (radius <= low + 0.3)].double().mean() for low in (0.15, 0.65))
+    assert near > 1.2 * far > 0
+    outer = mask & (radius > 0.6)
+    together = (outer[1:] & outer[:-1]).sum().double() / outer.sum()
+    assert together < 0.5 * mask[radius > 0.6].double().mean()
+
+
+def test_poisson_disc_that_cannot_be_had():
+    pytest.importorskip("sigpy")
+    with pytest.raises(InputError, match="no Poisson-disc mask of 16 x 16 with acceleration 1"):
+        PoissonDisc(1.01)(16)
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [EquispacedLines, RandomLines, RandomPoints, PoissonDisc])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"acceleration": 0.9}, r"acceleration is 0\.9; give .* at least 1"),
+        ({"acceleration": -4}, "acceleration is -4"),
+        ({"acceleration": float("nan")}, "acceleration is nan"),
+        ({"acceleration": float("inf")}, "acceleration is inf"),
+        ({"centre": -0.1}, r"centre of the mask is -0\.1"),
+        ({"centre": 24}, "centre of the mask is 24"),
+        ({"seed": -1}, "seed of the mask is -1"),
+    ],
+)
+def test_bad_settings(sampling, bad, message):
+    with pytest.raises(InputError, match=message) as caught:
+        sampling(**{"acceleration": 4} | bad)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampling", [EquispacedLines, RandomLines])
+def test_centre_beyond_the_acceleration(sampling):
+    with pytest.raises(InputError, match="acceleration 8 leaves 8 of 64 positions, and the centre has 13"):
+        sampling(8, centre=0.2)(64)
+
+
+@pytest.mark.parametrize("sampling", [EquispacedLines, RandomLines, RandomPoints, PoissonDisc])
+def test_acceleration_that_leaves_nothing(sampling):
+    with pytest.raises(InputError, match=r"acceleration 1e\+06 leaves 0 of"):
+        sampling(1e6, centre=0)(16)

@@ -1,0 +1,102 @@
+"""Coil maps, simulated and calibrated."""
+
+import pytest
+import torch
+
+from ddip_pl.errors import InputError
+from ddip_pl.physics import Birdcage, espirit
+from ddip_pl.physics.sensitivity import normalise_maps
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_normalised_maps():
+    maps = random(2, 3, 8, 8)
+    maps[:, :, :2] = 0
+    maps[:, :, 2:4] *= 1e-30  # whose squares are below what float32 can hold
+    found = normalise_maps(maps)
+    length = found.abs().square().sum(1)
+    assert (length[:, :2] == 0).all()
+    torch.testing.assert_close(length[:, 4:], torch.ones(2, 4, 8))
+    torch.testing.assert_close(found[:, :, 4:].angle(), maps[:, :, 4:].angle())
+
+
+@pytest.mark.parametrize("coils", [1, 4, 8])
+def test_birdcage(coils):
+    sim = pytest.importorskip("sigpy.mri")
+    maps = Birdcage(coils)(32)
+    assert maps.dtype == torch.complex64
+    assert maps.shape == (1, coils, 32, 32)
+    torch.testing.assert_close(maps.abs().square().sum(1), torch.ones(1, 32, 32))
+    expected = torch.from_numpy(sim.birdcage_maps((coils, 32, 32))).to(torch.complex64)
+    torch.testing.assert_close(maps[0], expected)
+
+
+def test_each_coil_sees_another_side():
+    pytest.importorskip("sigpy")
+    brightest = Birdcage(4)(32)[0].abs().flatten(1).argmax(1)
+    sides = torch.stack([brightest // 32, brightest % 32], 1)
+    assert len(sides.div(8, rounding_mode="floor").unique(dim=0)) == 4
+
+
+def test_a_wider_ring_is_smoother():
+    pytest.importorskip("sigpy")
+    near, far = (Birdcage(8, radius)(32)[0].abs().std((1, 2)).mean() for radius in (1.2, 5.0))
+    assert far < 0.5 * near
+
+
+def test_espirit_finds_the_maps_of_a_birdcage():
+    """Up to a phase, which the image takes over; slice by slice, as the second has other coils."""
+    pytest.importorskip("sigpy")
+    size = 48
+    maps = torch.cat([Birdcage(6)(size), Birdcage(6, radius=1.2)(size)])
+    grid = torch.arange(size) - size / 2
+    disc = torch.hypot(grid[:, None], grid) < 0.4 * size
+    image = disc * (1 + 0.3 * torch.cos(grid / 5))
+    kspace = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(maps * image, dim=(-2, -1)), norm="ortho"), (-2, -1))
+
+    found = espirit(kspace)
+
+    assert found.shape == maps.shape
+    assert found.dtype == torch.complex64
+    inside = torch.hypot(grid[:, None], grid) < 0.35 * size
+    alignment = (found.conj() * maps).sum(1).abs()[:, inside]
+    assert alignment.min() > 0.98
+    assert (alignment.mean(1) > 0.995).all()
+    length = found.abs().square().sum(1)
+    assert torch.logical_or(length == 0, (length - 1).abs() < 1e-4).all()
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"coils": 0}, "coils is 0; give at least 1"),
+        ({"radius": 1.0}, r"radius of the birdcage is 1\.0"),
+        ({"radius": float("nan")}, "radius of the birdcage is nan"),
+    ],
+)
+def test_bad_birdcage(bad, message):
+    with pytest.raises(InputError, match=message):
+        Birdcage(**bad)
+
+
+@pytest.mark.parametrize(
+    ("kspace", "calibration", "message"),
+    [
+        (random(4, 16, 16), 16, r"\(4, 16, 16\).*expected \(slices, coils, ky, kx\), complex"),
+        (torch.zeros(1, 4, 16, 16), 16, r"torch\.float32; expected"),
+        (random(1, 4, 16, 16), 24, "calibration is 24; give a width between 8 and 16"),
+        (random(1, 4, 16, 16), 4, "calibration is 4"),
+        (0 * random(1, 4, 16, 16), 16, "all zero"),
+        (torch.cat([random(1, 4, 16, 16), 0 * random(1, 4, 16, 16)]), 16, "of a slice is all zero"),
+    ],
+)
+def test_bad_calibration_data(kspace, calibration, message):
+    with pytest.raises(InputError, match=message) as caught:
+        espirit(kspace, calibration)
+    assert "\n" not in str(caught.value)
