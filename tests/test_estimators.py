@@ -1,20 +1,22 @@
-"""Conjugate gradients, DDS and DiffusionMBIR against dense linear algebra and against each other."""
+"""Conjugate gradients and the estimators against dense linear algebra and against each other."""
 
 from typing import Any
 
 import pytest
 import torch
+from conftest import make_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.errors import InputError
-from ddip_pl.estimators import DDS, DiffusionMBIR, Memory, PosteriorMean
-from ddip_pl.estimators.cg import conjugate_gradient
+from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR, Memory, PosteriorMean
 from ddip_pl.estimators.tv import ALL_AXES, total_variation
 from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT
-from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser
+from ddip_pl.physics.cg import conjugate_gradient
+from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser, Plane
+from ddip_pl.prior.schedule import ddim_step
 
 
 class DenseOperator(LinearOperator):
@@ -122,7 +124,7 @@ def tweedies_mean(denoiser: Denoiser, x_t: Tensor) -> Tensor:
     return (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
 
 
-@pytest.mark.parametrize("estimator", [DDS(3), DDS(3, 5.0), DiffusionMBIR()])
+@pytest.mark.parametrize("estimator", [DDS(3), DDS(3, 5.0), DDNM(3), DiffusionMBIR()])
 def test_estimator_starts_from_tweedies_mean_and_returns_the_noise(estimator: PosteriorMean) -> None:
     denoiser, x_t, measurement = Denoiser(Known()), images(2), measure(dense(6), images(2, 7))
     estimate = estimator(denoiser, x_t, 300, measurement)
@@ -235,6 +237,268 @@ def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
         DDS(**settings)  # type: ignore[arg-type]
 
 
+# --- all of them, on complete data ----------------------------------------------------------------------------
+
+
+def well_conditioned(seed: int, rows: int) -> DenseOperator:
+    """Complete data: as many rows as pixels or more, singular values between 0.3 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    u, _, v = torch.linalg.svd(torch.randn(rows, 16, dtype=torch.float64, generator=generator), full_matrices=False)
+    values = 0.3 + 0.7 * torch.rand(16, dtype=torch.float64, generator=generator)
+    return DenseOperator(u @ torch.diag(values / values.max()) @ v)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000), rows=st.integers(16, 30), slices=st.integers(2, 4),
+    level=st.floats(-5, 5), spread=st.floats(0, 10),
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        DDS(16),
+        DDS(16, gamma=1e9),
+        DDS(16, discrepancy=1.0),
+        DDNM(16, tolerance=1e-9),
+        DiffusionMBIR(1e-10, 1e-9, cg_iterations=16),
+        DiffusionMBIR(1e-10, 1e-9, "all", cg_iterations=16),
+    ],
+    ids=["dds", "proximal dds", "dds with discrepancy", "ddnm", "mbir", "mbir along all axes"],
+)
+def test_complete_noise_free_data_have_the_last_word(
+    estimator: PosteriorMean, seed: int, rows: int, slices: int, level: float, spread: float
+) -> None:
+    """Whatever the prior's mean is, the estimate is the solution, and stays there. (For DPS see below.)"""
+    operator, truth = well_conditioned(seed, rows), images(slices, seed)
+    measurement, prior = measure(operator, truth), level + spread * images(slices, seed + 1)
+    mean, memory = estimator.condition(prior, measurement, {})
+    assert torch.allclose(mean, truth, atol=1e-5)
+    assert torch.allclose(estimator.condition(mean, measurement, memory)[0], truth, atol=1e-5)
+
+
+# --- DDNM -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 14))
+def test_ddnm_is_the_closed_form(seed: int, rows: int) -> None:
+    """Range from the data, null space from the prior, with the pseudo-inverse of dense linear algebra."""
+    operator, prior = dense(rows, seed), images(3, seed)
+    measurement = measure(operator, images(3, seed + 1))
+    inverse = torch.linalg.pinv(operator.matrix)
+    expected = prior.flatten(1) + (measurement.y - operator(prior)) @ inverse.T
+    mean, memory = DDNM(60, tolerance=1e-9).condition(prior, measurement, {"d": prior})
+    assert torch.allclose(mean.flatten(1), expected, atol=1e-5)
+    assert memory == {}
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5])
+def test_ddnm_stops_at_its_tolerance(tolerance: float) -> None:
+    calls: list[int] = []
+
+    class Counting(DenseOperator):
+        def normal(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return super().normal(x)
+
+    operator, prior = Counting(dense(12).matrix), images(3, 7)
+    prior[1] *= 100  # what is reached is measured for every slice against itself
+    measurement = measure(operator, images(3))
+
+    def gradient(x: Tensor) -> Tensor:
+        return operator.adjoint(measurement.residual(x)).flatten(1).norm(dim=1)
+
+    mean, _ = DDNM(1000, tolerance).condition(prior, measurement, {})
+    one_less, _ = DDNM(len(calls) - 1, tolerance).condition(prior, measurement, {})
+    assert (gradient(mean) <= 1.001 * tolerance * gradient(prior)).all()
+    assert (gradient(one_less) > tolerance * gradient(prior)).any()
+
+
+def test_ddnm_needs_one_step_where_the_adjoint_is_the_pseudo_inverse() -> None:
+    rows = torch.linalg.qr(dense(16).matrix)[0][:6]
+    prior, measurement = images(2, 7), measure(DenseOperator(rows), images(2))
+    expected = prior - (measurement.residual(prior) @ rows).view_as(prior)
+    assert torch.allclose(DDNM(1).condition(prior, measurement, {})[0], expected, atol=1e-12)
+
+
+def test_ddnm_on_sparse_view_data_comes_nearer_to_the_truth_again_and_again() -> None:
+    """Filtered back-projection in place of the pseudo-inverse leads away from it."""
+    operator = ParallelBeamCT(24, angles=8)
+    truth = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    measurement = measure(operator, truth)
+    x = fbp = torch.full_like(truth, 0.5)
+    before = (x - truth).norm()
+    for _ in range(5):
+        x, _ = DDNM().condition(x, measurement, {})
+        fbp = fbp - operator.pseudo_inverse(measurement.residual(fbp))
+    assert (x - truth).norm() < 0.9 * before
+    assert measurement.residual(x).norm() < 1e-3 * measurement.y.norm()
+    assert measurement.residual(fbp).norm() > 10 * measurement.residual(x).norm()
+
+
+def test_ddnm_has_the_right_gradient() -> None:
+    measurement = measure(dense(6), images(2))
+    ddnm = DDNM(20, tolerance=1e-6)
+    assert torch.autograd.gradcheck(lambda x: ddnm.condition(x, measurement, {})[0], images(2, 7).requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["iterations", "tolerance"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_bad_settings_of_ddnm_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"^{name} of DDNM is {value}; give"):
+        DDNM(**{name: value})  # type: ignore[arg-type]
+
+
+# --- DPS ------------------------------------------------------------------------------------------------------
+
+
+class Curved(nn.Module):
+    """A network that is not linear and mixes the pixels of a slice; one weight of it may be adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return (
+            self.weight.view(-1, 1, 1, 1) * x + x.mean((2, 3), keepdim=True) * x.roll(1, 2) + t.view(-1, 1, 1, 1) / 1000
+        ).sin()
+
+
+def misfit(denoiser: Denoiser, x_t: Tensor, t: int, measurement: Measurement) -> Tensor:
+    """`|| y - A x0_hat(x_t) ||` of every slice."""
+    return measurement.residual(denoiser(x_t, t)[0]).norm(dim=1)
+
+
+@pytest.mark.parametrize("t", [0, 1, 300, 999])
+def test_dps_steps_down_the_gradient_of_the_misfit(t: int) -> None:
+    denoiser, x_t, measurement = Denoiser(Curved()), images(3), measure(dense(6), images(3, 7))
+    with torch.no_grad():
+        estimate = DPS(0.7)(denoiser, x_t, t, measurement)
+        x0_hat, eps = denoiser(x_t, t)
+        numerical = torch.zeros_like(x_t)
+        for pixel in range(16):
+            h = torch.zeros(16, dtype=x_t.dtype)
+            h[pixel] = 1e-5
+            ahead, behind = (misfit(denoiser, x_t + s * h.view(1, 4, 4), t, measurement) for s in (1, -1))
+            numerical.view(3, 16)[:, pixel] = (ahead - behind) / 2e-5
+    abar = 1.0 if t == 0 else float(denoiser.abar[t - 1])
+    assert torch.allclose(estimate.mean, x0_hat - 0.7 / abar**0.5 * numerical, rtol=1e-4, atol=1e-6)
+    assert torch.equal(estimate.eps, eps)
+    assert estimate.memory == {}
+
+
+def test_dps_is_the_published_step_behind_the_samplers() -> None:
+    """`x_{t-1} = x'_{t-1} - step grad` (Algorithm 1), with the gradient as autograd has it."""
+    denoiser, x_t, measurement, noise = Denoiser(Curved()), images(3), measure(dense(6), images(3, 7)), images(3, 8)
+    (gradient,) = torch.autograd.grad(misfit(denoiser, x := x_t.clone().requires_grad_(), 300, measurement).sum(), x)
+    x0_hat, eps = denoiser(x_t, 300)
+    published = ddim_step(x0_hat, eps, noise, denoiser.abar[299], 0.85) - 0.7 * gradient
+    ours = DPS(0.7)(denoiser, x_t, 300, measurement)
+    assert torch.allclose(ddim_step(ours.mean, ours.eps, noise, denoiser.abar[299], 0.85), published, atol=1e-7)
+
+
+@pytest.mark.parametrize("plane", [SLICES, ROWS, COLUMNS])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_dps_does_not_depend_on_the_batches(batch_size: int, plane: Plane) -> None:
+    sizes: list[int] = []
+
+    class Spy(Curved):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x, t)
+
+    x_t, measurement = images(5), measure(dense(6), images(5, 7))
+    x_t[1] *= 10
+    means = []
+    for size in (batch_size, 100):
+        denoiser = Denoiser(Spy(), size)
+        with denoiser.across(plane):
+            means.append(DPS()(denoiser, x_t, 300, measurement).mean)
+        assert max(sizes) == min(size, 5 if plane == SLICES else 4)
+        sizes.clear()
+    assert torch.allclose(means[0], means[1], atol=1e-12)
+
+
+def test_dps_treats_every_slice_by_itself() -> None:
+    denoiser, x_t, measurement = Denoiser(Curved()), images(3), measure(dense(6), images(3, 7))
+    together = DPS()(denoiser, x_t, 300, measurement).mean
+    apart = torch.cat([DPS()(denoiser, x_t[i : i + 1], 300, measurement[i : i + 1]).mean for i in range(3)])
+    assert torch.allclose(together, apart, atol=1e-12)
+
+
+def test_dps_takes_weights_of_each_slice() -> None:
+    x_t, measurement = images(3), measure(dense(6), images(3, 7))
+    weights = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    denoiser = Denoiser(Curved(), batch_size=2)
+    denoiser.slicewise, denoiser.weights = True, {"weight": weights}
+    together, apart = DPS()(denoiser, x_t, 300, measurement).mean, []
+    for i in range(3):
+        alone = Denoiser(Curved())
+        alone.weights = {"weight": weights[i]}
+        apart.append(DPS()(alone, x_t[i : i + 1], 300, measurement[i : i + 1]).mean)
+    assert torch.allclose(together, torch.cat(apart), atol=1e-12)
+
+
+def test_dps_leaves_alone_what_fits_exactly() -> None:
+    denoiser, x_t, operator = Denoiser(Curved()), images(3), dense(24)
+    x0_hat, _ = denoiser(x_t, 300)
+    truth = x0_hat.detach().clone()
+    truth[1] += images(1, 9)[0]  # two of three slices fit
+    mean = DPS()(denoiser, x_t, 300, measure(operator, truth)).mean
+    assert torch.equal(mean[[0, 2]], x0_hat[[0, 2]])
+    assert (mean[1] - x0_hat[1]).norm() > 0.1
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), level=st.floats(-5, 5), size=st.integers(1, 3))
+def test_one_step_of_dps_with_the_right_length_solves_complete_data(seed: int, level: float, size: int) -> None:
+    """`x0_hat = c x_t` and `A` a rotation: the gradient is `c` long and points from the solution to `x0_hat`."""
+    rotation = DenseOperator(torch.linalg.qr(dense(16, seed).matrix)[0])
+    denoiser, x_t, truth = Denoiser(Known(), size), level + images(1, seed), images(1, seed + 1)
+    x0_hat = tweedies_mean(denoiser, x_t)
+    c = float(tweedies_mean(denoiser, torch.ones(())))
+    length = float((x0_hat - truth).norm()) * float(denoiser.abar[299].sqrt()) / c
+    assert torch.allclose(DPS(length)(denoiser, x_t, 300, measure(rotation, truth)).mean, truth, atol=1e-5)
+
+
+def test_adaptation_differentiates_dps() -> None:
+    """The gradient of a loss in the weights, through the gradient through the network."""
+    network = Curved()
+    x_t, measurement = images(3), measure(dense(6), images(3, 7))
+
+    def loss(weight: Tensor) -> Tensor:
+        denoiser = Denoiser(network, batch_size=2)
+        denoiser.weights = {"weight": weight}
+        return measurement.residual(DPS()(denoiser, x_t, 300, measurement).mean).square().sum()
+
+    assert torch.autograd.gradcheck(loss, network.weight)
+    with torch.no_grad():
+        assert not loss(network.weight).requires_grad
+
+
+def test_dps_goes_through_the_unet_as_autograd_does() -> None:
+    denoiser = Denoiser(make_network(num_channels=32), batch_size=2).requires_grad_(False)
+    operator = ParallelBeamCT(32, angles=8)
+    x_t, truth = (torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    measurement = measure(operator, truth)
+    with torch.no_grad():
+        estimate = DPS(5.0)(denoiser, x_t, 300, measurement)
+    x = x_t.clone().requires_grad_()
+    x0_hat = denoiser(x, 300)[0]
+    (gradient,) = torch.autograd.grad(measurement.residual(x0_hat).flatten(1).norm(dim=1).sum(), x)
+    expected = x0_hat.detach() - 5 / denoiser.abar[299].sqrt() * gradient
+    assert (expected - x0_hat).norm() > 0.1
+    assert torch.allclose(estimate.mean, expected, atol=1e-4)
+    assert not estimate.mean.requires_grad
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0])
+def test_bad_steps_of_dps_are_refused(step: float) -> None:
+    with pytest.raises(InputError, match=rf"^step of DPS is {step}; give"):
+        DPS(step)
+
+
 # --- DiffusionMBIR --------------------------------------------------------------------------------------------
 
 
@@ -337,7 +601,7 @@ def test_mbir_has_the_right_gradient(axes: Any) -> None:
 
 
 def test_mbir_refuses_a_single_slice() -> None:
-    with pytest.raises(InputError, match=r"was given one"):
+    with pytest.raises(InputError, match=r"was given one; .*data\.slices.*adaptation\.slices"):
         DiffusionMBIR().condition(images(1), measure(dense(6), images(1)), {})
 
 
@@ -346,3 +610,8 @@ def test_mbir_refuses_a_single_slice() -> None:
 def test_bad_settings_of_mbir_are_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"^{name} of DiffusionMBIR is {value}; give"):
         DiffusionMBIR(**{name: value})  # type: ignore[arg-type]
+
+
+def test_mbir_refuses_unknown_axes() -> None:
+    with pytest.raises(InputError, match=r"^axes of DiffusionMBIR is 'z'; give 'slices' or 'all'$"):
+        DiffusionMBIR(axes="z")  # type: ignore[arg-type]

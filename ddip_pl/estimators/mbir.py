@@ -33,6 +33,8 @@ class DiffusionMBIR(PosteriorMean):
         iterations: int = 5,
         cg_iterations: int = 5,
     ):
+        if axes not in ("slices", "all"):
+            raise InputError(f"axes of DiffusionMBIR is {axes!r}; give 'slices' or 'all'")
         for name, value in {"strength": strength, "rho": rho}.items():
             if not value > 0:
                 raise InputError(f"{name} of DiffusionMBIR is {value}; give a positive number")
@@ -45,7 +47,10 @@ class DiffusionMBIR(PosteriorMean):
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         if len(x0_hat) < 2:
-            raise InputError("DiffusionMBIR couples neighbouring slices and was given one; raise data.slices")
+            raise InputError(
+                "DiffusionMBIR couples neighbouring slices and was given one; give a volume of at least 2 "
+                "(data.slices), and let an adaptation draw at least 2 (adaptation.slices)"
+            )
         x = x0_hat
         if memory:
             split = Split(memory["d"], memory["u"])

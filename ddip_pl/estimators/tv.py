@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddip_pl.estimators.cg import conjugate_gradient
+from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.measurement import Measurement
 
 ALL_AXES = (0, 2, 3)  # slices, rows, columns

@@ -1,0 +1,57 @@
+"""Diffusion posterior sampling (Chung et al. 2023): the gradient of the data misfit, through the network."""
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from ddip_pl.errors import InputError
+from ddip_pl.estimators.estimator import Estimate, Memory, PosteriorMean
+from ddip_pl.physics.cg import divide
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.denoiser import Denoiser
+
+
+class DPS(PosteriorMean):
+    """`x0_hat - step / sqrt(abar_{t-1}) grad_{x_t} || y - A x0_hat(x_t) ||`, with a norm of its own for every slice.
+
+    Published (Algorithm 1) is the step behind the sampler's: `x_{t-1} = x'_{t-1} - step grad`. As the sampler makes
+    `sqrt(abar_{t-1}) mean` of the mean, that is the same as the above in a mean that it goes on from; exactly so when
+    all timesteps are made, one by one.
+
+    By the chain rule the gradient is `J^T v`, with the Jacobian `J` of `x0_hat` in `x_t` and the direction
+    `v = A^T (A x0_hat - y) / || A x0_hat - y ||`. The images pass through the network once for `v` and once more,
+    `denoiser.batch_size` at a time, for `J^T v`; so memory does not grow with the volume, whichever plane is denoised.
+    Inside an adaptation loss the graph of both is kept, and gradients flow to the weights.
+
+    Args:
+        step: length of the step, in the scale of the unit-norm operator and images in [0, 1].
+    """
+
+    def __init__(self, step: float = 1.0):
+        if not step > 0:
+            raise InputError(f"step of DPS is {step}; give a positive length")
+        self.step = step
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: int, measurement: Measurement, memory: Memory | None = None
+    ) -> Estimate:
+        x0_hat, eps = denoiser(x_t, t)
+        v = self.direction(x0_hat, measurement)
+        axis = denoiser.plane[0]  # along which the images of that plane lie
+        gradient = []
+        for first in range(0, x_t.shape[axis], denoiser.batch_size):
+            count = min(denoiser.batch_size, x_t.shape[axis] - first)
+            with denoiser.only(slice(first, first + count)):
+                transpose = vjp(lambda x: denoiser(x, t)[0], x_t.narrow(axis, first, count))[1]
+            gradient += transpose(v.narrow(axis, first, count))
+        abar = denoiser.abar_at(t - 1 if t else None)
+        return Estimate(x0_hat - self.step / abar.sqrt() * torch.cat(gradient, axis), eps, {})
+
+    def direction(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
+        """`grad || y - A x0_hat ||` with respect to `x0_hat`; 0 for a slice that fits exactly."""
+        residual = measurement.residual(x0_hat)
+        length = torch.linalg.vector_norm(residual.flatten(1), dim=1).view(-1, *[1] * (x0_hat.ndim - 1))
+        return divide(measurement.operator.adjoint(residual), length, length > 0)
+
+    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+        raise NotImplementedError("DPS needs the gradient through the network; call it with the denoiser")
