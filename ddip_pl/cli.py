@@ -1,5 +1,6 @@
-"""The command line: `ddip-pl fit | validate | test | predict | demo`."""
+"""The command line: `ddip-pl fit | validate | test | predict | benchmark | demo`."""
 
+import inspect
 import logging
 import sys
 import time
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
+import ddip_pl.baselines  # noqa: F401 (so that --model finds them by name)
+from ddip_pl.benchmark import main as benchmark
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
@@ -23,7 +26,7 @@ from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction
+from ddip_pl.reconstruction.module import Method, Reconstruction
 
 USAGE = """usage: ddip-pl COMMAND [options]
 
@@ -33,6 +36,7 @@ Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses an
   predict   reconstruct without comparing
   fit       train a prior on random ellipses
   validate  loss of a prior on held-out ellipses
+  benchmark test many methods on many tasks and volumes; one table of all
   demo      reconstruct a brain with FBP, DDS and D3IP, side by side
 
   ddip-pl test --config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz
@@ -48,7 +52,21 @@ class Parser(LightningArgumentParser):
     """Says what is wrong with the settings in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(" ".join(str(message).split()).replace(HINT, "") + HINT)
+        line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
+        raise InputError(line + HINT)
+
+    def add_lightning_class_args(
+        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
+    ) -> list[str]:
+        """The choice of a method: `Reconstruction`, whose settings need no class to be named, unless another is."""
+        if not subclass_mode:
+            return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
+        settings = ", ".join(f"--{nested_key}.{name}" for name in inspect.signature(Reconstruction).parameters)
+        return self.add_subclass_arguments(  # type: ignore[return-value]
+            lightning_class, nested_key, default={"class_path": "ddip_pl.reconstruction.Reconstruction"},
+            help="Method, by default Reconstruction, and its settings; those of a method NAME are explained by "
+            f"--{nested_key}.help NAME, those of Reconstruction are {settings}.",
+        )  # fmt: skip
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         try:
@@ -103,16 +121,15 @@ class ReconstructionCLI(CLI):
         folder = settings.output or Path("outputs", f"{task}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [  # type: ignore[attr-defined]
-            ReconstructionProgress(),
-            VolumeWriter(folder, task, method, config),
-            DiffusionCheckpoint(folder),
-        ]
+        callbacks: list[Callback] = [ReconstructionProgress(), VolumeWriter(folder, task, method, config)]
+        if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
+            callbacks.append(DiffusionCheckpoint(folder))
+        trainer.callbacks += callbacks  # type: ignore[attr-defined]
         return trainer
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
-    """Run one of the commands.
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run one of the commands and return the exit code.
 
     Raises:
         InputError: what the user gave cannot be used.
@@ -129,15 +146,18 @@ def run(command: str, arguments: Sequence[str]) -> None:
         plain = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
                  "enable_checkpointing": False, "devices": 1}  # fmt: skip
         ReconstructionCLI(
-            Reconstruction, VolumeDataModule, trainer_class=ReconstructionTrainer, trainer_defaults=plain,
-            seed_everything_default=0, save_config_callback=None, **common,
+            Method, VolumeDataModule, subclass_mode_model=True, trainer_class=ReconstructionTrainer,
+            trainer_defaults=plain, seed_everything_default=0, save_config_callback=None, **common,
         )  # fmt: skip
+    elif command == "benchmark":
+        return benchmark(arguments)
     elif command == "demo":
         from ddip_pl.demo import main as demo  # needs packages of its own
 
         demo(arguments)
     else:
-        raise InputError(f"unknown command {command!r}; commands are test, predict, fit, validate, demo")
+        raise InputError(f"unknown command {command!r}; commands are test, predict, fit, validate, benchmark, demo")
+    return 0
 
 
 def bad_input(error: BaseException | None) -> str | None:
@@ -160,13 +180,12 @@ def main() -> int:
         print(USAGE)
         return 0
     try:
-        run(arguments[0], arguments[1:])
+        return run(arguments[0], arguments[1:])
     except Exception as error:
         if (line := bad_input(error)) is None:
             raise
         print(f"ddip-pl: error: {line}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     assert metrics["input_psnr"] > 15
     assert -1 <= metrics["ssim"] <= 1
     assert (metrics["task"], metrics["method"], metrics["slices"]) == ("sv_ct", method, 4)
-    assert metrics["diffusion_steps"] == 2
+    assert metrics["steps"] == 2
     assert metrics["sigma_y"] == 2e-4
     assert metrics["prior"] == "tiny.safetensors"
     assert metrics["peak_memory_bytes"] > 50e6
@@ -178,14 +178,56 @@ def test_written_settings_reproduce_the_run(reconstruct):
     first = reconstruct("test", *D3IP, "--data.slices", "3")
     settings = yaml.safe_load((first / "config.yaml").read_text())
     assert settings["data"]["slices"] == 3
-    assert settings["model"]["adaptation"]["init_args"]["rank"] == 4
+    assert settings["model"]["init_args"]["adaptation"]["init_args"]["rank"] == 4
     again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
     np.testing.assert_array_equal(volume(again), volume(first))
 
 
+BASELINES = {"fbp": 1, "admm_tv": 3, "l1_wavelet": 3, "dip": 3}  # and their iterations
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_baselines_leave_the_same_results(run, phantom_volume, method):
+    iterations = () if method == "fbp" else ("--model.iterations", "3")
+    given = ("--data.path", str(phantom_volume), "--data.slices", "2", "--data.size", "32", *iterations)
+    volumes = []
+    for command, folder in (("test", Path("a/phantom")), ("predict", Path("b/phantom"))):
+        code, out, _ = run(
+            command, *TASK, "--config", f"{CONFIGS}/method/{method}.yaml", *given, "--output", folder.parts[0]
+        )
+        assert code == 0
+        assert "phantom, 2 slices" in out
+        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures"}
+        assert {path.name for path in folder.iterdir()} - {"slices.csv"} == expected
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert ("psnr" in metrics) == (folder / "slices.csv").exists() == (command == "test")
+        assert (metrics["method"], metrics["prior"], metrics["adapted_parameters"]) == (method, None, 0)
+        rows = list(csv.DictReader((folder / "trajectory.csv").open()))
+        assert len(rows) == metrics["steps"] == BASELINES[method]
+        assert float(rows[-1]["residual"]) == pytest.approx(metrics["residual"])
+        volumes.append(volume(folder))
+    np.testing.assert_array_equal(*volumes)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].startswith("ddip_pl.baselines.")
+
+
+def test_size_without_a_prior(run, phantom_volume):
+    given = ("--data.path", str(phantom_volume), "--data.slices", "1", "--output", "out")
+    assert run("test", *TASK, "--model", "DirectInverse", *given)[0] == 0
+    assert volume(Path("out/phantom")).shape == (112, 128, 1)
+
+
+def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
+    monkeypatch.setattr(ReverseDiffusionLoop, "on_advance_end", lambda loop: loop.trainer.save_checkpoint("some.ckpt"))
+    given = ("--data.path", str(phantom_volume), "--data.slices", "1")
+    assert run("test", *DDS, *given, "--model.prior", str(tiny_prior), "--output", "out")[0] == 0
+    code, _, error = run("test", *TASK, *given, "--model", "DirectInverse", "--ckpt_path", "some.ckpt", "--output", "b")
+    line = "DirectInverse cannot go on from a checkpoint; leave out --ckpt_path"
+    assert (code, error) == (2, f"ddip-pl: error: {line}\n")
+
+
 def test_another_estimator_from_the_command_line(reconstruct):
     folder = reconstruct("test", *MBIR, "--model.estimator.init_args.axes", "all", "--model.steps", "3")
-    settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
     assert settings["estimator"]["init_args"]["axes"] == "all"
     assert "gamma" not in settings["estimator"]["init_args"]
@@ -238,7 +280,7 @@ def test_settings_refer_to_each_other(reconstruct):
                                  "model: {steps: 1, batch_size: '${data.slices}'}\n")  # fmt: skip
     folder = reconstruct("test", *DDS, "--config", "more.yaml")
     assert json.loads((folder / "metrics.json").read_text())["method"] == "fast_1"
-    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["batch_size"] == 3
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["batch_size"] == 3
     assert volume(folder).shape[2] == 3
 
 
@@ -394,13 +436,22 @@ BAD_INPUT = {
         [*MBIR[-6:], "--model.estimator.init_args.axes", "rows"],
         "rows",
     ),
+    "unknown method": (["--model", "Nothing"], "Nothing"),
+    "no method": (["--model", "ddip_pl.estimators.DDS"], "ddip_pl.estimators.DDS"),
+    "setting of another method": (["--model", "DirectInverse", "--model.eta", "0"], "Option 'eta' is not accepted"),
+    "total variation without strength as a method": (
+        ["--model", "TotalVariation", "--model.strength", "0"],
+        "model.strength is 0.0",
+    ),
+    "strength of no noise": (["--model", "L1Wavelet", "--data.sigma_y", "0"], "data.sigma_y is 0"),
+    "iterations 0": (["--model", "DeepImagePrior", "--model.iterations", "0"], "model.iterations is 0"),
     "rank 0": ([f"{ADAPTATION}rank", "0"], "LoRA rank is 0"),
     "learning rate 0": ([f"{ADAPTATION}learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
     "adaptation to more slices than there are": (
         [f"{ADAPTATION}slices", "7"],
         "draws 7 slices, the volume has 6; lower adaptation.slices",
     ),
-    "unknown setting": (["--model.nonsense", "1"], "--model.nonsense"),
+    "unknown setting": (["--model.nonsense", "1"], "\"model\": Option 'nonsense' is not accepted"),
     "argument without option": (["extra"], "unrecognized arguments: extra"),
     "missing config file": (["--config", "{bad}/none.yaml"], "{bad}/none.yaml"),
     "folder as config file": (["--config", "{bad}"], "{bad}"),
@@ -410,7 +461,10 @@ BAD_INPUT = {
         "config {bad}/text.yaml: Unexpected config: just some text",
     ),
     "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
-    "unknown setting in a config": (["--config", "{bad}/unknown.yaml"], "model.nonsense"),
+    "unknown setting in a config": (
+        ["--config", "{bad}/unknown.yaml"],
+        "config {bad}/unknown.yaml: Parser key \"model\": Option 'nonsense' is not accepted",
+    ),
     "reference to nowhere": (
         ["--config", "{bad}/nowhere.yaml"],
         "config {bad}/nowhere.yaml: Interpolation key 'model.nowhere'",

@@ -10,8 +10,8 @@ from torch import Tensor
 from ddip_pl.adaptation import VolumeAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
-from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics import ParallelBeamCT
+from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.prior.denoiser import Denoiser
 

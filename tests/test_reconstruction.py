@@ -368,7 +368,7 @@ def test_single_slice_cannot_be_coupled(tiny_prior: Path, phantom_volume: Path) 
         str(phantom_volume), partial(ParallelBeamCT, angles=12), 2e-4, window=(-1000, 1000), slices=1
     )
     trainer = ReconstructionTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    with pytest.raises(InputError, match=r"given one; raise data\.slices"):
+    with pytest.raises(InputError, match=r"given one; give a volume of at least 2 \(data\.slices\)"):
         trainer.test(Reconstruction(str(tiny_prior), DiffusionMBIR(), steps=2), data)
 
 

@@ -19,7 +19,7 @@ from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
-from ddip_pl.reconstruction.module import SHIPPED_PRIOR
+from ddip_pl.reconstruction.module import SHIPPED_PRIORS
 
 
 def held_out_phantoms(count: int) -> torch.Tensor:
@@ -28,13 +28,13 @@ def held_out_phantoms(count: int) -> torch.Tensor:
 
 
 def card() -> dict[str, Any]:
-    with safe_open(SHIPPED_PRIOR, "pt") as file:
+    with safe_open(SHIPPED_PRIORS[1], "pt") as file:
         return json.loads(file.metadata()["card"])
 
 
 def test_is_small_and_says_how_it_was_made() -> None:
-    assert Path(SHIPPED_PRIOR).stat().st_size <= 8e6
-    network = load_prior(SHIPPED_PRIOR)
+    assert Path(SHIPPED_PRIORS[1]).stat().st_size <= 8e6
+    network = load_prior(SHIPPED_PRIORS[1])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 1, 128, 128), torch.zeros(1))
     assert counter.get_total_flops() <= 5e9
@@ -50,7 +50,7 @@ def test_denoises_held_out_phantoms_as_its_card_says(t: int) -> None:
     x = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        eps = load_prior(SHIPPED_PRIOR)(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
+        eps = load_prior(SHIPPED_PRIORS[1])(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
     assert float((eps - noise).square().mean()) == pytest.approx(card()["validation_loss"][str(t)], rel=0.25)
 
 

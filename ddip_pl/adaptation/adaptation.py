@@ -1,7 +1,7 @@
 """Who is adapted to what, before each step of the reverse diffusion."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,7 +15,14 @@ class Adaptation(ABC):
 
     The loop calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds all that is
     needed to go on in another process.
+
+    Attributes:
+        slicewise: every slice gets weights of its own, so that there are none for the planes across the slices.
+        trajectories: how often the reverse diffusion is gone through, from noise.
     """
+
+    slicewise: ClassVar[bool] = False
+    trajectories: ClassVar[int] = 1
 
     @abstractmethod
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
@@ -33,9 +40,15 @@ class Adaptation(ABC):
             The last loss, or None if nothing was done at this timestep.
         """
 
+    def next_trajectory(self) -> None:  # noqa: B027 (most have one only)
+        """Make ready for another trajectory; called before the second one and later ones."""
+
     @abstractmethod
     def finish(self) -> dict[str, Tensor]:
-        """Leave the prior as it was found; returns the adapted weights by name."""
+        """Leave the prior as it was found; returns the adapted weights by name.
+
+        Names of weights that belong to a slice have its number and a slash in front.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

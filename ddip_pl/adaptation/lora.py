@@ -1,72 +1,109 @@
-"""Low-rank adaptation (Hu et al. 2022) of the network's blocks, with PEFT's layers and weights."""
+"""Low-rank adaptation (Hu et al. 2022) of the network's blocks, with PEFT's layers, weights and files."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddip_pl.errors import InputError
 
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
+PEFT_PREFIX = "base_model.model."  # of names in a file
+
+Weights = dict[str, Tensor]
 
 
 class LoRA:
     """Trainable low-rank weights beside every convolution and linear layer of the network's blocks.
 
-    PEFT puts them in place and takes them off again. They act through `merged`: adding the update `B A` to a weight
-    before its one convolution is a quarter faster in training than PEFT's two more convolutions a layer, costs nothing
-    in sampling, and leaves the network's own weights untouched.
+    PEFT puts them in place and takes them off again; the network's own weights are never touched. For one set of
+    weights they act through `merged`: adding the update `B A` to a weight before its one convolution is a quarter
+    faster in training than PEFT's two more convolutions a layer, and costs nothing in sampling. With `slicewise`, every
+    slice of a batch has a set of its own, and each layer adds `B_i (A_i x_i) + c_i` to what it makes of the batch.
 
     Args:
         network: the U-Net.
         rank: of each weight's update.
-        bias: train the layers' biases too, as the published code does.
-        dropout: probability of leaving out an entry of an update while training (DropConnect).
+        bias: train an update `c` of the layers' biases too; the published code trains the biases.
+        dropout: probability of leaving out an entry of an update while training (DropConnect); of `merged`.
+        slicewise: the network is called with the weights that `split` makes.
     """
 
-    def __init__(self, network: nn.Module, rank: int = 4, bias: bool = True, dropout: float = 0.0):
+    def __init__(
+        self, network: nn.Module, rank: int = 4, bias: bool = True, dropout: float = 0.0, slicewise: bool = False
+    ):
         if rank < 1:
             raise InputError(f"LoRA rank is {rank}; give at least 1")
         if not 0 <= dropout < 1:
             raise InputError(f"LoRA dropout is {dropout}; give a probability below 1")
         self.network, self.dropout = network, dropout
-        self._before = {name: (p.requires_grad, p.detach().clone() if p.ndim == 1 else None)
-                        for name, p in network.named_parameters()}  # fmt: skip
+        self._required_grad = {name: p.requires_grad for name, p in network.named_parameters()}
         targets = [
             name for name, layer in network.named_modules()
             if name.startswith(BLOCKS) and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         ]  # fmt: skip
-        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
-        self._tuner = LoraModel(network, config, "default")
+        self._tuner = LoraModel(network, peft_config(rank, bias, targets), "default")
         self._tuner.disable_adapter_layers()  # a forward pass is that of the plain layers, with the weights it is given
         self._layers: dict[str, Any] = {
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }
-        kinds = ("lora_", "base_layer.bias") if bias else ("lora_",)
-        self._trained = {n: p for n, p in network.named_parameters() if any(kind in n for kind in kinds)}
+        for layer in self._layers.values():
+            layer.reset_lora_parameters("default", "gaussian")
+            if slicewise:
+                layer.register_forward_hook(add_low_rank)
+        self._trained = {name: p for name, p in network.named_parameters() if "lora_" in name}
         for parameter in self._trained.values():
             parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the low-rank factors and, with `bias`, the biases."""
+        """What is trained: the low-rank factors and, with `bias`, the updates of the biases."""
         return list(self._trained.values())
 
-    def merged(self, training: bool = False) -> dict[str, Tensor]:
-        """Weights with their updates, `W + B A`, by name; differentiable in the factors."""
+    def merged(self, training: bool = False) -> Weights:
+        """Weights `W + B A` and biases `b + c` by name; differentiable in `A`, `B` and `c`."""
         merged = {}
         for name, layer in self._layers.items():
+            base, bias = layer.get_base_layer(), layer.lora_B["default"].bias
             update = F.dropout(layer.get_delta_weight("default"), self.dropout, training)
-            merged[f"{name}.base_layer.weight"] = layer.get_base_layer().weight + update
+            merged[f"{name}.base_layer.weight"] = base.weight + update
+            if bias is not None:
+                merged[f"{name}.base_layer.bias"] = base.bias + bias
         return merged
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def flat(self) -> Tensor:
+        """What is trained as one vector `(values,)`, a copy."""
+        return torch.cat([p.detach().flatten() for p in self._trained.values()])
+
+    def split(self, vectors: Tensor) -> Weights:
+        """Vectors like that of `flat`, one for each slice `(slices, values)`, as weights `(slices, ...)` by name."""
+        parts = vectors.split([p.numel() for p in self._trained.values()], dim=1)
+        return {name: part.unflatten(1, p.shape) for (name, p), part in zip(self._trained.items(), parts, strict=True)}
+
+    def state_dict(self) -> Weights:
         """Copy of what is trained, by name."""
         return {name: p.detach().clone() for name, p in self._trained.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Set what is trained."""
+    def load_state_dict(self, state: Weights) -> None:
+        """Set what is trained.
+
+        Raises:
+            InputError: these are weights for another network, or of another rank.
+        """
+        expected = {name: tuple(p.shape) for name, p in self._trained.items()}
+        given = {name: tuple(value.shape) for name, value in state.items()}
+        if given != expected:
+            name = min(name for name, _ in given.items() ^ expected.items())
+            raise InputError(
+                f"LoRA weights do not fit: {name} is {given.get(name, 'not there')}, expected "
+                f"{expected.get(name, 'none')}; give weights of the same prior, rank and bias"
+            )
         for name, value in state.items():
             self._trained[name].data.copy_(value)
 
@@ -74,8 +111,88 @@ class LoRA:
         """Give the network back as it was, to the last bit."""
         self._tuner.unload()
         for name, parameter in self.network.named_parameters():
-            requires_grad, bias = self._before[name]
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-            if bias is not None:
-                parameter.data.copy_(bias)
+            parameter.requires_grad_(self._required_grad[name])
+
+
+def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook of a PEFT layer: `W x_i + b` becomes `W x_i + b + B_i (A_i x_i) + c_i`, for each slice i.
+
+    The convolution with `A_i` is a batched product and a sum of shifted images: several times as fast as a grouped
+    convolution of so few channels.
+
+    Args:
+        layer: whose factors are called with a first axis of slices: `A (slices, rank, in, *kernel)`,
+            `B (slices, out, rank, ...)` and, with biases, `c (slices, out)`.
+        inputs: `x (slices, in, ...)`.
+        output: `(slices, out, ...)`.
+    """
+    x, base = inputs[0], layer.get_base_layer()
+    a, b, c = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.lora_B["default"].bias
+    kernel = a.shape[3:]
+    taps = a.flip(tuple(range(3, a.ndim))).flatten(3).transpose(2, 3) if kernel else a
+    u = taps.reshape(len(a), -1, a.shape[2]) @ x.reshape(*x.shape[:2], -1)
+    if kernel.numel() > 1:
+        size = tuple(n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], base.padding, kernel, strict=True))
+        padding = tuple(k - 1 - p for p, k in zip(base.padding, kernel, strict=True))
+        u = F.fold(u, size, tuple(kernel), padding=padding)[..., :: base.stride[0], :: base.stride[1]].flatten(2)
+    update = u.transpose(1, 2) @ b.flatten(2).transpose(1, 2)  # (slices, positions, out): the output's memory layout
+    if c is not None:
+        update = update + c[:, None]
+    return output + update.transpose(1, 2).reshape(output.shape)
+
+
+def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
+    """PEFT's settings of our weights."""
+    return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
+
+
+def save(weights: Weights, folder: Path) -> None:
+    """Write adapted weights as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Args:
+        weights: by name. Names of weights that belong to a slice have its number and a slash in front; each slice gets
+            a folder of that number inside `folder`.
+        folder: is created.
+    """
+    folders: dict[Path, Weights] = {}
+    for name, weight in weights.items():
+        part, _, name = name.rpartition("/")
+        folders.setdefault(folder / part, {})[name] = weight
+    for path, own in folders.items():
+        factors = {name.split(".lora_A.")[0]: weight for name, weight in own.items() if ".lora_A." in name}
+        rank, bias = len(next(iter(factors.values()))), any(name.endswith(".bias") for name in own)
+        config = peft_config(rank, bias, sorted(factors))
+        config.inference_mode = True
+        config.save_pretrained(str(path))
+        stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": w.cpu().contiguous() for name, w in own.items()}
+        save_file(stored, path / "adapter_model.safetensors", {"format": "pt"})
+
+
+def load(folder: Path) -> list[Weights]:
+    """Read what `save` wrote: one set of weights for a volume, or one for each slice.
+
+    Raises:
+        InputError: there are no such weights in the folder.
+    """
+    if (folder / "adapter_config.json").exists():
+        return [load_one(folder)]
+    parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if not parts:
+        raise InputError(f"LoRA weights {folder}: no adapter_config.json in there; give the folder `lora` of a result")
+    return [load_one(path) for path in parts]
+
+
+def load_one(folder: Path) -> Weights:
+    """Read a folder in PEFT's format."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"LoRA weights {folder}: cannot be read ({error})") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or config.get("lora_alpha") != config.get("r"):
+        raise InputError(f"LoRA weights {folder}: not written by ddip-pl; give the folder `lora` of a result")
+    weights = {}
+    for name, weight in stored.items():
+        layer, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".")
+        weights[f"{layer}.default.{kind}"] = weight
+    return weights

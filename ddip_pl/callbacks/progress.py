@@ -10,7 +10,7 @@ from ddip_pl.reconstruction.callback import ReconstructionCallback
 
 
 class ReconstructionProgress(ReconstructionCallback):
-    """A bar with the diffusion step, the timestep, adaptation loss, data residual and the time that is left.
+    """A bar with the step or iteration, its figures (timestep, data residual, loss, ...) and the time that is left.
 
     Args:
         label: put before the volume's name.
@@ -32,8 +32,7 @@ class ReconstructionProgress(ReconstructionCallback):
         self.progress.start()
 
     def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:
-        figures = f"t {row['t']:3.0f}  residual {row['residual']:.4f}"
-        figures += f"  loss {row['loss']:.3g}" if "loss" in row else ""
+        figures = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "seconds")
         self.progress.update(self.task, total=steps, completed=step, figures=figures)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -13,14 +13,15 @@ import lightning
 import nibabel as nib
 import torch
 from lightning import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
+from torch import Tensor
 
 import ddip_pl
+from ddip_pl.adaptation.lora import save
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import magnitude, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import magnitude, perceptual_distance, quality, relative_residual, summary
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.reconstruction.module import Reconstruction, Result
+from ddip_pl.reconstruction.module import Method, Result
 
 
 class VolumeWriter(Callback):
@@ -81,7 +82,7 @@ class VolumeWriter(Callback):
 
     def write(self, module: LightningModule, result: Result, with_reference: bool) -> None:
         """Write all files of a volume, first under a temporary name."""
-        assert isinstance(module, Reconstruction)
+        assert isinstance(module, Method)
         final = self.folder / result.measurement.name
         with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
             folder = Path(temporary, "volume")
@@ -96,9 +97,7 @@ class VolumeWriter(Callback):
             figures = f"{against.format(**metrics)}, {figures}"
         print(f"{final.name}: {figures}; files in {final}")
 
-    def _write_files(
-        self, folder: Path, module: Reconstruction, result: Result, with_reference: bool
-    ) -> dict[str, Any]:
+    def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> dict[str, Any]:
         measurement = result.measurement
         images = measurement.unpad(result.images)
         guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
@@ -108,6 +107,8 @@ class VolumeWriter(Callback):
         metrics: dict[str, Any] = {"task": self.task, "method": self.method}
         if reference is not None:
             metrics |= summary(images, reference)
+            if (lpips := perceptual_distance(images, reference)) is not None:
+                metrics["lpips"] = lpips
             metrics |= {f"input_{name}": value for name, value in summary(guess, reference).items()}
             write_table(folder / "slices.csv", [{"slice": i} | row for i, row in enumerate(quality(images, reference))])
         metrics |= {
@@ -116,9 +117,9 @@ class VolumeWriter(Callback):
             "residual": relative_residual(result.images, measurement),
             "sigma_y": measurement.sigma_y,
             "slices": len(measurement),
-            "diffusion_steps": len(result.trajectory),
+            "steps": len(result.trajectory),
             "adapted_parameters": sum(weight.numel() for weight in result.weights.values()),
-            "prior": Path(module.prior).name,
+            "prior": module.prior and Path(module.prior).name,
             "device": f"{module.device.type}, {torch.get_num_threads()} threads",
             "versions": {
                 "ddip_pl": ddip_pl.__version__,
@@ -131,17 +132,21 @@ class VolumeWriter(Callback):
         (folder / "config.yaml").write_text(self.config)
         write_table(folder / "trajectory.csv", [{"step": i + 1} | row for i, row in enumerate(result.trajectory)])
         if result.weights:
-            save_file({name: weight.cpu().contiguous() for name, weight in result.weights.items()},
-                      folder / "lora.safetensors")  # fmt: skip
-
-        low, high = measurement.window
-        affine = measurement.affine.numpy()
-        volume = magnitude(images)[:, 0].cpu().numpy() * (high - low) + low
-        nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), affine), folder / "reconstruction.nii.gz")  # type: ignore[attr-defined]
+            save(result.weights, folder / "lora")
+        write_volume(folder / "reconstruction.nii.gz", images, measurement)
+        if reference is not None:
+            write_volume(folder / "reference.nii.gz", reference, measurement)
         (folder / "figures").mkdir()
         panels = {"input": guess, self.method: images}
         compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
         return metrics
+
+
+def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:
+    """Images in [0, 1] as a NIfTI volume, in the units and the place of what was measured."""
+    low, high = measurement.window
+    volume = magnitude(images)[:, 0].cpu().numpy() * (high - low) + low
+    nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ddip_pl.data.ellipses import with_phase
 from ddip_pl.data.readers import Volume, read_nifti
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement, simulate
@@ -18,6 +19,7 @@ from ddip_pl.physics.operator import LinearOperator
 
 Plane = Literal["axial", "coronal", "sagittal"]
 MEASUREMENT = 0x5CA7  # keeps the noise of the measurement apart from that of sampling
+SIZE = 128  # rows and columns of a reconstruction, where neither the user nor a prior says
 SMALLEST = 4  # rows and columns of an image that can be compared with another
 NORMAL_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -102,7 +104,7 @@ class VolumeDataModule(LightningDataModule):
         slices: number of slices, the central ones; by default all.
         first: index of the first slice, where not the central ones are wanted.
         window: intensities that become 0 and 1; by default the smallest, and the 99.9th percentile.
-        size: height and width of the reconstruction; by default the prior's.
+        size: height and width of the reconstruction; by default the prior's, or 128 for a method without one.
         enlarge: scale slices that are smaller than that until they fill it; otherwise they are padded, pixel for pixel.
     """
 
@@ -126,27 +128,30 @@ class VolumeDataModule(LightningDataModule):
         self.size, self.enlarge = size, enlarge
 
     def setup(self, stage: str) -> None:
-        network: Any = self.trainer.lightning_module.denoiser.network  # type: ignore[union-attr]
+        method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size is {self.size}; give at least 1 pixel")
-        operator = self.operator(self.size or network.config.image_size)
-        if network.in_channels != operator.channels:
-            raise InputError(
-                f"the prior has {network.in_channels} image channels, {type(operator).__name__} needs "
-                f"{operator.channels}; choose another --model.prior"
-            )
+        operator = self.operator(self.size or method.image_size or SIZE)
         self.measurement = self.simulate(operator)
 
     def simulate(self, operator: LinearOperator) -> Measurement:
-        """Read the volume and measure it; the noise depends on the seed of `seed_everything` only."""
+        """Read the volume and measure it; the noise depends on the seed of `seed_everything` only.
+
+        Where the operator has complex images, the volume is given a smooth random phase, the same in all slices.
+        """
         volume = read_nifti(self.path)
         window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
         images, affine = cut(volume, self.plane, self.first, self.slices)
         images = normalise(images, window)
         size: Any = self.size or operator.image_size
         x, margin, to_slices = fit(torch.from_numpy(images)[:, None].float(), size, self.enlarge)
+        generator = torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)
+        if operator.channels == 2:
+            offset = 2 * torch.pi * torch.rand(1, generator=generator)
+            phase = offset + torch.randn(1, 4, 4, generator=generator)  # as of the phantoms that priors learn from
+            x = with_phase(x, phase.expand(len(x), -1, -1))
         measurement = Measurement(
-            y=simulate(x, operator, self.sigma_y, torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)),
+            y=simulate(x, operator, self.sigma_y, generator),
             operator=operator,
             sigma_y=self.sigma_y,
             name=self.path.name.removesuffix(".gz").removesuffix(".nii"),

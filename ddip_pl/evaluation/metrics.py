@@ -1,10 +1,16 @@
 """Image quality against a reference, on [0, 1] with data range 1."""
 
+import logging
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as lpips
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ddip_pl.physics.measurement import Measurement
+
+log = logging.getLogger(__name__)
 
 
 def magnitude(images: Tensor) -> Tensor:
@@ -32,6 +38,19 @@ def summary(images: Tensor, reference: Tensor) -> dict[str, float]:
     psnr = peak_signal_noise_ratio(magnitude(images).clamp(0, 1), magnitude(reference), data_range=1.0)
     ssim = torch.tensor([row["ssim"] for row in quality(images, reference)]).mean()
     return {"psnr": float(psnr), "ssim": float(ssim)}
+
+
+def perceptual_distance(images: Tensor, reference: Tensor) -> float | None:
+    """LPIPS (Zhang et al. 2018, AlexNet), the mean over slices; None without torchvision or its weights."""
+    if find_spec("torchvision") is None:
+        return None
+    pair = [magnitude(x).clamp(0, 1).expand(-1, 3, -1, -1).split(8) for x in (images, reference)]
+    try:
+        total = sum(len(x) * lpips(x, truth, "alex", normalize=True) for x, truth in zip(*pair, strict=True))
+    except (OSError, RuntimeError) as error:
+        log.warning("no LPIPS: %s", error)
+        return None
+    return float(total) / len(images)
 
 
 def relative_residual(images: Tensor, measurement: Measurement) -> float:

@@ -28,6 +28,7 @@ class Denoiser(nn.Module):
 
     Attributes:
         weights: what the network computes with instead of its own weights, by name; adapted weights are put here.
+        slicewise: the first axis of these weights is that of the slices, each of which has its own.
     """
 
     abar: Tensor
@@ -37,16 +38,36 @@ class Denoiser(nn.Module):
         self.network = network
         self.batch_size = batch_size
         self.weights: Mapping[str, Tensor] = {}
+        self.slicewise = False
         self.plane = SLICES
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """For images `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
-        weights, channels = dict(self.weights), x_t.shape[1]
-        batches = ((x, x.new_full((len(x),), t)) for x in x_t.permute(self.plane).split(self.batch_size))
-        eps = torch.cat([functional_call(self.network, weights, batch)[:, :channels] for batch in batches])
-        eps = eps.permute(self.plane)
+        images, channels = x_t.permute(self.plane), x_t.shape[1]
+        if self.slicewise:
+            assert self.plane == SLICES, "slices have weights of their own, other planes have none"
+            assert all(len(weight) == len(images) for weight in self.weights.values()), "see Denoiser.only"
+        noise = []
+        for first in range(0, len(images), self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            x = images[batch]
+            noise.append(functional_call(self.network, self.weights_of(batch), (x, x.new_full((len(x),), t))))
+        eps = torch.cat(noise)[:, :channels].permute(self.plane)
         return tweedie(x_t, eps, self.abar[t]), eps
+
+    def weights_of(self, images: slice) -> dict[str, Tensor]:
+        """Adapted weights for some of the images."""
+        return {name: weight[images] if self.slicewise else weight for name, weight in self.weights.items()}
+
+    @contextmanager
+    def only(self, images: slice) -> Iterator[None]:
+        """Within it, `x_t` holds these of the images only."""
+        weights, self.weights = self.weights, self.weights_of(images)
+        try:
+            yield
+        finally:
+            self.weights = weights
 
     @contextmanager
     def across(self, plane: Plane) -> Iterator[None]:

@@ -230,7 +230,7 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        embedding = self.time_embed(timestep_embedding(t, self.config.num_channels))
+        embedding = self.time_embed(timestep_embedding(t, self.config.num_channels).to(x.dtype))
         h = mirrored(x, self.multiple).contiguous(memory_format=torch.channels_last)
         skips = []
         for block in self.input_blocks:

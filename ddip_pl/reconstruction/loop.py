@@ -26,10 +26,10 @@ class ReverseDiffusionLoop(_Loop):
 
     Attributes:
         x: `x_t` of all slices, `(slices, channels, height, width)`.
-        step: number of diffusion steps done.
+        step: number of diffusion steps done, of all trajectories.
         mean: running average of the posterior means.
         memory: what the estimator carries from one of them to the next.
-        trajectory: one row of figures for each of them.
+        trajectory: one row of figures for each step.
         weights: adapted weights by name, when the volume is finished.
     """
 
@@ -48,17 +48,21 @@ class ReverseDiffusionLoop(_Loop):
         """Reconstruct all slices of a measurement, `(slices, channels, height, width)`."""
         self.module = cast(Any, self.trainer.lightning_module)
         self.timesteps = timesteps(self.module.start, self.module.steps, self.module.spacing)
+        self.steps = len(self.timesteps) * self.module.adaptation.trajectories
         self.planes = self.module.planes_of(measurement)
         self.module.adaptation.start(self.module.denoiser, measurement)
         try:
             if self._saved is None:
-                self.initialise(measurement)
+                self.noise.manual_seed(torch.initial_seed())
+                self.step, self.trajectory = 0, []
             else:
                 self.restore(self._saved, measurement)
-            assert self.x is not None
-            while self.step < len(self.timesteps):
-                self.advance(self.x, measurement)
+            while self.step < self.steps:
+                if self.step % len(self.timesteps) == 0:
+                    self.initialise(measurement)
+                self.advance(measurement)
                 self.on_advance_end()
+            assert self.x is not None
             return self.x
         finally:
             self.weights = self.module.adaptation.finish()
@@ -66,19 +70,25 @@ class ReverseDiffusionLoop(_Loop):
             self.memory = {}
 
     def initialise(self, measurement: Measurement) -> None:
-        """`x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
+        """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
+        if self.step > 0:
+            self.module.adaptation.next_trajectory()
         guess = measurement.operator.pseudo_inverse(measurement.y)
-        self.noise.manual_seed(torch.initial_seed())
-        first, last = self.gaussian(2, *guess.shape[1:]).to(guess)
         abar = self.module.denoiser.abar_at(self.timesteps[0])
-        self.x = diffuse(guess, slerp(first, last, len(guess)), abar)
-        self.step, self.trajectory, self.mean, self.memory = 0, [], None, {}
+        if self.module.initial_noise == "interpolated":
+            first, last = self.gaussian(2, *guess.shape[1:])
+            noise = slerp(first, last, len(guess))
+        else:
+            noise = self.gaussian(*guess.shape)
+        self.x = diffuse(guess, noise.to(guess), abar)
+        self.mean, self.memory = None, {}
 
-    def advance(self, x: Tensor, measurement: Measurement) -> None:
+    def advance(self, measurement: Measurement) -> None:
         """One step of Algorithm 2: adapt the prior at `t`, then go from `x_t` to `x_{t-1}`."""
         denoiser, estimator, adaptation = self.module.denoiser, self.module.estimator, self.module.adaptation
-        t = self.timesteps[self.step]
-        t_next = self.timesteps[self.step + 1] if self.step + 1 < len(self.timesteps) else None
+        x = cast(Tensor, self.x)
+        index = self.step % len(self.timesteps)
+        t, t_next = self.timesteps[index], (*self.timesteps, None)[index + 1]
         clock = time.monotonic()
 
         loss = adaptation.adapt(estimator, x, t)
@@ -103,7 +113,7 @@ class ReverseDiffusionLoop(_Loop):
             logger.log_metrics({f"diffusion/{name}": value for name, value in row.items()}, self.step)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ReconstructionCallback):
-                callback.on_diffusion_step_end(self.trainer, self.step, len(self.timesteps), row)
+                callback.on_diffusion_step_end(self.trainer, self.step, self.steps, row)
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.x is None:

@@ -1,6 +1,7 @@
-"""Reconstruction of a measured volume: a method, composed of a prior, an estimator and an adaptation."""
+"""Reconstruction of a measured volume: what a method is, and the one composed of prior, estimator and adaptation."""
 
 import resource
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
@@ -20,7 +21,12 @@ from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 
-SHIPPED_PRIOR = str(files("ddip_pl") / "weights" / "ellipses_128.safetensors")
+WEIGHTS = files("ddip_pl") / "weights"
+SHIPPED_PRIORS = {  # by image channels
+    1: str(WEIGHTS / "ellipses_128.safetensors"),
+    2: str(WEIGHTS / "ellipses_128_complex.safetensors"),
+}
+SHIPPED_SIZE = 128
 
 THINNEST = 8  # slices; images of one row or three made the result worse (docs/results/prior.md)
 
@@ -32,8 +38,8 @@ class Result:
     Attributes:
         measurement: what it was reconstructed from.
         images: `(slices, channels, height, width)`, with padding.
-        trajectory: figures of each diffusion step.
-        weights: adapted weights by name.
+        trajectory: figures of each step (diffusion step, or iteration of a baseline), `seconds` among them.
+        weights: adapted weights by name; none where nothing was adapted.
         peak_memory_bytes: largest memory so far: allocated on the GPU, or of the whole process on a CPU.
     """
 
@@ -45,21 +51,41 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Time of all diffusion steps, in whichever process they ran."""
+        """Time of all steps, in whichever process they ran."""
         return sum(row["seconds"] for row in self.trajectory)
 
 
-class Reconstruction(LightningModule):
-    """Test-time reconstruction; runs in a `ReconstructionTrainer`.
+class Method(LightningModule, ABC):
+    """A way to reconstruct a volume: what the command line can choose, the data module asks and the writer writes.
+
+    Attributes:
+        prior: file with the prior, or None for a method that has none.
+        image_size: height and width that the prior is made for, or None.
+    """
+
+    prior: str | None = None
+    image_size: int | None = None
+
+    @abstractmethod
+    def test_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
+        """Reconstruct all slices of a measurement."""
+
+    def predict_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
+        return self.test_step(measurement, batch_idx)
+
+
+class Reconstruction(Method):
+    """Test-time reconstruction with a diffusion prior; runs in a `ReconstructionTrainer`.
 
     Args:
-        prior: file with the prior, see `load_prior`; by default the shipped one.
+        prior: file with the prior, see `load_prior`; by default the shipped one for real or for complex images.
         estimator: `D_theta(x_t | y)`; by default DDS.
         adaptation: of the prior to the measurement; by default none.
         steps: number of diffusion steps.
         start: T', the first timestep, 0 .. 999.
         spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
         eta: share of fresh noise in a DDIM step, 0 .. 1.
+        initial_noise: "interpolated" from the first slice to the last one (D3IP), or "independent" in each slice.
         planes: the prior denoises "slices" only, as published, or at each step the next one of "all" three planes
             (in volumes of at least 8 slices; fewer are too thin to be cut across).
         averaging: share of the earlier posterior means in the running average that a step goes on from, 0 .. 1 (without
@@ -76,6 +102,7 @@ class Reconstruction(LightningModule):
         start: int = 980,
         spacing: float = 1.0,
         eta: float = 0.85,
+        initial_noise: Literal["interpolated", "independent"] = "interpolated",
         planes: Literal["slices", "all"] = "slices",
         averaging: float = 0.0,
         batch_size: int = 8,
@@ -83,7 +110,7 @@ class Reconstruction(LightningModule):
         super().__init__()
         if not 1 <= steps <= start + 1 <= STEPS:
             raise InputError(f"{steps} steps from timestep {start}; give 1 <= steps <= start + 1 <= {STEPS}")
-        if not spacing > 0:
+        if not 0 < spacing < float("inf"):
             raise InputError(f"model.spacing is {spacing}; give a positive power, 1 for even timesteps")
         if not 0 <= eta <= 1:
             raise InputError(f"model.eta is {eta}; give a share between 0 and 1")
@@ -91,23 +118,38 @@ class Reconstruction(LightningModule):
             raise InputError(f"model.averaging is {averaging}; give a share of at least 0 and below 1")
         if batch_size < 1:
             raise InputError(f"model.batch_size is {batch_size}; give at least 1")
-        self.prior = prior or SHIPPED_PRIOR
-        self.denoiser = Denoiser(load_prior(self.prior), batch_size).requires_grad_(False)
+        if adaptation is not None and adaptation.slicewise and planes == "all":
+            raise InputError("slices with weights of their own cannot be cut in other planes; give model.planes slices")
+        self.batch_size, self.shipped, self.image_size = batch_size, prior is None, SHIPPED_SIZE
+        if prior is not None:
+            self.use_prior(prior)
         self.estimator = estimator or DDS()
         self.adaptation = adaptation or NoAdaptation()
         self.steps, self.start, self.spacing = steps, start, spacing
         self.eta, self.averaging = eta, averaging
-        self.planes = planes
+        self.initial_noise, self.planes = initial_noise, planes
         # The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen.
         self.strict_loading = False
 
+    def use_prior(self, path: str) -> None:
+        """Load the prior."""
+        network = load_prior(path)
+        self.prior, self.image_size = path, network.config.image_size
+        self.denoiser = Denoiser(network, self.batch_size).requires_grad_(False).to(self.device)
+
     def test_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
+        channels = measurement.operator.channels
+        if self.shipped and self.prior != SHIPPED_PRIORS[channels]:
+            self.use_prior(SHIPPED_PRIORS[channels])
+        if self.denoiser.network.in_channels != channels:
+            raise InputError(
+                f"the prior has {self.denoiser.network.in_channels} image channels, "
+                f"{type(measurement.operator).__name__} needs {channels}; choose another --model.prior"
+            )
         assert isinstance(self.trainer, ReconstructionTrainer), "use ReconstructionTrainer instead of Trainer"
         loop = self.trainer.reverse_diffusion
         images = loop.run(measurement)
         return Result(measurement, images, loop.trajectory, loop.weights, peak_memory(self.device))
-
-    predict_step = test_step
 
     def planes_of(self, measurement: Measurement) -> tuple[Plane, ...]:
         """The planes that the prior denoises in turn."""

@@ -1,0 +1,168 @@
+"""`ddip-pl benchmark`: methods, tasks and volumes in one table.
+
+Every run is a `ddip-pl test` in a process of its own, so that its peak memory is its own and its failure nobody else's.
+What is finished is skipped the next time, what was interrupted is continued, and the report is made from the folders
+that lie there: runs of several commands with the same output come into one table.
+
+A sweep file names variations of methods:
+
+    methods:
+      d3ip, K = 1:
+        config: ../method/d3ip.yaml
+        model.adaptation.init_args.slices: 1
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.report import write_report
+
+
+@dataclass
+class Run:
+    """One method on one task and volume.
+
+    Attributes:
+        task: name of the task.
+        method: name of the method.
+        volume: file to reconstruct.
+        configs: files with settings, later ones first in precedence.
+        settings: further settings by name.
+        folder: of the results.
+    """
+
+    task: str
+    method: str
+    volume: Path
+    configs: list[Path]
+    settings: dict[str, Any]
+    folder: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `ddip-pl`."""
+        configs = [argument for config in self.configs for argument in ("--config", str(config))]
+        settings = [argument for name, value in self.settings.items() for argument in (f"--{name}", as_argument(value))]
+        names = ["--task", self.task, "--method", self.method]
+        return ["test", *configs, "--data.path", str(self.volume), *settings, *names, "--output", str(self.folder)]
+
+    @property
+    def record(self) -> str:
+        """All that the results depend on, to tell whether those that lie there are of the same settings."""
+        contents = {config.name: config.read_text() for config in self.configs}
+        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
+
+    def is_done(self) -> bool:
+        """Whether the results of these settings are there."""
+        path = self.folder / "run.json"
+        return any(self.folder.glob("*/metrics.json")) and path.is_file() and path.read_text() == self.record
+
+    def start(self) -> int:
+        """Run it, from where an interrupted one had come to; returns the exit code."""
+        path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
+        going_on = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.record)
+        command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
+        return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if going_on else [])).returncode
+
+
+def as_argument(value: Any) -> str:
+    """A value on the command line, where JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {path}: no settings by name in it")
+    return content
+
+
+def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Config and further settings of each method, by name, from method configs and sweep files.
+
+    Raises:
+        InputError: a file is neither.
+    """
+    methods: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in paths:
+        content = read_config(path)
+        if "methods" not in content:
+            methods[content.get("method", path.stem)] = path, {}
+            continue
+        for name, settings in content["methods"].items():
+            if not isinstance(settings, dict) or "config" not in settings:
+                raise InputError(f"sweep {path}: {name!r} has no config; name the file of its method")
+            config = path.parent / settings["config"]
+            read_config(config)
+            methods[name] = config, {key: value for key, value in settings.items() if key != "config"}
+    return methods
+
+
+def plan(
+    tasks: Sequence[Path], methods: Sequence[Path], volumes: Sequence[Path], settings: dict[str, Any], output: Path
+) -> list[Run]:
+    """All runs, task by task and volume by volume.
+
+    Raises:
+        InputError: a file is missing or no config.
+    """
+    for volume in volumes:
+        if not volume.is_file():
+            raise InputError(f"volume {volume}: no such file")
+    rows = read_methods(methods)
+    runs = []
+    for path in tasks:
+        task = read_config(path).get("task", path.stem)
+        for volume in volumes:
+            for name, (config, changes) in rows.items():
+                place = re.sub(r"[^\w.=-]+", "_", name)
+                folder = output / task / volume.name.split(".")[0] / place
+                runs.append(Run(task, name, volume, [path, config], settings | changes, folder))
+    return runs
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is not done yet, then write the report; the exit code is 2 if a run failed."""
+    parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
+    parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or sweep files")
+    parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="volumes to measure and reconstruct")
+    parser.add_argument("--slices", type=int, help="central slices of each volume [all]")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the results")
+    options = parser.parse_args(arguments)
+    settings = {} if options.slices is None else {"data.slices": options.slices}
+    runs = plan(options.tasks, options.methods, options.volumes, settings, options.output)
+    console = Console()
+    failed = []
+    for number, run in enumerate(runs, 1):
+        done = run.is_done()
+        state = "done before" if done else "running"
+        console.print(f"[bold]{number}/{len(runs)}[/] {run.task}, {run.volume.name}, {run.method}: {state}")
+        if not done and run.start():
+            failed.append(run)
+        write_report(options.output, [run.method for run in runs])
+    for run in failed:
+        console.print(f"[red]failed[/]: {run.task}, {run.volume.name}, {run.method}; see its message above")
+    console.print(f"table, CSV and figures in {options.output}")
+    return 2 if failed else 0
