@@ -135,8 +135,9 @@ def test_help_of_the_demo(run):
 def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     folder = reconstruct("test", *settings, "--data.slices", "4")
 
-    expected = {"reconstruction.nii.gz", "metrics.json", "slices.csv", "trajectory.csv", "config.yaml", "figures"}
-    expected |= {"lora.safetensors"} if method == "d3ip" else set()
+    expected = {"reconstruction.nii.gz", "reference.nii.gz", "metrics.json", "slices.csv", "trajectory.csv"}
+    expected |= {"config.yaml", "figures"}
+    expected |= {"lora"} if method == "d3ip" else set()
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "figures" / "planes.png").read_bytes().startswith(b"\x89PNG")
 
@@ -169,7 +170,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     assert [(step["step"], float(step["t"])) for step in steps] == [("1", 500), ("2", 0)]
     assert metrics["seconds"] == pytest.approx(sum(float(step["seconds"]) for step in steps))
 
-    trained = load_file(folder / "lora.safetensors") if method == "d3ip" else {}
+    trained = load_file(folder / "lora" / "adapter_model.safetensors") if method == "d3ip" else {}
     assert metrics["adapted_parameters"] == sum(weight.numel() for weight in trained.values())
     assert (metrics["adapted_parameters"] > 0) == (method == "d3ip")
 
@@ -198,7 +199,7 @@ def test_baselines_leave_the_same_results(run, phantom_volume, method):
         assert code == 0
         assert "phantom, 2 slices" in out
         expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures"}
-        assert {path.name for path in folder.iterdir()} - {"slices.csv"} == expected
+        assert {path.name for path in folder.iterdir()} - {"slices.csv", "reference.nii.gz"} == expected
         metrics = json.loads((folder / "metrics.json").read_text())
         assert ("psnr" in metrics) == (folder / "slices.csv").exists() == (command == "test")
         assert (metrics["method"], metrics["prior"], metrics["adapted_parameters"]) == (method, None, 0)
@@ -213,7 +214,7 @@ def test_baselines_leave_the_same_results(run, phantom_volume, method):
 def test_size_without_a_prior(run, phantom_volume):
     given = ("--data.path", str(phantom_volume), "--data.slices", "1", "--output", "out")
     assert run("test", *TASK, "--model", "DirectInverse", *given)[0] == 0
-    assert volume(Path("out/phantom")).shape == (112, 128, 1)
+    assert volume(Path("out/phantom")).shape == (128, 112, 1)
 
 
 def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
@@ -262,7 +263,7 @@ def test_results_replace_those_of_an_earlier_run(reconstruct):
     before = volume(folder)
     reconstruct("test", *DDS, "--data.slices", "2")
     assert volume(folder).shape[2] == 2 < before.shape[2]
-    assert not (folder / "lora.safetensors").exists()
+    assert not (folder / "lora").exists()
 
 
 def test_results_go_to_a_folder_of_the_run_by_default(run, phantom_volume, tiny_prior):
@@ -418,7 +419,7 @@ BAD_INPUT = {
     "steps 0": (["--model.steps", "0"], "0 steps from timestep 500"),
     "more steps than timesteps": (["--model.steps", "990"], "990 steps from timestep 500"),
     "text as steps": (["--model.steps", "many"], "\"model.steps\": Expected a <class 'int'>. Got value: many"),
-    "steps without a value": (["--model.steps"], "--model.steps: expected one argument"),
+    "steps without a value": (["--model.steps"], "--model: expected one argument"),
     "start 2000": (["--model.start", "2000"], "from timestep 2000"),
     "eta 2": (["--model.eta", "2"], "model.eta is 2.0"),
     "spacing 0": (["--model.spacing", "0"], "model.spacing is 0.0"),
@@ -491,7 +492,7 @@ WITHOUT = {
     "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
     "unknown command": (
         ["reconstruct"],
-        "unknown command 'reconstruct'; commands are test, predict, fit, validate, demo",
+        "unknown command 'reconstruct'; commands are test, predict, fit, validate, benchmark, demo",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
     "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),
@@ -537,7 +538,10 @@ def test_bad_command(refused, case):
 def test_single_slice_for_an_estimator_that_couples_slices(run, phantom_volume, tiny_prior):
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("predict", *MBIR, *given, "--data.slices", "1")
-    line = "DiffusionMBIR couples neighbouring slices and was given one; raise data.slices"
+    line = (
+        "DiffusionMBIR couples neighbouring slices and was given one; give a volume of at least 2 (data.slices), and "
+        "let an adaptation draw at least 2 (adaptation.slices)"
+    )
     assert (code, error) == (2, f"ddip-pl: error: {line}\n")
     assert not Path("new").exists()
 

@@ -41,8 +41,9 @@ def dense(rows: int, seed: int = 0) -> DenseOperator:
     return DenseOperator(matrix / torch.linalg.matrix_norm(matrix, 2))
 
 
-def measure(operator: LinearOperator, x: Tensor) -> Measurement:
-    return Measurement(operator(x), operator, 0.0, "test")
+def measure(operator: LinearOperator, x: Tensor, sigma_y: float = 1.0) -> Measurement:
+    """Without noise; `sigma_y` is the unit of strengths."""
+    return Measurement(operator(x), operator, sigma_y, "test")
 
 
 def images(count: int, seed: int = 1) -> Tensor:
@@ -260,17 +261,18 @@ def well_conditioned(seed: int, rows: int) -> DenseOperator:
         DDS(16, gamma=1e9),
         DDS(16, discrepancy=1.0),
         DDNM(16, tolerance=1e-9),
-        DiffusionMBIR(1e-10, 1e-9, cg_iterations=16),
-        DiffusionMBIR(1e-10, 1e-9, "all", cg_iterations=16),
+        DiffusionMBIR(cg_iterations=16),
+        DiffusionMBIR(axes="all", cg_iterations=16),
+        DiffusionMBIR(iterations=20, cg_iterations=16, discrepancy=1.0),
     ],
-    ids=["dds", "proximal dds", "dds with discrepancy", "ddnm", "mbir", "mbir along all axes"],
+    ids=["dds", "proximal dds", "dds with discrepancy", "ddnm", "mbir", "mbir along all axes", "mbir with discrepancy"],
 )
 def test_complete_noise_free_data_have_the_last_word(
     estimator: PosteriorMean, seed: int, rows: int, slices: int, level: float, spread: float
 ) -> None:
     """Whatever the prior's mean is, the estimate is the solution, and stays there. (For DPS see below.)"""
     operator, truth = well_conditioned(seed, rows), images(slices, seed)
-    measurement, prior = measure(operator, truth), level + spread * images(slices, seed + 1)
+    measurement, prior = measure(operator, truth, sigma_y=1e-10), level + spread * images(slices, seed + 1)
     mean, memory = estimator.condition(prior, measurement, {})
     assert torch.allclose(mean, truth, atol=1e-5)
     assert torch.allclose(estimator.condition(mean, measurement, memory)[0], truth, atol=1e-5)
@@ -615,3 +617,18 @@ def test_bad_settings_of_mbir_are_refused(name: str, value: float) -> None:
 def test_mbir_refuses_unknown_axes() -> None:
     with pytest.raises(InputError, match=r"^axes of DiffusionMBIR is 'z'; give 'slices' or 'all'$"):
         DiffusionMBIR(axes="z")  # type: ignore[arg-type]
+
+
+def test_mbir_ends_where_the_residual_is_that_of_noise() -> None:
+    operator, truth, prior = well_conditioned(0, 20), images(3), images(3, 8)
+    operator = operator.double()
+    noisy = Measurement(operator(truth) + 0.01 * torch.randn(3, 20, dtype=torch.float64), operator, 0.01, "noisy")
+    expected = 0.01 * noisy.y.numel() ** 0.5
+    stopped = DiffusionMBIR(iterations=50, cg_iterations=1, discrepancy=3.0).condition(prior, noisy, {})[0]
+    on = DiffusionMBIR(iterations=50, cg_iterations=1).condition(prior, noisy, {})[0]
+    assert noisy.residual(on).norm() < noisy.residual(stopped).norm() <= 3 * expected < noisy.residual(prior).norm()
+
+
+def test_mbir_needs_a_noise_level() -> None:
+    with pytest.raises(InputError, match=r"data\.sigma_y is 0"):
+        DiffusionMBIR().condition(images(3), measure(dense(6), images(3), sigma_y=0.0), {})

@@ -18,20 +18,24 @@ class DiffusionMBIR(PosteriorMean):
     with `axes` "slices" or "all" these should be neighbours.)
 
     Args:
-        strength: lambda, weight of the total variation, in the scale of the unit-norm operator.
-        rho: penalty of ADMM in that scale; `strength / rho` is the difference in intensity below which edges vanish.
+        strength: lambda, weight of the total variation, in units of `sigma_y`.
+        rho: penalty of ADMM, in units of `sigma_y`; `strength / rho` is the difference in intensity below which edges
+            vanish.
         axes: of the differences: across "slices" only, as published, or along "all" three axes, isotropic.
-        iterations: of ADMM at each diffusion step.
+        iterations: of ADMM at each diffusion step, at most.
         cg_iterations: conjugate-gradient steps of each of them.
+        discrepancy: ADMM ends as soon as the residual of the volume is this many times as large as the noise is
+            expected to be, see `DDS`; 0 makes all the iterations, as published.
     """
 
     def __init__(
         self,
-        strength: float = 1e-5,
-        rho: float = 1e-3,
+        strength: float = 0.1,
+        rho: float = 10.0,
         axes: Literal["slices", "all"] = "slices",
         iterations: int = 5,
         cg_iterations: int = 5,
+        discrepancy: float = 0.0,
     ):
         if axes not in ("slices", "all"):
             raise InputError(f"axes of DiffusionMBIR is {axes!r}; give 'slices' or 'all'")
@@ -41,7 +45,9 @@ class DiffusionMBIR(PosteriorMean):
         for name, count in {"iterations": iterations, "cg_iterations": cg_iterations}.items():
             if count < 1:
                 raise InputError(f"{name} of DiffusionMBIR is {count}; give at least 1")
-        self.strength, self.rho = strength, rho
+        if not discrepancy >= 0:
+            raise InputError(f"discrepancy of DiffusionMBIR is {discrepancy}; give 0 or more")
+        self.strength, self.rho, self.discrepancy = strength, rho, discrepancy
         self.axes = ACROSS_SLICES if axes == "slices" else ALL_AXES
         self.iterations, self.cg_iterations = iterations, cg_iterations
 
@@ -51,12 +57,18 @@ class DiffusionMBIR(PosteriorMean):
                 "DiffusionMBIR couples neighbouring slices and was given one; give a volume of at least 2 "
                 "(data.slices), and let an adaptation draw at least 2 (adaptation.slices)"
             )
+        if not measurement.sigma_y > 0:
+            raise InputError("data.sigma_y is 0, and DiffusionMBIR's strength is in units of it; give the noise level")
+        strength, rho = self.strength * measurement.sigma_y, self.rho * measurement.sigma_y
+        noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(x0_hat)
         x = x0_hat
         if memory:
             split = Split(memory["d"], memory["u"])
         else:
             d = differences(x, self.axes)
-            split = Split(shrink(d, self.strength / self.rho), d.new_zeros(()).expand_as(d))
+            split = Split(shrink(d, strength / rho), d.new_zeros(()).expand_as(d))
         for _ in range(self.iterations):
-            x, split = admm_step(x, split, measurement, self.axes, self.strength, self.rho, self.cg_iterations)
+            x, split = admm_step(x, split, measurement, self.axes, strength, rho, self.cg_iterations)
+            if self.discrepancy and measurement.residual(x).abs().square().sum() <= noise:
+                break
         return x, {"d": split.d, "u": split.u}

@@ -20,7 +20,7 @@ WIDTH, ZOOM = 3.0, 0.3  # of a panel, in inches; of an inset's section, as a sha
 
 
 def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Figures of all finished runs `<folder>/<task>/<volume>/<method>/<volume>`: the methods in that order, then others."""
+    """Figures of all finished runs `<folder>/<task>/<volume>/<method>/<volume>`, methods in that order, then others."""
     runs = []
     for path in sorted(folder.glob("*/*/*/*/metrics.json")):
         runs.append(json.loads(path.read_text()) | {"volume": path.parent.name, "folder": path.parent})
