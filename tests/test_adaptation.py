@@ -398,6 +398,7 @@ class Keep(ReconstructionCallback):
 
     def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float]) -> None:
         self.done += 1
+        self.steps = steps
         if self.done == self.at:
             trainer.save_checkpoint(self.path)
 
@@ -431,7 +432,7 @@ def test_continued_from_the_middle(
     whole = run(Keep(at, path), 0)
     keep = Keep(0, path)
     continued = run(keep, 0, ckpt_path=path)
-    assert keep.done == steps - at
+    assert (keep.done, keep.steps) == (steps - at, steps)
     assert torch.equal(continued.images, whole.images)
     assert len(continued.trajectory) == len(whole.trajectory) == steps
     assert sum("loss" in row for row in whole.trajectory) == steps * 2 // 3  # t = 0 is beyond the horizon

@@ -437,6 +437,26 @@ BAD_INPUT = {
         [*MBIR[-6:], "--model.estimator.init_args.axes", "rows"],
         "rows",
     ),
+    "acceleration below 1": (
+        [
+            "--data.operator",
+            "ddip_pl.physics.SingleCoilMRI",
+            "--data.operator.mask",
+            "ddip_pl.physics.PoissonDisc",
+            "--data.operator.mask.acceleration",
+            "0.5",
+        ],
+        "acceleration is 0.5; give a finite number of at least 1",
+    ),
+    "real prior for complex images": (
+        ["--config", f"{CONFIGS}/task/csmri.yaml"],
+        "the prior has 1 image channels, SENSE needs 2; choose another --model.prior",
+    ),
+    "slices of their own in other planes": (
+        ["--model.adaptation", "ddip_pl.adaptation.SlicewiseAdaptation", "--model.planes", "all"],
+        "slices with weights of their own cannot be cut in other planes; give model.planes slices",
+    ),
+    "unknown initial noise": (["--model.initial_noise", "none"], "initial_noise"),
     "unknown method": (["--model", "Nothing"], "Nothing"),
     "no method": (["--model", "ddip_pl.estimators.DDS"], "ddip_pl.estimators.DDS"),
     "setting of another method": (["--model", "DirectInverse", "--model.eta", "0"], "Option 'eta' is not accepted"),

@@ -9,8 +9,9 @@ import torch
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
+from ddip_pl.evaluation import metrics
 from ddip_pl.evaluation.figure import compare, planes
-from ddip_pl.evaluation.metrics import magnitude, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import magnitude, perceptual_distance, quality, relative_residual, summary
 from ddip_pl.physics import Measurement, ParallelBeamCT
 
 
@@ -87,3 +88,27 @@ def test_picture_is_written_and_shows_something(
     picture = matplotlib.image.imread(path)
     assert picture.shape[1] == pytest.approx(2.8 * 110 * (4 if with_reference else 2), abs=1)
     assert picture[..., :3].std() > 0.1
+
+
+def test_perceptual_distance_where_it_can_be_had(
+    pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stand_in(x: Tensor, truth: Tensor, network: str, normalize: bool) -> Tensor:
+        assert x.shape[1:] == truth.shape[1:] == (3, 24, 20)
+        assert ((x >= 0) & (x <= 1)).all()
+        assert normalize
+        return (x - truth).abs().mean()
+
+    def no_weights(*_: object, **__: object) -> Tensor:
+        raise OSError("no route to host")
+
+    images, truth = (x.repeat(4, 1, 1, 1)[:11] for x in pair)  # more than a batch
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    assert perceptual_distance(images, truth) is None
+    monkeypatch.setattr(metrics, "find_spec", lambda name: name)
+    monkeypatch.setattr(metrics, "lpips", stand_in)
+    expected = float((images.clamp(0, 1) - truth).abs().mean())
+    assert perceptual_distance(images, truth) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(metrics, "lpips", no_weights)
+    assert perceptual_distance(images, truth) is None
+    assert "no LPIPS: no route to host" in caplog.text

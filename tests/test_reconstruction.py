@@ -6,10 +6,11 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from conftest import make_network
 from lightning import seed_everything
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from ddip_pl.adaptation import Adaptation, VolumeAdaptation
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate, Memory, PosteriorMean
-from ddip_pl.physics import Measurement, ParallelBeamCT
+from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines
+from ddip_pl.prior.checkpoint import save_prior
 from ddip_pl.prior.schedule import ddim_step, noise_schedule, slerp, tweedie
 from ddip_pl.prior.unet import UNet
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction, Result
+from ddip_pl.reconstruction.module import SHIPPED_PRIORS, Reconstruction, Result
 
 
 class Keep(ReconstructionCallback):
@@ -396,3 +398,37 @@ def test_more_slices_for_a_gradient_step_than_there_are(tiny_prior: Path, phanto
 def test_bad_settings_are_refused(tiny_prior: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Reconstruction(str(tiny_prior), **settings)
+
+
+@pytest.mark.parametrize("initial_noise", ["interpolated", "independent"])
+def test_noise_of_neighbouring_slices_in_the_beginning(
+    tiny_prior: Path, thick_volume: Path, initial_noise: str
+) -> None:
+    estimator = Scripted()
+    result = reconstruct(tiny_prior, thick_volume, estimator=estimator, steps=2, start=999, initial_noise=initial_noise)
+    abar = noise_schedule()[999]
+    guess = result.measurement.operator.pseudo_inverse(result.measurement.y)
+    noise = (estimator.seen[0][1] - abar.sqrt() * guess) / (1 - abar).sqrt()
+    alike = torch.corrcoef(noise.flatten(1))
+    assert noise.std() == pytest.approx(1, abs=0.05)
+    neighbours, ends = float(alike.diagonal(1).mean()), float(alike[0, -1])
+    assert abs(ends) < 0.15
+    assert neighbours > 0.9 if initial_noise == "interpolated" else abs(neighbours) < 0.15
+
+
+def test_shipped_prior_has_the_channels_of_the_operator(phantom_volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    priors = {}
+    for path in SHIPPED_PRIORS.values():
+        assert Path(path).is_file()
+    for channels in (1, 2):
+        priors[channels] = str(phantom_volume.parent / f"{channels}.safetensors")
+        save_prior(Path(priors[channels]), make_network(in_channels=channels, out_channels=channels), {}, torch.float32)
+    monkeypatch.setattr("ddip_pl.reconstruction.module.SHIPPED_PRIORS", priors)
+    module = Reconstruction(steps=1, start=100)
+    trainer = ReconstructionTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    ct, mri = partial(ParallelBeamCT, angles=12), partial(SENSE, mask=RandomLines(2), maps=Birdcage(2))
+    for operator, channels in ((ct, 1), (mri, 2), (ct, 1)):
+        data = VolumeDataModule(str(phantom_volume), operator, 1e-2, size=32)
+        result = cast(Any, trainer.predict(module, data))[0]
+        assert result.images.shape == (6, channels, 32, 32)
+        assert module.prior == priors[channels]
