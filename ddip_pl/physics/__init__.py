@@ -3,9 +3,11 @@
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
+from ddip_pl.physics.nufft import NonCartesianMRI
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.physics.sampling import EquispacedLines, PoissonDisc, RandomLines, RandomPoints
 from ddip_pl.physics.sensitivity import Birdcage, espirit
+from ddip_pl.physics.trajectory import Radial, Spiral
 
 __all__ = [
     "SENSE",
@@ -13,11 +15,14 @@ __all__ = [
     "EquispacedLines",
     "LinearOperator",
     "Measurement",
+    "NonCartesianMRI",
     "ParallelBeamCT",
     "PoissonDisc",
+    "Radial",
     "RandomLines",
     "RandomPoints",
     "SingleCoilMRI",
+    "Spiral",
     "espirit",
     "simulate",
 ]
