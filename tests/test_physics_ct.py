@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odl.applications.tomo.geometry.conebeam import FanBeamGeometry
 from odl.applications.tomo.geometry.parallel import Parallel2dGeometry
 from odl.applications.tomo.operators.ray_trafo import RayTransform
 from odl.core.discr.discr_space import uniform_discr
 from odl.core.discr.partition import uniform_partition
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics import LinearOperator, ParallelBeamCT, ct
+from ddip_pl.physics import FanBeamCT, LinearOperator, ParallelBeamCT, ct, projector
 from ddip_pl.physics.operator import spectral_norm
 
 GEOMETRIES = st.fixed_dictionaries(
@@ -144,6 +145,58 @@ def test_agrees_with_odl(angles, angular_range, detectors, spacing):
     assert relative(operator.scale * operator.adjoint(expected[None, None])[0, 0], back) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("angles", "angular_range", "detectors", "spacing"),
+    [(40, 2 * math.pi, None, None), (30, 4 * math.pi / 3, 200, 1.2)],
+)
+def test_fan_beam_agrees_with_odl(angles, angular_range, detectors, spacing):
+    size = 64
+    operator = FanBeamCT(size, angles, angular_range, 1.4, 0.7, detectors, spacing)
+    half, width = size / 2, operator.detectors * operator.spacing / 2
+    space = uniform_discr([-half, -half], [half, half], [size, size], dtype="float32")
+    step = angular_range / angles
+    directions = uniform_partition(-step / 2, angular_range - step / 2, angles)
+    plate = uniform_partition(-width, width, operator.detectors)
+    geometry = FanBeamGeometry(directions, plate, src_radius=1.4 * size, det_radius=0.7 * size)
+    x = phantom(size)
+    expected = RayTransform(space, geometry, impl="astra_cpu")(space.element(x[0, 0].numpy())).asarray()
+    assert relative(operator.scale * operator(x)[0, 0], torch.from_numpy(expected)) < 0.01
+
+
+def test_fan_beam_detector_covers_the_image_and_no_more():
+    operator = FanBeamCT(32, 90)
+    seen = operator(torch.ones(1, 1, 32, 32))[0, 0]
+    assert seen[:, [0, -1]].max() < 0.1 * seen.max()
+    assert (seen.amax(0) > 0)[1:-1].all()
+    wider = FanBeamCT(32, 90, detectors=operator.detectors + 20)
+    assert wider.scale * wider(torch.ones(1, 1, 32, 32)).sum() == pytest.approx(
+        float(operator.scale * seen.sum()), rel=1e-3
+    )
+
+
+def test_fan_beam_pseudo_inverse():
+    """With as many rays as there are pixels and more, all but the sharpest detail comes back."""
+    x = phantom(32)
+    operator = FanBeamCT(32, 60)
+    assert relative(operator.pseudo_inverse(operator(x)), x) < 0.05
+    assert relative(FanBeamCT(32, 60, iterations=100).pseudo_inverse(operator(x)), x) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source_distance": 0.7}, r"source_distance is 0\.7; expected more than 0\.71"),
+        ({"source_distance": -1.0}, "source_distance is -1.0"),
+        ({"detector_distance": 0.0}, "detector_distance is 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"spacing": math.inf}, "spacing is inf"),
+    ],
+)
+def test_bad_fan_beams_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        FanBeamCT(16, 5, **settings)
+
+
 def test_default_detector_covers_the_image():
     assert ParallelBeamCT(64, 3).detectors == math.ceil(64 * math.sqrt(2))
     assert ParallelBeamCT(64, 3, spacing=0.5).detectors == math.ceil(128 * math.sqrt(2))
@@ -206,7 +259,7 @@ def test_hann_is_smoother_on_noise():
 # --- batches, precision, devices ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slices", [1, 2, 3, ct.SLICES_AT_ONCE + 1, 2 * ct.SLICES_AT_ONCE + 3])
+@pytest.mark.parametrize("slices", [1, 2, 3, projector.SLICES_AT_ONCE + 1, 2 * projector.SLICES_AT_ONCE + 3])
 def test_many_slices_equal_slice_by_slice(slices):
     operator = ParallelBeamCT(16, 7)
     for apply, batch in zip(
@@ -287,7 +340,7 @@ def no_builder(monkeypatch):
     def refuse(*args):
         raise AssertionError("the matrix was built again")
 
-    return lambda: monkeypatch.setattr(ct, "_build", refuse)
+    return lambda: monkeypatch.setattr(projector, "_build", refuse)
 
 
 def test_cache_is_used(tmp_path, no_builder):

@@ -20,6 +20,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics import (
     SENSE,
     EquispacedLines,
+    FanBeamCT,
     LinearOperator,
     Measurement,
     NonCartesianMRI,
@@ -73,6 +74,7 @@ def without_pairs(size):
 OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
     "CT": lambda n: ParallelBeamCT(n, 7),
     "CT, limited angle": lambda n: ParallelBeamCT(n, 6, angular_range=1.5),
+    "CT, fan beam": lambda n: FanBeamCT(n, 9, iterations=3),
     "single coil, real": lambda n: SingleCoilMRI(n, RandomPoints(2)),
     "single coil, real, no pairs": lambda n: SingleCoilMRI(n, without_pairs(n)),
     "single coil, real, masks": lambda n: SingleCoilMRI(n, half_masks(n)),

@@ -1,6 +1,6 @@
 """Measurement operators, `y = A x + n`."""
 
-from ddip_pl.physics.ct import ParallelBeamCT
+from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
 from ddip_pl.physics.nufft import NonCartesianMRI
@@ -13,6 +13,7 @@ __all__ = [
     "SENSE",
     "Birdcage",
     "EquispacedLines",
+    "FanBeamCT",
     "LinearOperator",
     "Measurement",
     "NonCartesianMRI",

@@ -1,50 +1,30 @@
-"""Parallel-beam computed tomography: the ray transform as a sparse matrix, and filtered back-projection."""
+"""Computed tomography with parallel beam and with fan beam."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import astra
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.nn import functional as F
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics.operator import LinearOperator, spectral_norm
-
-log = logging.getLogger(__name__)
+from ddip_pl.physics.cg import conjugate_gradient
+from ddip_pl.physics.projector import Projector, check_shape
 
 FILTERS = ("ram-lak", "hann")
-CACHE_VERSION = 1  # raise it when the content of a cache file changes its meaning
-SLICES_AT_ONCE = 32  # wider operands fall out of the processor's cache: 64 columns take 3 times as long each
-
-with warnings.catch_warnings():  # PyTorch warns once per process that CSR tensors are in beta: have it here
-    warnings.simplefilter("ignore")
-    torch.eye(1).to_sparse_csr()
 
 
-class ParallelBeamCT(LinearOperator):
-    """Parallel-beam CT of a square image of unit pixels centred at the origin, in unit spectral norm.
+class ParallelBeamCT(Projector):
+    """Parallel-beam CT, see `Projector`.
 
     The physical operator integrates along the lines `p_0 cos(theta) + p_1 sin(theta) = s`, with Joseph's
     linear interpolation (IEEE Trans. Med. Imaging 1, 1982). Geometry and orientation are those of ODL's
     `RayTransform` with `Parallel2dGeometry`, and the same arrays go into both: `p_0` grows from one row of
     the image to the next, `p_1` from column to column, `s` from bin to bin of a detector centred at 0.
-
-    Images are (slices, 1, image_size, image_size), sinograms (slices, 1, angles, detectors); results have
-    the operator's precision. The system matrix and its transpose are sparse and applied to all slices at
-    once; they move with `.to(device)` and `.double()` and are not part of the state dict.
 
     Args:
         image_size: height and width of the image, in pixels.
@@ -59,12 +39,6 @@ class ParallelBeamCT(LinearOperator):
         InputError: a setting is out of its range.
     """
 
-    matrix_rows: Tensor
-    matrix_columns: Tensor
-    matrix_values: Tensor
-    transpose_rows: Tensor
-    transpose_columns: Tensor
-    transpose_values: Tensor
     fbp_filter: Tensor
 
     def __init__(
@@ -77,25 +51,16 @@ class ParallelBeamCT(LinearOperator):
         filter: Literal["ram-lak", "hann"] = "ram-lak",
         cache_dir: str | Path | None = None,
     ) -> None:
-        super().__init__()
-        self.image_size = _count("image_size", image_size)
-        self.angles = _angles(angles, _length("angular_range", angular_range))
-        self.spacing = _length("spacing", spacing)
+        image_size, spacing = _count("image_size", image_size), _length("spacing", spacing)
+        directions = _angles(angles, _length("angular_range", angular_range))
         if detectors is None:
-            detectors = math.ceil(math.sqrt(2) * self.image_size / self.spacing)
-        self.detectors = _count("detectors", detectors)
+            detectors = math.ceil(math.sqrt(2) * image_size / spacing)
         if filter not in FILTERS:
             raise InputError(f"filter is {filter!r}; expected one of {', '.join(FILTERS)}")
+        super().__init__(
+            "linear", "parallel", image_size, directions, _count("detectors", detectors), spacing, cache_dir=cache_dir
+        )
         self.filter = filter
-
-        folder = Path(cache_dir) if cache_dir is not None else _user_cache()
-        geometry = self.image_size, self.angles, self.detectors, self.spacing
-        matrix, self.scale = _load_or_build(*geometry, folder)
-        matrix.data /= np.float32(self.scale)
-        for name, part in ("matrix", matrix), ("transpose", matrix.T.tocsr()):
-            self.register_buffer(f"{name}_rows", torch.from_numpy(part.indptr), persistent=False)
-            self.register_buffer(f"{name}_columns", torch.from_numpy(part.indices), persistent=False)
-            self.register_buffer(f"{name}_values", torch.from_numpy(part.data), persistent=False)
 
         # Back-projection sums over angles (weight: the angular step) and convolution over bins (weight: the
         # spacing). An angle's columns of A sum to 1 / spacing on average, and A lacks `scale` on either side.
@@ -103,22 +68,6 @@ class ParallelBeamCT(LinearOperator):
         response = _ramp(self.detectors, self.spacing, window=filter == "hann")
         fbp_filter = torch.from_numpy(np.outer(weights, response)).float()
         self.register_buffer("fbp_filter", fbp_filter, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sinogram (slices, 1, angles, detectors) of images `x` (slices, 1, image_size, image_size).
-
-        Raises:
-            ValueError: `x` has another shape.
-        """
-        return self._apply_matrix(x, self._image_shape, self._sinogram_shape, *self._matrices())
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Back-projection (slices, 1, image_size, image_size) of `y` (slices, 1, angles, detectors).
-
-        Raises:
-            ValueError: `y` has another shape.
-        """
-        return self._apply_matrix(y, self._sinogram_shape, self._image_shape, *reversed(self._matrices()))
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Filtered back-projection of sinograms `y` (Kak & Slaney, Computerized Tomographic Imaging, 3.3).
@@ -129,74 +78,77 @@ class ParallelBeamCT(LinearOperator):
         Raises:
             ValueError: `y` is not (slices, 1, angles, detectors).
         """
-        _check_shape(y, self._sinogram_shape)
+        check_shape(y, self._sinogram_shape)
         length = 2 * (self.fbp_filter.shape[-1] - 1)
         spectrum = torch.fft.rfft(y.to(self.fbp_filter.dtype), n=length) * self.fbp_filter
         return self.adjoint(torch.fft.irfft(spectrum, n=length)[..., : self.detectors])
 
     def extra_repr(self) -> str:
-        first, last = self.angles[[0, -1]]
-        return (
-            f"image_size={self.image_size}, angles={len(self.angles)} ({first:.3f} to {last:.3f} rad), "
-            f"detectors={self.detectors}, spacing={self.spacing:g}, "
-            f"filter={self.filter}, scale={self.scale:.4g}"
-        )
-
-    @property
-    def _image_shape(self) -> tuple[int, int, int]:
-        return 1, self.image_size, self.image_size
-
-    @property
-    def _sinogram_shape(self) -> tuple[int, int, int]:
-        return 1, len(self.angles), self.detectors
-
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        """`A` and `A^T` as sparse tensors: views of the buffers, made anew so that they follow `.to()`."""
-        pixels, rays = math.prod(self._image_shape), math.prod(self._sinogram_shape)
-        return (
-            _csr(self.matrix_rows, self.matrix_columns, self.matrix_values, (rays, pixels)),
-            _csr(self.transpose_rows, self.transpose_columns, self.transpose_values, (pixels, rays)),
-        )
-
-    @staticmethod
-    def _apply_matrix(
-        x: Tensor, shape_in: tuple[int, ...], shape_out: tuple[int, ...], matrix: Tensor, transpose: Tensor
-    ) -> Tensor:
-        _check_shape(x, shape_in)
-        out: Tensor = _SparseProduct.apply(x.to(matrix.dtype).flatten(1), matrix, transpose)
-        return out.unflatten(1, shape_out)
+        return f"{super().extra_repr()}, filter={self.filter}"
 
 
-class _SparseProduct(torch.autograd.Function):
-    """`x -> x M^T`, (slices, columns) -> (slices, rows); its gradient is the product with the transpose."""
+class FanBeamCT(Projector):
+    """Fan-beam CT with a flat detector, see `Projector`.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
-        ctx.matrices = transpose, matrix
-        with torch.autocast(x.device.type, enabled=False):  # measurements stay in full precision
-            return torch.cat([_product(matrix, part) for part in x.split(SLICES_AT_ONCE)])
+    Rays are integrated exactly through unit pixels (Siddon, Med. Phys. 12, 1985). Geometry and orientation are those of
+    ODL's `RayTransform` with `FanBeamGeometry`. Distances are in image widths, so that they serve all image sizes.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _SparseProduct.apply(grads[0], *ctx.matrices), None, None
+    Args:
+        image_size: height and width of the image, in pixels.
+        angles: number of equidistant angles `i * angular_range / angles`, or the angles in radians.
+        angular_range: range of equidistant angles in radians.
+        source_distance: from the source to the centre of the image, in image widths.
+        detector_distance: from the centre of the image to the detector, in image widths.
+        detectors: number of detector bins; by default they cover the diagonal of the image.
+        spacing: width of a detector bin, in pixels; by default that of a pixel in the centre, as it is magnified.
+        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
+        cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
 
+    Raises:
+        InputError: a setting is out of its range.
+    """
 
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """`x M^T`; the sparse kernel is fast on row-major operands with an even number of columns."""
-    if len(x) == 1:
-        return (matrix @ x[0])[None]
-    operand = F.pad(x, (0, 0, 0, len(x) % 2)).T.contiguous()
-    return (matrix @ operand)[:, : len(x)].T
+    def __init__(
+        self,
+        image_size: int,
+        angles: int | Sequence[float],
+        angular_range: float = 2 * math.pi,
+        source_distance: float = 1.2,
+        detector_distance: float = 0.9,
+        detectors: int | None = None,
+        spacing: float | None = None,
+        iterations: int = 20,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        image_size = _count("image_size", image_size)
+        directions = _angles(angles, _length("angular_range", angular_range))
+        source = _length("source_distance", source_distance) * image_size
+        detector = _length("detector_distance", detector_distance) * image_size
+        radius = image_size / math.sqrt(2)
+        if source <= radius:
+            raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the image")
+        magnification = (source + detector) / source
+        spacing = magnification if spacing is None else _length("spacing", spacing)
+        if detectors is None:
+            widest = (source + detector) * radius / math.sqrt(source**2 - radius**2)  # a tangent to the image's circle
+            detectors = math.ceil(2 * widest / spacing)
+        super().__init__(
+            "line_fanflat", "fanflat", image_size, directions, _count("detectors", detectors), spacing,
+            (source, detector), cache_dir,
+        )  # fmt: skip
+        self.iterations = _count("iterations", iterations)
+        self.distances = (source_distance, detector_distance)
 
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A few conjugate-gradient steps on `A^T A x = A^T y` from 0.
 
-def _csr(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=False)
+        Raises:
+            ValueError: `y` is not (slices, 1, angles, detectors).
+        """
+        return conjugate_gradient(self.normal, self.adjoint(y), self.iterations)
 
-
-def _check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape[1:] != shape:
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"expected a tensor of shape (slices, {expected}), got {tuple(x.shape)}")
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, distances={self.distances} image widths"
 
 
 # --- settings ---------------------------------------------------------------------------------------------
@@ -255,52 +207,3 @@ def _ramp(detectors: int, spacing: float, window: bool) -> np.ndarray:
     if window:
         response *= 0.5 * (1 + np.cos(2 * np.pi * np.fft.rfftfreq(length)))
     return response
-
-
-# --- system matrix ----------------------------------------------------------------------------------------
-
-
-def _load_or_build(
-    image_size: int, angles: np.ndarray, detectors: int, spacing: float, folder: Path
-) -> tuple[csr_matrix, float]:
-    """Physical system matrix (angles * detectors, image_size^2), float32, and its spectral norm."""
-    shape = (len(angles) * detectors, image_size**2)
-    key = json.dumps([CACHE_VERSION, astra.__version__, image_size, angles.tolist(), detectors, spacing])
-    path = folder / f"parallel-beam-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:  # the zip's checksums find a damaged file
-            return csr_matrix((file["data"], file["indices"], file["indptr"]), shape), float(file["norm"])
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a cache is never worth a failure, whatever is wrong with it
-        log.info("rebuilding the system matrix, %s is unreadable: %s", path, error)
-
-    matrix, norm = _build(image_size, angles, detectors, spacing)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            complete = Path(temporary, path.name)
-            np.savez(complete, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, norm=norm)
-            os.replace(complete, path)
-    except OSError as error:
-        log.info("system matrix not kept for the next run: %s", error)
-    return matrix, norm
-
-
-def _build(image_size: int, angles: np.ndarray, detectors: int, spacing: float) -> tuple[csr_matrix, float]:
-    volume = astra.create_vol_geom(image_size, image_size)
-    projections = astra.create_proj_geom("parallel", spacing, detectors, angles - np.pi / 2)  # ODL's angles
-    projector = astra.create_projector("linear", projections, volume)
-    identifier = astra.projector.matrix(projector)
-    matrix = astra.matrix.get(identifier)
-    astra.matrix.delete(identifier)
-    astra.projector.delete(projector)
-
-    norm = spectral_norm(lambda x: torch.from_numpy(matrix.T @ (matrix @ x.numpy())), (image_size**2,))
-    if norm == 0:
-        raise InputError("no ray meets the image; expected detectors that cover it")
-    return matrix.astype(np.float32), norm
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddip-pl"
