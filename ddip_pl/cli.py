@@ -114,6 +114,7 @@ class ReconstructionCLI(CLI):
         parser.add_argument("--task", default="task", help="Name of the task, for the results.")
         parser.add_argument("--method", default="method", help="Name of the method, for the results.")
         parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
+        parser.add_argument("--dicom", type=bool, default=False, help="Write the volume as a DICOM series too.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand]
@@ -121,7 +122,8 @@ class ReconstructionCLI(CLI):
         folder = settings.output or Path("outputs", f"{task}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
-        callbacks: list[Callback] = [ReconstructionProgress(), VolumeWriter(folder, task, method, config)]
+        writer = VolumeWriter(folder, task, method, config, settings.dicom)
+        callbacks: list[Callback] = [ReconstructionProgress(), writer]
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
             callbacks.append(DiffusionCheckpoint(folder))
         trainer.callbacks += callbacks  # type: ignore[attr-defined]

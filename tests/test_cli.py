@@ -16,7 +16,7 @@ from conftest import make_network
 from safetensors.torch import load_file
 
 from ddip_pl import cli
-from ddip_pl.data.readers import read_nifti
+from ddip_pl.data.readers import read_nifti, read_volume
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
@@ -217,6 +217,21 @@ def test_size_without_a_prior(run, phantom_volume):
     assert volume(Path("out/phantom")).shape == (128, 112, 1)
 
 
+def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
+    given = (*TASK, "--model", "DirectInverse", "--data.path", str(phantom_volume), "--data.slices", "3")
+    assert run("predict", *given, "--output", "out", "--dicom", "true")[0] == 0
+    image, series = (read_volume(Path("out/phantom", name)) for name in ("reconstruction.nii.gz", "dicom"))
+    np.testing.assert_allclose(series.data, image.data, atol=np.ptp(image.data) / 65535)
+    np.testing.assert_allclose(series.affine, image.affine, atol=1e-5)
+
+    monkeypatch.setattr("ddip_pl.callbacks.writer.write_dicom", None)  # what cannot be written is refused before the run
+    sheared = nib.load(phantom_volume)
+    nib.save(nib.Nifti1Image(sheared.get_fdata(), [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "s.nii")
+    code, _, error = run("predict", *given, "--data.path", "s.nii", "--output", "new", "--dicom", "true")
+    assert (code, Path("new").exists()) == (2, False)
+    assert "not perpendicular" in error
+
+
 def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
     monkeypatch.setattr(ReverseDiffusionLoop, "on_advance_end", lambda loop: loop.trainer.save_checkpoint("some.ckpt"))
     given = ("--data.path", str(phantom_volume), "--data.slices", "1")
@@ -387,7 +402,7 @@ ADAPTATION = "--model.adaptation.init_args."
 # What is given on top of a run that would do, and what the line must say about it.
 BAD_INPUT = {
     "missing volume": (["--data.path", "{bad}/none.nii"], "{bad}/none.nii: no such file"),
-    "folder as volume": (["--data.path", "{bad}"], "{bad}: no such file"),
+    "folder as volume": (["--data.path", "{bad}"], "{bad}: no DICOM images and no .npy slices"),
     "text as volume": (["--data.path", "{bad}/text.nii.gz"], "text.nii.gz: not a readable NIfTI file"),
     "truncated volume": (["--data.path", "{bad}/truncated.nii.gz"], "truncated.nii.gz: not a readable NIfTI file"),
     "2d": (["--data.path", "{bad}/2d.nii.gz"], "2d.nii.gz: 2 dimensions"),

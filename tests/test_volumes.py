@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from scipy.ndimage import map_coordinates
 
 from ddip_pl.callbacks.writer import VolumeWriter
-from ddip_pl.data.readers import Volume, read_nifti
+from ddip_pl.data.dicom import write_dicom
+from ddip_pl.data.readers import read_nifti, read_volume
+from ddip_pl.data.volume import Volume
 from ddip_pl.data.volumes import VolumeDataModule, cut, fit, normalise
 from ddip_pl.errors import InputError
 from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
@@ -395,3 +398,30 @@ def test_written_volume_overlays_the_input_that_was_scaled(tmp_path, module, ope
     inner = (slice(4, -4),) * 3
     found = resample(result, positions(ramp.shape, AFFINE))[inner]
     np.testing.assert_allclose(found, ramp[inner], atol=0.3)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, module, operator, plane):
+    """As NIfTI and as DICOM, each voxel at the place where the slices of the scanner have it."""
+    values = np.random.default_rng(1).uniform(0, 1000, (20, 27, 9)).astype(np.float32)
+    turn = np.array([[0.96, 0.28, 0], [-0.168, 0.576, -0.8], [-0.224, 0.768, 0.6]])
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([turn * (1.5, 2, 3), (-30, 12, 5)])
+    write_dicom(tmp_path / "scan", values, affine)
+    source = read_volume(tmp_path / "scan")
+    np.testing.assert_allclose(resample(source, positions(values.shape, affine)), values, atol=0.1)
+
+    data = VolumeDataModule(
+        str(tmp_path / "scan"), lambda size: operator, 0, plane, enlarge=False, window=(0.0, 1000.0)
+    )
+    measurement = data.simulate(operator)
+    result = Result(measurement, measurement.reference, [{"seconds": 0.0}], {}, 0)
+    (tmp_path / "out").mkdir()
+    VolumeWriter(tmp_path / "out", "task", "method", dicom=True).write(module, result, with_reference=False)
+    for name in ("reconstruction.nii.gz", "dicom"):
+        found = resample(read_volume(tmp_path / "out" / "scan" / name), positions(values.shape, affine))
+        np.testing.assert_allclose(found, values, atol=0.1)
+    header = dcmread(tmp_path / "out" / "scan" / "dicom" / "0001.dcm")
+    assert header.StudyInstanceUID == source.header.StudyInstanceUID
+    assert header.SeriesInstanceUID != source.header.SeriesInstanceUID
+    assert header.SeriesDescription == "task method"

@@ -11,12 +11,14 @@ from typing import Any
 
 import lightning
 import nibabel as nib
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import ddip_pl
 from ddip_pl.adaptation.lora import save
+from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
 from ddip_pl.evaluation.metrics import magnitude, perceptual_distance, quality, relative_residual, summary
@@ -34,10 +36,11 @@ class VolumeWriter(Callback):
         task: name of the task.
         method: name of the method.
         config: settings of the run, YAML.
+        dicom: write the volume as a DICOM series too.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, config: str = ""):
-        self.folder, self.task, self.method, self.config = folder, task, method, config
+    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False):
+        self.folder, self.task, self.method, self.config, self.dicom = folder, task, method, config, dicom
         self.created: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,6 +62,8 @@ class VolumeWriter(Callback):
         folder = self.folder / batch.name
         if folder.exists() and not (folder / "metrics.json").is_file():
             raise InputError(f"{folder} exists and holds no results of ours; choose another --output")
+        if self.dicom:
+            check_writable(batch.affine.numpy())
 
     on_predict_batch_start = on_test_batch_start
 
@@ -134,6 +139,9 @@ class VolumeWriter(Callback):
         if result.weights:
             save(result.weights, folder / "lora")
         write_volume(folder / "reconstruction.nii.gz", images, measurement)
+        if self.dicom:
+            values, affine = in_units(images, measurement), measurement.affine.numpy()
+            write_dicom(folder / "dicom", values, affine, measurement.header, f"{self.task} {self.method}")
         if reference is not None:
             write_volume(folder / "reference.nii.gz", reference, measurement)
         (folder / "figures").mkdir()
@@ -144,9 +152,13 @@ class VolumeWriter(Callback):
 
 def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:
     """Images in [0, 1] as a NIfTI volume, in the units and the place of what was measured."""
+    nib.save(nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
+
+
+def in_units(images: Tensor, measurement: Measurement) -> np.ndarray:
+    """Images in [0, 1] as `(columns, rows, slices)` in the units of what was measured."""
     low, high = measurement.window
-    volume = magnitude(images)[:, 0].cpu().numpy() * (high - low) + low
-    nib.save(nib.Nifti1Image(volume.transpose(2, 1, 0), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
+    return (magnitude(images)[:, 0].cpu().numpy() * (high - low) + low).transpose(2, 1, 0)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddip_pl.data.ellipses import with_phase
-from ddip_pl.data.readers import Volume, read_nifti
+from ddip_pl.data.readers import read_volume, volume_name
+from ddip_pl.data.volume import Volume
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.operator import LinearOperator
@@ -97,7 +98,7 @@ class VolumeDataModule(LightningDataModule):
     """A volume from file and its simulated measurement `y = A x + n`, for `test` and `predict`.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI or HDF5 file, or folder with a DICOM series or `.npy` slices, see `read_volume`.
         operator: makes the measurement operator for an image size, for example `ParallelBeamCT` with its angles.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1].
         plane: of the slices.
@@ -139,7 +140,7 @@ class VolumeDataModule(LightningDataModule):
 
         Where the operator has complex images, the volume is given a smooth random phase, the same in all slices.
         """
-        volume = read_nifti(self.path)
+        volume = read_volume(self.path)
         window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
         images, affine = cut(volume, self.plane, self.first, self.slices)
         images = normalise(images, window)
@@ -154,11 +155,12 @@ class VolumeDataModule(LightningDataModule):
             y=simulate(x, operator, self.sigma_y, generator),
             operator=operator,
             sigma_y=self.sigma_y,
-            name=self.path.name.removesuffix(".gz").removesuffix(".nii"),
+            name=volume_name(self.path),
             reference=x,
             window=window,
             affine=torch.from_numpy(affine) @ to_slices,
             margin=margin,
+            header=volume.header,
         )
         if min(measurement.unpad(x).shape[-2:]) < SMALLEST:
             rows, columns = images.shape[1:]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ddip_pl.physics.operator import LinearOperator
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Measurement:
         window: intensities that 0 and 1 stand for, in the units of the source.
         affine: `(4, 4)`, from indices (column, row, slice) of the reconstruction to scanner coordinates in mm.
         margin: rows above and below, columns left and right that are padding and not image.
+        header: of the DICOM series that the volume was read from, if it was, for series derived from it.
     """
 
     y: Tensor
@@ -33,6 +38,7 @@ class Measurement:
     window: tuple[float, float] = (0.0, 1.0)
     affine: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
+    header: Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -1,0 +1,75 @@
+"""An image volume."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from pydicom import Dataset
+
+from ddip_pl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image volume.
+
+    Attributes:
+        data: `(x, y, z)` float32; axes point to the patient's right, front and top (RAS+).
+        affine: `(4, 4)`, from indices to scanner coordinates in mm.
+        units: of the values, "HU" for example; empty where the file does not say.
+        header: of the first slice, if the volume is a DICOM series.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    units: str = ""
+    header: Dataset | None = None
+
+    @property
+    def voxel_size(self) -> np.ndarray:
+        """Edge lengths of a voxel along x, y, z, in mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def as_volume(
+    path: str | Path, data: np.ndarray, affine: np.ndarray, units: str = "", header: Dataset | None = None
+) -> Volume:
+    """What a file holds as a volume, turned to RAS+ orientation.
+
+    Args:
+        path: of the file, for messages.
+        data: three axes in any order; more axes of length 1 may follow.
+        affine: `(4, 4)`, from indices of `data` to scanner coordinates in mm.
+        units: see `Volume`.
+        header: see `Volume`.
+
+    Raises:
+        InputError: it is no 3D volume of real numbers, holds NaN, infinity or one value only, or has no voxel size.
+    """
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.dtype.kind == "c":
+        raise InputError(f"volume {path}: complex voxels, expected real ones; save the magnitude first")
+    if data.dtype.kind not in "biuf":
+        raise InputError(f"volume {path}: voxels of type {data.dtype}, expected real numbers")
+    if data.ndim != 3:
+        raise InputError(f"volume {path}: {data.ndim} dimensions {data.shape}, expected 3; extract one volume first")
+    with np.errstate(over="ignore"):  # becomes infinite and is found below
+        data = data.astype(np.float32)
+    if bad := int(np.count_nonzero(~np.isfinite(data))):
+        raise InputError(f"volume {path}: {bad} voxels are NaN or infinite; replace them first")
+    if data.size == 0 or data.min() == data.max():
+        raise InputError(f"volume {path}: all voxels have the same value; there is nothing to reconstruct")
+    if not is_affine(affine):
+        raise InputError(f"volume {path}: affine {np.asarray(affine).tolist()}, expected an invertible 4x4 matrix")
+    image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))  # type: ignore[attr-defined]
+    return Volume(np.asarray(image.dataobj), image.affine, units, header)
+
+
+def is_affine(affine: np.ndarray) -> bool:
+    """Whether an array is a matrix from indices to places, each index to another place."""
+    if np.shape(affine) != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(lengths.all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
