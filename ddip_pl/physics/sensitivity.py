@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.operator import ImageSize, height_width
 
 
 class CoilMaps(ABC):
     """Makes sensitivity maps for an image size."""
 
     @abstractmethod
-    def __call__(self, image_size: int) -> Tensor:
+    def __call__(self, image_size: ImageSize) -> Tensor:
         """Maps `(1, coils, height, width)`, complex64, one set for all slices, with `sum |S|^2 = 1` over the coils."""
 
 
@@ -35,10 +36,10 @@ class Birdcage(CoilMaps):
             raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside of the image")
         self.coils, self.radius = coils, radius
 
-    def __call__(self, image_size: int) -> Tensor:
+    def __call__(self, image_size: ImageSize) -> Tensor:
         from sigpy.mri import birdcage_maps  # takes seconds, and only this module needs it
 
-        maps = birdcage_maps((self.coils, image_size, image_size), r=self.radius)
+        maps = birdcage_maps((self.coils, *height_width(image_size)), r=self.radius)
         return normalise_maps(torch.from_numpy(maps)[None].to(torch.complex64))
 
 
