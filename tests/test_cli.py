@@ -512,7 +512,7 @@ WITHOUT = {
     "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
     "unknown command": (
         ["reconstruct"],
-        "unknown command 'reconstruct'; commands are test, predict, fit, validate, benchmark, demo",
+        "unknown command 'reconstruct'; commands are test, predict, simulate, fit, validate, benchmark, demo",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
     "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),

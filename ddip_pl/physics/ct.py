@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
-
-log = logging.getLogger(__name__)
 
 FILTERS = ("ram-lak", "hann")
 CACHE_VERSION = 1  # raise it when the content of a cache file changes its meaning
@@ -88,7 +82,7 @@ class ParallelBeamCT(LinearOperator):
             raise InputError(f"filter is {filter!r}; expected one of {', '.join(FILTERS)}")
         self.filter = filter
 
-        folder = Path(cache_dir) if cache_dir is not None else _user_cache()
+        folder = Path(cache_dir) if cache_dir is not None else user_cache()
         geometry = self.image_size, self.angles, self.detectors, self.spacing
         matrix, self.scale = _load_or_build(*geometry, folder)
         matrix.data /= np.float32(self.scale)
@@ -265,26 +259,14 @@ def _load_or_build(
 ) -> tuple[csr_matrix, float]:
     """Physical system matrix (angles * detectors, image_size^2), float32, and its spectral norm."""
     shape = (len(angles) * detectors, image_size**2)
-    key = json.dumps([CACHE_VERSION, astra.__version__, image_size, angles.tolist(), detectors, spacing])
-    path = folder / f"parallel-beam-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:  # the zip's checksums find a damaged file
-            return csr_matrix((file["data"], file["indices"], file["indptr"]), shape), float(file["norm"])
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a cache is never worth a failure, whatever is wrong with it
-        log.info("rebuilding the system matrix, %s is unreadable: %s", path, error)
+    key = [CACHE_VERSION, astra.__version__, image_size, angles.tolist(), detectors, spacing]
 
-    matrix, norm = _build(image_size, angles, detectors, spacing)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            complete = Path(temporary, path.name)
-            np.savez(complete, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, norm=norm)
-            os.replace(complete, path)
-    except OSError as error:
-        log.info("system matrix not kept for the next run: %s", error)
-    return matrix, norm
+    def make() -> dict[str, np.ndarray]:
+        matrix, norm = _build(image_size, angles, detectors, spacing)
+        return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "norm": np.array(norm)}
+
+    kept = cached(folder, "parallel-beam", key, make)
+    return csr_matrix((kept["data"], kept["indices"], kept["indptr"]), shape), float(kept["norm"])
 
 
 def _build(image_size: int, angles: np.ndarray, detectors: int, spacing: float) -> tuple[csr_matrix, float]:
@@ -300,7 +282,3 @@ def _build(image_size: int, angles: np.ndarray, detectors: int, spacing: float) 
     if norm == 0:
         raise InputError("no ray meets the image; expected detectors that cover it")
     return matrix.astype(np.float32), norm
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddip-pl"

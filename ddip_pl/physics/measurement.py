@@ -23,6 +23,7 @@ class Measurement:
         window: intensities that 0 and 1 stand for, in the units of the source.
         affine: `(4, 4)`, from indices (column, row, slice) of the reconstruction to scanner coordinates in mm.
         margin: rows above and below, columns left and right that are padding and not image.
+        units: of the intensities, where they are known.
     """
 
     y: Tensor
@@ -33,6 +34,7 @@ class Measurement:
     window: tuple[float, float] = (0.0, 1.0)
     affine: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
+    units: str = ""
 
     def __len__(self) -> int:
         return len(self.y)

@@ -40,7 +40,8 @@ class CartesianMRI(LinearOperator):
 
     def __init__(self, mask: Tensor, maps: Tensor, channels: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.shape = height, width = mask.shape[-2:]
+        height, width = mask.shape[-2:]
+        self.shape = height, width
         self.image_size: ImageSize = height if height == width else (height, width)
         self.channels = channels
         phase = _phase(self.shape)  # D
@@ -96,6 +97,12 @@ class CartesianMRI(LinearOperator):
             f"image_size={self.image_size}, channels={self.channels}, coils={self.maps.shape[1]}, "
             f"acceleration={acceleration:.3g}, scale={self.scale:.4g}"
         )
+
+    @property
+    def coil_maps(self) -> Tensor:
+        """Sensitivities (slices or 1, coils, height, width), complex64, as they were given."""
+        maps = torch.view_as_complex(self.maps) * _phase(self.shape).to(self.maps.device).conj()
+        return maps.to(torch.complex64)
 
     def _weights(self) -> Tensor:
         return torch.view_as_complex(self.weights)

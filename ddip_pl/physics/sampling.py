@@ -101,7 +101,7 @@ class RandomLines(Sampling):
 
 
 class RandomPoints(Sampling):
-    """Points of the (ky, kx) plane, drawn with uniform or Gaussian density, and a centre of the same shape as k-space.
+    """Points of the (ky, kx) plane, drawn with uniform or Gaussian density, and a rectangular centre.
 
     Args:
         acceleration: see `Sampling`.
@@ -122,7 +122,7 @@ class RandomPoints(Sampling):
 
 
 class PoissonDisc(Sampling):
-    """Variable-density Poisson-disc points of the (ky, kx) plane, without corners, and a centre of the same shape as k-space.
+    """Variable-density Poisson-disc points of the (ky, kx) plane, without corners, and a rectangular centre.
 
     SigPy's implementation (Bridson 2007); it reaches the acceleration within a few per cent.
     """

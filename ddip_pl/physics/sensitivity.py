@@ -1,13 +1,20 @@
 """Sensitivity maps of receive coils, simulated or calibrated; SigPy does the work."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.operator import ImageSize, height_width
+
+CACHE_VERSION = 1  # raise it when maps are calibrated in another way
 
 
 class CoilMaps(ABC):
@@ -70,6 +77,33 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
     slices = kspace.numpy(force=True).astype(np.complex64)
     maps = [EspiritCalib(k, calib_width=calibration, crop=crop, show_pbar=False).run() for k in slices]
     return normalise_maps(torch.from_numpy(np.stack(maps)).to(kspace.device))
+
+
+def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None = None) -> Tensor:
+    """Maps as of `espirit`, kept from one run to the next; slices are kept one by one.
+
+    Args:
+        kspace: see `espirit`.
+        calibration: see `espirit`.
+        folder: where they are kept, by default `ddip-pl` in the user's cache.
+
+    Raises:
+        InputError: see `espirit`.
+    """
+    rows, columns = (slice(n // 2 - calibration // 2, n // 2 + (calibration + 1) // 2) for n in kspace.shape[-2:])
+
+    def maps_of(one: Tensor) -> Tensor:
+        one = one / one.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # whatever the units of k-space are
+        centre = hashlib.sha256(one[..., rows, columns].contiguous().numpy(force=True).tobytes()).hexdigest()
+        key = [CACHE_VERSION, version("sigpy"), one.shape, calibration, centre]
+        kept = cached(folder or user_cache(), "coil-maps", key, partial(_espirit_arrays, one, calibration))
+        return torch.from_numpy(kept["maps"]).to(kspace.device)
+
+    return torch.cat([maps_of(one) for one in kspace.split(1)])
+
+
+def _espirit_arrays(kspace: Tensor, calibration: int) -> dict[str, np.ndarray]:
+    return {"maps": espirit(kspace, calibration).numpy(force=True)}
 
 
 def normalise_maps(maps: Tensor) -> Tensor:
