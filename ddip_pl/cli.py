@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import sys
 import time
 import warnings
@@ -59,6 +60,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
+        if missing := re.fullmatch(r'Parser key "(\w+)": the following arguments are required: (.*)', line):
+            line = f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
         raise InputError(line + HINT)
 
     def add_lightning_class_args(

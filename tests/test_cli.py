@@ -178,7 +178,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
 def test_written_settings_reproduce_the_run(reconstruct):
     first = reconstruct("test", *D3IP, "--data.slices", "3")
     settings = yaml.safe_load((first / "config.yaml").read_text())
-    assert settings["data"]["slices"] == 3
+    assert settings["data"]["init_args"]["slices"] == 3
     assert settings["model"]["init_args"]["adaptation"]["init_args"]["rank"] == 4
     again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
     np.testing.assert_array_equal(volume(again), volume(first))

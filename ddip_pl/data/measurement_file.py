@@ -173,7 +173,7 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
         raise InputError(f"{source}: attribute 'name' is {name!r}; expected one that a folder can have")
     data = dataset("data")
     depth = data.shape[0] if data.ndim else 0
-    chosen = span(depth, first, slices, "slices")
+    chosen = span(depth, first, slices, source)
     affine = np.array(file["affine"], np.float64) if "affine" in file else None
     if affine is not None and affine.shape == (4, 4):
         affine[:, 3] += chosen.start * affine[:, 2]

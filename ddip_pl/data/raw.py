@@ -126,7 +126,7 @@ def read_fastmri(path: Path, file: h5py.File, slices: int | None, first: int | N
     if "ismrmrd_header" not in file:
         raise InputError(f"{source}: no dataset 'ismrmrd_header', which tells the field of view of fastMRI's kspace")
     header = parse_header(file["ismrmrd_header"][()], source)
-    chosen = span(len(kspace), first, slices, "slices")
+    chosen = span(len(kspace), first, slices, source)
     data = kspace[chosen] if kspace.ndim == 4 else kspace[chosen][:, None]
     measured = (data != 0).any(1)
     mask = measured.any(1, keepdims=True) & measured.any(2, keepdims=True)
@@ -153,5 +153,5 @@ def read_array(path: Path, slices: int | None, first: int | None) -> KSpace:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{source}: damaged, or no NumPy array ({' '.join(str(error).split())})") from error
     data = data[None] if data.ndim == 3 else data
-    chosen = span(len(data), first, slices, "slices") if data.ndim else slice(None)
+    chosen = span(len(data), first, slices, source) if data.ndim else slice(None)
     return KSpace(source=source, name=path.stem, data=np.array(data[chosen]), pixel=(1.0, 1.0), units=UNITS)

@@ -40,14 +40,15 @@ def normalise(data: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return image
 
 
-def span(depth: int, first: int | None, count: int | None, what: str) -> slice:
+def span(depth: int, first: int | None, count: int | None, what: str, kind: str = "slices") -> slice:
     """Which slices of a volume are wanted.
 
     Args:
         depth: slices of the volume.
         first: index of the first slice; by default the slices are the central ones.
         count: number of slices, by default all.
-        what: what slices these are, for the message.
+        what: what has them, for the message.
+        kind: what slices these are.
 
     Raises:
         InputError: there are not that many.
@@ -56,7 +57,7 @@ def span(depth: int, first: int | None, count: int | None, what: str) -> slice:
     count = depth - (first or 0) if count is None else count
     first = (depth - count) // 2 if first is None else first
     if count < 1 or first < 0 or first + count > depth:
-        raise InputError(f"{asked + '; ' if asked else ''}the volume has {depth} {what}")
+        raise InputError(f"{asked + '; ' if asked else ''}{what} has {depth} {kind}")
     return slice(first, first + count)
 
 
@@ -77,7 +78,7 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
     """
     normal = NORMAL_AXIS[plane]
     across, up = [axis for axis in range(3) if axis != normal]
-    chosen = span(volume.data.shape[normal], first, count, f"{plane} slices")
+    chosen = span(volume.data.shape[normal], first, count, "the volume", f"{plane} slices")
     images = volume.data.transpose(normal, up, across)[chosen, ::-1]
     to_volume = np.zeros((4, 4))
     to_volume[3, 3] = to_volume[across, 0] = to_volume[normal, 2] = 1
