@@ -1,7 +1,8 @@
-"""The command line: `ddip-pl fit | validate | test | predict | benchmark | demo`."""
+"""The command line: `ddip-pl fit | validate | test | predict | simulate | benchmark | demo`."""
 
 import inspect
 import logging
+import re
 import sys
 import time
 import warnings
@@ -11,18 +12,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning import Callback, Trainer
+from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
-import ddip_pl.baselines  # noqa: F401 (so that --model finds them by name)
+import ddip_pl.baselines
+import ddip_pl.data.measured  # noqa: F401 (and --data what is in there)
 from ddip_pl.benchmark import main as benchmark
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.data.ellipses import EllipsesDataModule
-from ddip_pl.data.volumes import VolumeDataModule
+from ddip_pl.data.measurement_file import write_measurement
+from ddip_pl.data.module import MeasurementDataModule
+from ddip_pl.data.volumes import SIZE, VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
@@ -33,18 +37,21 @@ USAGE = """usage: ddip-pl COMMAND [options]
 Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand.
 
   test      simulate a measurement of a volume, reconstruct it, compare with the volume
-  predict   reconstruct without comparing
+  predict   reconstruct what a scanner measured, or a volume without comparing
+  simulate  write the measurement of a volume to a file
   fit       train a prior on random ellipses
   validate  loss of a prior on held-out ellipses
   benchmark test many methods on many tasks and volumes; one table of all
   demo      reconstruct a brain with FBP, DDS and D3IP, side by side
 
   ddip-pl test --config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz
+  ddip-pl predict --config configs/task/measured.yaml --config configs/method/d3ip.yaml --data.path SCAN.h5
   ddip-pl fit --config configs/prior/ellipses_128.yaml
 
 ddip-pl COMMAND --help lists the options of a command."""
 
 
+USUAL: dict[str, type] = {"model": Reconstruction, "data": VolumeDataModule}
 HINT = "; see ddip-pl COMMAND --help"
 
 
@@ -53,19 +60,22 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
+        if missing := re.fullmatch(r'Parser key "(\w+)": the following arguments are required: (.*)', line):
+            line = f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
         raise InputError(line + HINT)
 
     def add_lightning_class_args(
         self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
     ) -> list[str]:
-        """The choice of a method: `Reconstruction`, whose settings need no class to be named, unless another is."""
+        """The choice of method and data, with one of each whose settings need no class to be named."""
         if not subclass_mode:
             return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
-        settings = ", ".join(f"--{nested_key}.{name}" for name in inspect.signature(Reconstruction).parameters)
+        usual = USUAL[nested_key]
+        settings = ", ".join(f"--{nested_key}.{name}" for name in inspect.signature(usual).parameters)
         return self.add_subclass_arguments(  # type: ignore[return-value]
-            lightning_class, nested_key, default={"class_path": "ddip_pl.reconstruction.Reconstruction"},
-            help="Method, by default Reconstruction, and its settings; those of a method NAME are explained by "
-            f"--{nested_key}.help NAME, those of Reconstruction are {settings}.",
+            lightning_class, nested_key, default={"class_path": f"{usual.__module__}.{usual.__name__}"},
+            help=f"Class, by default {usual.__name__}, and its settings; those of a class NAME are explained by "
+            f"--{nested_key}.help NAME, those of {usual.__name__} are {settings}.",
         )  # fmt: skip
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -130,6 +140,27 @@ class ReconstructionCLI(CLI):
         return trainer
 
 
+def simulate(arguments: Sequence[str]) -> None:
+    """`ddip-pl simulate`: the measurement of a volume, as a file that `predict` reads.
+
+    Raises:
+        InputError: the volume or the settings cannot be used, or the file cannot be written.
+    """
+    parser = Parser(prog="ddip-pl simulate", parser_mode="omegaconf", description="Measure a volume.")
+    parser.add_argument("--config", action="config", help="Task, as of ddip-pl test.")
+    parser.add_argument("--task", default="task", help="Name of the task, not used here.")
+    parser.add_argument("--seed_everything", type=int, default=0, help="Decides about the noise.")
+    parser.add_argument("--output", type=Path, required=True, help="HDF5 file to write.")
+    parser.add_lightning_class_args(VolumeDataModule, "data", subclass_mode=True)
+    settings = parser.parse_args(list(arguments))
+    seed_everything(settings.seed_everything, verbose=False)
+    with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
+        data = parser.instantiate_classes(settings).data
+    measurement = data.simulate(data.operator(data.size or SIZE))
+    write_measurement(settings.output, measurement)
+    print(f"{measurement.name}, {len(measurement)} slices; measurement in {settings.output}")
+
+
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of the commands and return the exit code.
 
@@ -148,9 +179,12 @@ def run(command: str, arguments: Sequence[str]) -> int:
         plain = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
                  "enable_checkpointing": False, "devices": 1}  # fmt: skip
         ReconstructionCLI(
-            Method, VolumeDataModule, subclass_mode_model=True, trainer_class=ReconstructionTrainer,
-            trainer_defaults=plain, seed_everything_default=0, save_config_callback=None, **common,
+            Method, MeasurementDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            trainer_class=ReconstructionTrainer, trainer_defaults=plain, seed_everything_default=0,
+            save_config_callback=None, **common,
         )  # fmt: skip
+    elif command == "simulate":
+        simulate(arguments)
     elif command == "benchmark":
         return benchmark(arguments)
     elif command == "demo":
@@ -158,7 +192,9 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
         demo(arguments)
     else:
-        raise InputError(f"unknown command {command!r}; commands are test, predict, fit, validate, benchmark, demo")
+        raise InputError(
+            f"unknown command {command!r}; commands are test, predict, simulate, fit, validate, benchmark, demo"
+        )
     return 0
 
 

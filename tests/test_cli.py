@@ -178,7 +178,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
 def test_written_settings_reproduce_the_run(reconstruct):
     first = reconstruct("test", *D3IP, "--data.slices", "3")
     settings = yaml.safe_load((first / "config.yaml").read_text())
-    assert settings["data"]["slices"] == 3
+    assert settings["data"]["init_args"]["slices"] == 3
     assert settings["model"]["init_args"]["adaptation"]["init_args"]["rank"] == 4
     again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
     np.testing.assert_array_equal(volume(again), volume(first))
@@ -224,7 +224,9 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
     np.testing.assert_allclose(series.data, image.data, atol=np.ptp(image.data) / 65535)
     np.testing.assert_allclose(series.affine, image.affine, atol=1e-5)
 
-    monkeypatch.setattr("ddip_pl.callbacks.writer.write_dicom", None)  # what cannot be written is refused before the run
+    monkeypatch.setattr(
+        "ddip_pl.callbacks.writer.write_dicom", None
+    )  # what cannot be written is refused before the run
     sheared = nib.load(phantom_volume)
     nib.save(nib.Nifti1Image(sheared.get_fdata(), [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "s.nii")
     code, _, error = run("predict", *given, "--data.path", "s.nii", "--output", "new", "--dicom", "true")
@@ -527,7 +529,7 @@ WITHOUT = {
     "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
     "unknown command": (
         ["reconstruct"],
-        "unknown command 'reconstruct'; commands are test, predict, fit, validate, benchmark, demo",
+        "unknown command 'reconstruct'; commands are test, predict, simulate, fit, validate, benchmark, demo",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
     "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),

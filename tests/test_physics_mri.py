@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from ddip_pl.physics import (
     Spiral,
     simulate,
 )
+from ddip_pl.physics.operator import height_width
 
 SLICES = 3
 
@@ -49,15 +51,15 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 
 def smooth_maps(size, coils=6, slices=1, seed=0):
-    """Random smooth maps `(slices, coils, size, size)`, complex64, other ones for each slice, not normalised."""
-    spectrum = torch.zeros(slices, coils, size, size, dtype=torch.complex64)
+    """Random smooth maps `(slices, coils, height, width)`, complex64, other ones for each slice, not normalised."""
+    spectrum = torch.zeros(slices, coils, *height_width(size), dtype=torch.complex64)
     spectrum[..., :3, :3] = random(slices, coils, 3, 3, dtype=torch.complex64, seed=seed)
     return torch.fft.ifft2(spectrum, norm="forward") + 0.3
 
 
 def half_masks(size):
     """One mask a slice, of all but every second, third and fourth line."""
-    lines = torch.ones(SLICES, size, size, dtype=torch.bool)
+    lines = torch.ones(SLICES, *height_width(size), dtype=torch.bool)
     for i in range(SLICES):
         lines[i, :, :: i + 2] = False
     return lines
@@ -65,8 +67,9 @@ def half_masks(size):
 
 def without_pairs(size):
     """Of each pair of positions k and -k only one, and the middle not at all."""
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[1 : size // 2, 1:] = True
+    height, width = height_width(size)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[1 : height // 2, 1:] = True
     return mask
 
 
@@ -90,6 +93,9 @@ OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
 }
 BY_CG = SENSE | NonCartesianMRI | FanBeamCT  # pseudo-inverse by conjugate gradients, which are not linear
 NON_CARTESIAN = ["radial", "radial, coils", "spiral, maps"]
+NOT_SQUARE = "single coil, real, masks", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
+for name in NOT_SQUARE:  # even by odd, or odd by even
+    OPERATORS[f"{name}, not square"] = lambda n, make=OPERATORS[name]: make((n, n - 3))
 MRI = {name: make for name, make in OPERATORS.items() if "CT" not in name}
 PER_SLICE = [name for name in OPERATORS if "maps" in name or "masks" in name]
 SIZES = pytest.mark.parametrize("size", [12, 13])
@@ -101,8 +107,7 @@ def table(operators):
 
 def random_pair(operator, dtype=torch.float32, seed=0):
     """An image and a measurement of noise, for as many slices as the operator may have."""
-    size = operator.image_size
-    x = random(SLICES, operator.channels, size, size, dtype=dtype, seed=seed)
+    x = random(SLICES, operator.channels, *height_width(operator.image_size), dtype=dtype, seed=seed)
     y = operator(x)
     return x, random(*y.shape, dtype=y.dtype, seed=seed + 1)
 
@@ -114,10 +119,10 @@ def inner(a, b):
 
 def dense(operator):
     """The matrix of each slice, `(slices, values, pixels)` real, complex values as pairs."""
-    n = operator.channels * operator.image_size**2
+    shape = operator.channels, *height_width(operator.image_size)
     columns = []
-    for pixel in torch.eye(n, dtype=torch.float64):
-        x = pixel.view(1, operator.channels, operator.image_size, -1).repeat(SLICES, 1, 1, 1)
+    for pixel in torch.eye(math.prod(shape), dtype=torch.float64):
+        x = pixel.view(1, *shape).repeat(SLICES, 1, 1, 1)
         y = operator(x)
         columns.append((torch.view_as_real(y) if y.is_complex() else y).flatten(1))
     return torch.stack(columns, dim=2)
@@ -257,20 +262,21 @@ def test_select(make, slices):
 @pytest.mark.parametrize("name", PER_SLICE)
 def test_each_slice_has_its_own(name):
     operator = OPERATORS[name](12)
-    x = random(1, operator.channels, 12, 12).repeat(SLICES, 1, 1, 1)
+    height, width = height_width(operator.image_size)
+    x = random(1, operator.channels, height, width).repeat(SLICES, 1, 1, 1)
     for a, b in itertools.combinations(operator(x), 2):
         assert (a - b).norm() > 0.1 * a.norm()
     for a, b in itertools.combinations(range(SLICES), 2):
         one, other = operator.select([a])(x[:1]), operator.select([b])(x[:1])
         assert (one - other).norm() > 0.1 * one.norm()
-    with pytest.raises(ValueError, match=rf"expected a tensor of shape \(3, {operator.channels}, 12, 12\)"):
+    with pytest.raises(ValueError, match=rf"expected a tensor of shape \(3, {operator.channels}, {height}, {width}\)"):
         operator(x[:2])
 
 
 @table(OPERATORS)
 def test_noise_at_measured_values_only(make):
     operator = make(32)
-    x = torch.zeros(SLICES, operator.channels, 32, 32)
+    x = torch.zeros(SLICES, operator.channels, *height_width(operator.image_size))
     noise = simulate(x, operator, 0.3, torch.Generator().manual_seed(0))
     assert torch.equal(operator.sampled(noise), noise)
     assert torch.equal(simulate(x, operator, 0.0), operator(x))
@@ -293,15 +299,16 @@ def test_without_state(make):
     operator = make(12)
     assert operator.state_dict() == {}
     assert not list(operator.parameters())
-    assert "image_size=12, channels=" in repr(operator)
+    assert f"image_size={(12, 9) if operator.shape == (12, 9) else 12}, channels=" in repr(operator)
 
 
 @table(MRI)
 def test_wrong_shape(make):
     operator = make(12)
     x, y = random_pair(operator)
+    height, width = x.shape[-2:]
     for bad in x[0], x[..., :-1], x[:, :, 1:], torch.cat([x, x], 1):
-        with pytest.raises(ValueError, match=rf"{operator.channels}, 12, 12\), got \("):
+        with pytest.raises(ValueError, match=rf"{operator.channels}, {height}, {width}\), got \("):
             operator(bad)
     for bad in y[0], y[..., :-1], torch.cat([y, y], 1):
         for apply in operator.adjoint, operator.pseudo_inverse:
@@ -319,14 +326,14 @@ def centred_fft(image):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(size=st.integers(2, 33), seed=st.integers(0, 100))
+@given(height=st.integers(2, 33), width=st.integers(2, 33), seed=st.integers(0, 100))
 @pytest.mark.parametrize("complex_image", [False, True])
-def test_one_coil_is_the_centred_transform(complex_image, size, seed):
-    mask = torch.rand(SLICES, size, size, generator=torch.Generator().manual_seed(seed)) < 0.5
-    mask[:, size // 2, size // 2] = True
-    x = random(SLICES, 1 + complex_image, size, size, dtype=torch.float64, seed=seed)
+def test_one_coil_is_the_centred_transform(complex_image, height, width, seed):
+    mask = torch.rand(SLICES, height, width, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask[:, height // 2, width // 2] = True
+    x = random(SLICES, 1 + complex_image, height, width, dtype=torch.float64, seed=seed)
     image = torch.complex(x[:, 0], x[:, 1]) if complex_image else x[:, 0]
-    operator = SingleCoilMRI(size, mask, complex_image).double()
+    operator = SingleCoilMRI((height, width), mask, complex_image).double()
     found = operator.scale * operator(x)
     assert operator.scale == 1
     torch.testing.assert_close(found[:, 0].numpy(), mask.numpy() * centred_fft(image.numpy()), rtol=0, atol=1e-5)
@@ -334,19 +341,19 @@ def test_one_coil_is_the_centred_transform(complex_image, size, seed):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(size=st.integers(4, 20), coils=st.integers(1, 5), seed=st.integers(0, 100))
+@given(size=st.tuples(st.integers(4, 20), st.integers(4, 20)), coils=st.integers(1, 5), seed=st.integers(0, 100))
 def test_sense_is_that_of_each_coil(size, coils, seed):
     maps = smooth_maps(size, coils, SLICES, seed)
     mask = RandomPoints(1.5, centre=0, seed=seed)(size)
     operator = SENSE(size, mask, maps).double()
-    x = random(SLICES, 2, size, size, dtype=torch.float64, seed=seed)
+    x = random(SLICES, 2, *size, dtype=torch.float64, seed=seed)
     found = (operator.scale * operator(x)).numpy()
     for i, c in itertools.product(range(SLICES), range(coils)):
         expected = mask.numpy() * centred_fft((maps[i, c] * torch.complex(x[i, 0], x[i, 1])).numpy())
         np.testing.assert_allclose(found[i, c], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (32, 21), (15, 24)])
 def test_agrees_with_sigpy(size):
     sigpy = pytest.importorskip("sigpy")
     from sigpy.mri.linop import Sense
@@ -354,13 +361,13 @@ def test_agrees_with_sigpy(size):
     maps, mask = smooth_maps(size, 5), RandomPoints(3)(size)
     operator = SENSE(size, mask, maps)
     reference = Sense(maps[0].numpy(), weights=mask.numpy().astype(np.float32))
-    x, y = random(1, 2, size, size), random(1, 5, size, size, dtype=torch.complex64)
+    x, y = random(1, 2, *size), random(1, 5, *size, dtype=torch.complex64)
     image = torch.complex(x[0, 0], x[0, 1]).numpy()
     np.testing.assert_allclose(operator.scale * operator(x)[0].numpy(), reference(image), atol=1e-4)
     back = operator.scale * operator.adjoint(y)[0].numpy()
     np.testing.assert_allclose(back[0] + 1j * back[1], reference.H(y[0].numpy()), atol=1e-4)
 
-    single = SingleCoilMRI(size, torch.ones(size, size), complex_image=True)
+    single = SingleCoilMRI(size, torch.ones(size), complex_image=True)
     np.testing.assert_allclose(single(x)[0, 0].numpy(), sigpy.fft(image), atol=1e-4)
 
 
@@ -396,6 +403,9 @@ def test_scale_is_that_of_the_maps():
         (lambda: SingleCoilMRI(16, torch.zeros(16, 16)), "mask is all zero"),
         (lambda: SingleCoilMRI(16, torch.stack([torch.ones(16, 16), torch.zeros(16, 16)])), "mask is all zero"),
         (lambda: SingleCoilMRI(0, RandomPoints(2)), "image_size is 0"),
+        (lambda: SingleCoilMRI((16, 0), RandomPoints(2)), r"image_size is \(16, 0\)"),
+        (lambda: SingleCoilMRI((16, 12), torch.ones(12, 16)), r"shape \(12, 16\); images of 16 x 12 need \(16, 12\)"),
+        (lambda: SENSE((16, 12), RandomLines(2), smooth_maps((12, 16))), r"\(1, 6, 12, 16\); images of 16 x 12"),
         (lambda: SENSE(16, torch.ones(8, 8), smooth_maps(16)), r"mask of shape \(8, 8\)"),
         (lambda: SENSE(16, RandomLines(2), smooth_maps(12)), r"coil maps of shape \(1, 6, 12, 12\); images of 16 x 16"),
         (lambda: SENSE(16, RandomLines(2), smooth_maps(16)[0]), r"coil maps of shape \(6, 16, 16\)"),

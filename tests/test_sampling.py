@@ -82,6 +82,26 @@ def test_seeds(sampling):
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(height=st.integers(32, 90), width=st.integers(32, 90), seed=st.integers(0, 100))
+@OWN
+def test_masks_that_are_not_square(sampling, height, width, seed):
+    """The centre is in the middle of either axis, and as large a share of it; the acceleration is that of all."""
+    mask = sampling(3, centre=0.2, seed=seed)((height, width))
+    assert mask.shape == (height, width)
+    possible = height * width
+    if lines := bool((mask == mask[:1]).all()):
+        mask, possible = mask[:1], width
+    assert int(mask.sum()) == round(possible / 3)
+    middle = [n // 2 - round(0.2 * n) // 2 + torch.arange(round(0.2 * n)) for n in (height, width)]
+    assert mask[:, middle[1]].all() if lines else mask[middle[0]][:, middle[1]].all()
+
+
+def test_lines_of_a_wide_image():
+    columns = EquispacedLines(4)((20, 64))[0]
+    assert torch.equal(columns, EquispacedLines(4)(64)[0])
+
+
 # --- their densities ----------------------------------------------------------------------------------------
 
 
@@ -145,6 +165,20 @@ def test_poisson_disc(size, acceleration):
     outer = mask & (radius > 0.6)
     together = (outer[1:] & outer[:-1]).sum().double() / outer.sum()
     assert together < 0.5 * mask[radius > 0.6].double().mean()
+
+
+@pytest.mark.parametrize("size", [(96, 140), (140, 96)])
+def test_poisson_disc_that_is_not_square(size):
+    pytest.importorskip("sigpy")
+    mask = PoissonDisc(6, centre=0.1)(size)
+    assert mask.shape == size
+    assert mask.numel() / mask.sum().item() == pytest.approx(6, rel=0.1)
+    width = [round(0.1 * n) for n in size]
+    first = [n // 2 - w // 2 for n, w in zip(size, width, strict=True)]
+    assert mask[first[0] : first[0] + width[0], first[1] : first[1] + width[1]].all()
+    radius = torch.hypot(*torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij"))
+    near, far = (mask[(low < radius) & (radius <= low + 0.3)].double().mean() for low in (0.25, 0.65))
+    assert near > 1.2 * far > 0
 
 
 def test_poisson_disc_that_cannot_be_had():

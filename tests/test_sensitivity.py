@@ -34,6 +34,12 @@ def test_birdcage(coils):
     torch.testing.assert_close(maps[0], expected)
 
 
+def test_birdcage_of_an_image_that_is_not_square():
+    sim = pytest.importorskip("sigpy.mri")
+    expected = torch.from_numpy(sim.birdcage_maps((4, 24, 40))).to(torch.complex64)
+    torch.testing.assert_close(Birdcage(4)((24, 40))[0], expected)
+
+
 def test_each_coil_sees_another_side():
     pytest.importorskip("sigpy")
     brightest = Birdcage(4)(32)[0].abs().flatten(1).argmax(1)

@@ -21,7 +21,7 @@ from ddip_pl.adaptation.lora import save
 from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import magnitude, perceptual_distance, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import discrepancy, magnitude, perceptual_distance, quality, relative_residual, summary
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
 
@@ -120,7 +120,9 @@ class VolumeWriter(Callback):
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,
             "residual": relative_residual(result.images, measurement),
+            **({"discrepancy": discrepancy(result.images, measurement)} if measurement.sigma_y else {}),
             "sigma_y": measurement.sigma_y,
+            **({"units": measurement.units} if measurement.units else {}),
             "slices": len(measurement),
             "steps": len(result.trajectory),
             "adapted_parameters": sum(weight.numel() for weight in result.weights.values()),

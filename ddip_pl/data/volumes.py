@@ -7,11 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ddip_pl.data.ellipses import with_phase
+from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.data.readers import read_volume, volume_name
 from ddip_pl.data.volume import Volume
 from ddip_pl.errors import InputError
@@ -42,6 +41,27 @@ def normalise(data: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return image
 
 
+def span(depth: int, first: int | None, count: int | None, what: str, kind: str = "slices") -> slice:
+    """Which slices of a volume are wanted.
+
+    Args:
+        depth: slices of the volume.
+        first: index of the first slice; by default the slices are the central ones.
+        count: number of slices, by default all.
+        what: what has them, for the message.
+        kind: what slices these are.
+
+    Raises:
+        InputError: there are not that many.
+    """
+    asked = " and ".join(f"data.{n} is {v}" for n, v in (("first", first), ("slices", count)) if v is not None)
+    count = depth - (first or 0) if count is None else count
+    first = (depth - count) // 2 if first is None else first
+    if count < 1 or first < 0 or first + count > depth:
+        raise InputError(f"{asked + '; ' if asked else ''}{what} has {depth} {kind}")
+    return slice(first, first + count)
+
+
 def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Slices of a volume as upright images, and where they lie.
 
@@ -59,16 +79,11 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
     """
     normal = NORMAL_AXIS[plane]
     across, up = [axis for axis in range(3) if axis != normal]
-    depth = volume.data.shape[normal]
-    asked = " and ".join(f"data.{n} is {v}" for n, v in (("first", first), ("slices", count)) if v is not None)
-    count = depth - (first or 0) if count is None else count
-    first = (depth - count) // 2 if first is None else first
-    if count < 1 or first < 0 or first + count > depth:
-        raise InputError(f"{asked}; the volume has {depth} {plane} slices")
-    images = volume.data.transpose(normal, up, across)[first : first + count, ::-1]
+    chosen = span(volume.data.shape[normal], first, count, "the volume", f"{plane} slices")
+    images = volume.data.transpose(normal, up, across)[chosen, ::-1]
     to_volume = np.zeros((4, 4))
     to_volume[3, 3] = to_volume[across, 0] = to_volume[normal, 2] = 1
-    to_volume[up, 1], to_volume[up, 3], to_volume[normal, 3] = -1, volume.data.shape[up] - 1, first
+    to_volume[up, 1], to_volume[up, 3], to_volume[normal, 3] = -1, volume.data.shape[up] - 1, chosen.start
     return np.ascontiguousarray(images), volume.affine @ to_volume
 
 
@@ -94,7 +109,7 @@ def fit(images: Tensor, size: int, enlarge: bool) -> tuple[Tensor, tuple[int, in
     return F.pad(images, (margin[2], margin[3], margin[0], margin[1])), margin, affine
 
 
-class VolumeDataModule(LightningDataModule):
+class VolumeDataModule(MeasurementDataModule):
     """A volume from file and its simulated measurement `y = A x + n`, for `test` and `predict`.
 
     Args:
@@ -132,8 +147,7 @@ class VolumeDataModule(LightningDataModule):
         method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         if self.size is not None and self.size < 1:
             raise InputError(f"data.size is {self.size}; give at least 1 pixel")
-        operator = self.operator(self.size or method.image_size or SIZE)
-        self.measurement = self.simulate(operator)
+        self.measurements = [self.simulate(self.operator(self.size or method.image_size or SIZE))]
 
     def simulate(self, operator: LinearOperator) -> Measurement:
         """Read the volume and measure it; the noise depends on the seed of `seed_everything` only.
@@ -166,8 +180,3 @@ class VolumeDataModule(LightningDataModule):
             rows, columns = images.shape[1:]
             raise InputError(f"slices of {rows} x {columns} pixels; they need {SMALLEST} rows and columns at data.size")
         return measurement
-
-    def test_dataloader(self) -> DataLoader[Measurement]:
-        return DataLoader([self.measurement], batch_size=None)  # type: ignore[arg-type]
-
-    predict_dataloader = test_dataloader

@@ -28,6 +28,7 @@ class Measurement:
         affine: `(4, 4)`, from indices (column, row, slice) of the reconstruction to scanner coordinates in mm.
         margin: rows above and below, columns left and right that are padding and not image.
         header: of the DICOM series that the volume was read from, if it was, for series derived from it.
+        units: of the intensities, where they are known.
     """
 
     y: Tensor
@@ -39,6 +40,7 @@ class Measurement:
     affine: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
     header: Dataset | None = None
+    units: str = ""
 
     def __len__(self) -> int:
         return len(self.y)

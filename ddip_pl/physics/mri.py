@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import copy
 import math
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cg import conjugate_gradient
-from ddip_pl.physics.operator import LinearOperator, spectral_norm
+from ddip_pl.physics.operator import ImageSize, LinearOperator, height_width, spectral_norm
 from ddip_pl.physics.sampling import Sampling
 from ddip_pl.physics.sensitivity import CoilMaps
 
@@ -19,7 +20,7 @@ from ddip_pl.physics.sensitivity import CoilMaps
 class CartesianMRI(LinearOperator):
     """`A = M F S / scale`: coil sensitivities S, centred orthonormal Fourier transform F, sampling mask M.
 
-    Images are (slices, channels, image_size, image_size), k-space (slices, coils, ky, kx), complex and 0 where it is
+    Images are (slices, channels, height, width), k-space (slices, coils, ky, kx), complex and 0 where it is
     not sampled; results have the operator's precision. Mask and maps are of one set for all slices or have one for
     each; they move with `.to(device)` and `.double()` and are not part of the state dict.
 
@@ -28,7 +29,7 @@ class CartesianMRI(LinearOperator):
 
     Args:
         mask: `(slices or 1, ky, kx)`, bool.
-        maps: `(slices or 1, coils, image_size, image_size)`, complex.
+        maps: `(slices or 1, coils, height, width)`, complex.
         channels: 1 for real images, 2 for complex ones.
         scale: spectral norm of `M F S`.
     """
@@ -39,11 +40,12 @@ class CartesianMRI(LinearOperator):
 
     def __init__(self, mask: Tensor, maps: Tensor, channels: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.image_size, self.channels = mask.shape[-1], channels
-        half = self.image_size // 2
-        turns = half * torch.arange(self.image_size, dtype=torch.float64) / self.image_size
-        phase = torch.exp(2j * math.pi * (turns[:, None] + turns))  # D
-        shift = complex(torch.exp(torch.tensor(-4j * math.pi * half**2 / self.image_size, dtype=torch.complex128)))  # c
+        height, width = mask.shape[-2:]
+        self.shape = height, width
+        self.image_size: ImageSize = height if height == width else (height, width)
+        self.channels = channels
+        phase = _phase(self.shape)  # D
+        shift = cmath.exp(-2j * math.pi * sum((length // 2) ** 2 / length for length in self.shape))  # c
         mask = mask[:, None]
         # Real and imaginary part are apart, as modules cast complex buffers to real ones.
         self.register_buffer("mask", mask, persistent=False)
@@ -52,7 +54,7 @@ class CartesianMRI(LinearOperator):
         self._set_scale(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """k-space (slices, coils, ky, kx) of images `x` (slices, channels, image_size, image_size).
+        """k-space (slices, coils, ky, kx) of images `x` (slices, channels, height, width).
 
         Raises:
             ValueError: `x` has another shape.
@@ -63,7 +65,7 @@ class CartesianMRI(LinearOperator):
         return self._weights() * torch.fft.fft2(torch.view_as_complex(self.maps) * image, norm="ortho")
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Images (slices, channels, image_size, image_size) of k-space `y` (slices, coils, ky, kx).
+        """Images (slices, channels, height, width) of k-space `y` (slices, coils, ky, kx).
 
         Raises:
             ValueError: `y` has another shape.
@@ -96,6 +98,12 @@ class CartesianMRI(LinearOperator):
             f"acceleration={acceleration:.3g}, scale={self.scale:.4g}"
         )
 
+    @property
+    def coil_maps(self) -> Tensor:
+        """Sensitivities (slices or 1, coils, height, width), complex64, as they were given."""
+        maps = torch.view_as_complex(self.maps) * _phase(self.shape).to(self.maps.device).conj()
+        return maps.to(torch.complex64)
+
     def _weights(self) -> Tensor:
         return torch.view_as_complex(self.weights)
 
@@ -105,7 +113,7 @@ class CartesianMRI(LinearOperator):
 
     def _check(self, tensor: Tensor, channels: int) -> None:
         slices = max(len(self.mask), len(self.maps))
-        expected = (channels, self.image_size, self.image_size)
+        expected = (channels, *self.shape)
         if tensor.shape[1:] != expected or (slices > 1 and len(tensor) != slices):
             shape = ", ".join(map(str, (slices if slices > 1 else "slices", *expected)))
             raise ValueError(f"expected a tensor of shape ({shape}), got {tuple(tensor.shape)}")
@@ -115,7 +123,7 @@ class SingleCoilMRI(CartesianMRI):
     """Cartesian MRI with one coil of sensitivity 1: `A = M F`, in unit spectral norm; see `CartesianMRI`.
 
     Args:
-        image_size: height and width of the image, in pixels.
+        image_size: height and width of the image in pixels, one number where they are the same.
         mask: (ky, kx) for all slices or (slices, ky, kx), not 0 where k-space is measured; or what makes it.
         complex_image: whether images are complex, with two channels (real, imaginary), or real with one.
 
@@ -125,13 +133,13 @@ class SingleCoilMRI(CartesianMRI):
 
     density: Tensor
 
-    def __init__(self, image_size: int, mask: Sampling | Tensor, complex_image: bool = False) -> None:
+    def __init__(self, image_size: ImageSize, mask: Sampling | Tensor, complex_image: bool = False) -> None:
         mask = _mask(mask, image_size)
         # The spectrum of a real image is Hermitian, so A^T A = F^H gram F also where two positions k and -k share it.
-        mirrored = mask.flip(-2, -1).roll((1 - image_size % 2,) * 2, (-2, -1))
+        mirrored = mask.flip(-2, -1).roll([1 - length % 2 for length in mask.shape[-2:]], (-2, -1))
         gram = mask.double() if complex_image else (mask.double() + mirrored) / 2
         scale = gram.max().sqrt().item()
-        super().__init__(mask, torch.ones(1, 1, image_size, image_size), 2 if complex_image else 1, scale)
+        super().__init__(mask, torch.ones(1, 1, *mask.shape[-2:]), 2 if complex_image else 1, scale)
         density = torch.where(mask, scale**2 / gram.clamp(min=0.5), 0).float()
         self.register_buffer("density", density[:, None], persistent=False)
 
@@ -153,16 +161,18 @@ class SENSE(CartesianMRI):
     The spectral norm is 1 to about 0.1 %, by power iteration.
 
     Args:
-        image_size: height and width of the image, in pixels.
+        image_size: height and width of the image in pixels, one number where they are the same.
         mask: (ky, kx) for all slices or (slices, ky, kx), not 0 where k-space is measured; or what makes it.
-        maps: sensitivities (slices or 1, coils, image_size, image_size), complex; or what makes them.
+        maps: sensitivities (slices or 1, coils, height, width), complex; or what makes them.
         iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
 
     Raises:
         InputError: mask or maps are of another size, or all zero.
     """
 
-    def __init__(self, image_size: int, mask: Sampling | Tensor, maps: CoilMaps | Tensor, iterations: int = 10) -> None:
+    def __init__(
+        self, image_size: ImageSize, mask: Sampling | Tensor, maps: CoilMaps | Tensor, iterations: int = 10
+    ) -> None:
         mask, maps = _mask(mask, image_size), _maps(maps, image_size)
         if min(len(mask), len(maps)) > 1 and len(mask) != len(maps):
             raise InputError(f"masks of {len(mask)} slices and coil maps of {len(maps)}; give as many, or one for all")
@@ -170,7 +180,7 @@ class SENSE(CartesianMRI):
             raise InputError(f"iterations of SENSE is {iterations}; give at least 1")
         super().__init__(mask, maps, channels=2)
         self.iterations = iterations
-        shape = (max(len(mask), len(maps)), 2, image_size, image_size)
+        shape = (max(len(mask), len(maps)), 2, *self.shape)
         norm = spectral_norm(self.normal, shape, self.maps.dtype, tolerance=1e-6)
         if norm == 0:
             raise InputError("nothing is measured where the coils are sensitive; check mask and coil maps")
@@ -185,6 +195,12 @@ class SENSE(CartesianMRI):
         return conjugate_gradient(self.normal, self.adjoint(y), self.iterations)
 
 
+def _phase(shape: tuple[int, int]) -> Tensor:
+    """`D` of `CartesianMRI`, (height, width), complex128."""
+    rows, columns = (torch.arange(length, dtype=torch.float64) * (length // 2) / length for length in shape)
+    return torch.exp(2j * math.pi * (rows[:, None] + columns))
+
+
 def _parts(values: Tensor) -> Tensor:
     return torch.view_as_real(values.to(torch.complex64)).contiguous()
 
@@ -192,29 +208,29 @@ def _parts(values: Tensor) -> Tensor:
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-def _mask(mask: Sampling | Tensor, image_size: int) -> Tensor:
+def _mask(mask: Sampling | Tensor, image_size: ImageSize) -> Tensor:
     """Mask (slices or 1, ky, kx), bool."""
-    if image_size < 1:
-        raise InputError(f"image_size is {image_size}; expected a whole number of at least 1")
+    height, width = height_width(image_size)
     mask = mask(image_size) if isinstance(mask, Sampling) else mask
-    if mask.ndim not in (2, 3) or mask.shape[-2:] != (image_size, image_size):
+    if mask.ndim not in (2, 3) or mask.shape[-2:] != (height, width):
         raise InputError(
-            f"mask of shape {tuple(mask.shape)}; images of {image_size} x {image_size} need ({image_size}, "
-            f"{image_size}), or that for each slice"
+            f"mask of shape {tuple(mask.shape)}; images of {height} x {width} need ({height}, "
+            f"{width}), or that for each slice"
         )
-    mask = mask.reshape(-1, image_size, image_size) != 0
+    mask = mask.reshape(-1, height, width) != 0
     if not mask.flatten(1).any(1).all():
         raise InputError("a mask is all zero; expected something to be measured in every slice")
     return mask
 
 
-def _maps(maps: CoilMaps | Tensor, image_size: int) -> Tensor:
-    """Maps (slices or 1, coils, image_size, image_size), complex."""
+def _maps(maps: CoilMaps | Tensor, image_size: ImageSize) -> Tensor:
+    """Maps (slices or 1, coils, height, width), complex."""
+    height, width = height_width(image_size)
     maps = maps(image_size) if isinstance(maps, CoilMaps) else maps
-    if maps.ndim != 4 or maps.shape[-2:] != (image_size, image_size):
+    if maps.ndim != 4 or maps.shape[-2:] != (height, width):
         raise InputError(
-            f"coil maps of shape {tuple(maps.shape)}; images of {image_size} x {image_size} need (slices or 1, coils, "
-            f"{image_size}, {image_size})"
+            f"coil maps of shape {tuple(maps.shape)}; images of {height} x {width} need (slices or 1, coils, "
+            f"{height}, {width})"
         )
     if not maps.isfinite().all() or not maps.abs().flatten(1).any(1).all():
         raise InputError("coil maps of a slice are all zero, or not finite; calibrate them again")

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddip_pl.errors import InputError
+
+ImageSize = int | tuple[int, int]  # height and width in pixels, one number where they are the same
+
 
 class LinearOperator(nn.Module, ABC):
     """`y = A x` with `A` of unit spectral norm; `x` and `y` are batches of slices, (slices, ...).
@@ -49,6 +53,20 @@ class LinearOperator(nn.Module, ABC):
     def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
         """The operator of some slices of the volume; here itself, as it serves all slices alike."""
         return self
+
+
+def height_width(image_size: ImageSize) -> tuple[int, int]:
+    """Height and width of an image.
+
+    Raises:
+        InputError: one of them is no whole number of at least 1.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(length, int) and length >= 1 for length in size):
+        raise InputError(
+            f"image_size is {image_size}; expected a whole number of at least 1, or one of height and width"
+        )
+    return size
 
 
 def spectral_norm(

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
-
-log = logging.getLogger(__name__)
 
 CACHE_VERSION = 2  # raise it when the content of a cache file changes its meaning
 SLICES_AT_ONCE = 32  # wider operands fall out of the processor's cache: 64 columns take 3 times as long each
@@ -171,27 +165,14 @@ def _load_or_build(
 ) -> tuple[csr_matrix, float]:  # fmt: skip
     """Physical system matrix (angles * detectors, image_size^2), float32, and its spectral norm."""
     shape = (len(angles) * detectors, image_size**2)
-    settings = [projector, kind, image_size, angles.tolist(), detectors, spacing, distances]
-    key = json.dumps([CACHE_VERSION, astra.__version__, *settings])
-    path = folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:  # the zip's checksums find a damaged file
-            return csr_matrix((file["data"], file["indices"], file["indptr"]), shape), float(file["norm"])
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a cache is never worth a failure, whatever is wrong with it
-        log.info("rebuilding the system matrix, %s is unreadable: %s", path, error)
+    key = [CACHE_VERSION, astra.__version__, projector, image_size, angles.tolist(), detectors, spacing, distances]
 
-    matrix, norm = _build(projector, kind, image_size, angles, detectors, spacing, distances)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            complete = Path(temporary, path.name)
-            np.savez(complete, data=matrix.data, indices=matrix.indices, indptr=matrix.indptr, norm=norm)
-            os.replace(complete, path)
-    except OSError as error:
-        log.info("system matrix not kept for the next run: %s", error)
-    return matrix, norm
+    def make() -> dict[str, np.ndarray]:
+        matrix, norm = _build(projector, kind, image_size, angles, detectors, spacing, distances)
+        return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "norm": np.array(norm)}
+
+    kept = cached(folder, kind, key, make)
+    return csr_matrix((kept["data"], kept["indices"], kept["indptr"]), shape), float(kept["norm"])
 
 
 def _build(
@@ -210,8 +191,3 @@ def _build(
     if norm == 0:
         raise InputError("no ray meets the image; expected detectors that cover it")
     return matrix.astype(np.float32), norm
-
-
-def user_cache() -> Path:
-    """Folder of what takes long to compute, between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddip-pl"

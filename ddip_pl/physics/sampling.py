@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.operator import ImageSize, height_width
 
 Density = Literal["uniform", "gaussian"]
 GAUSSIAN_WIDTH = 0.15  # standard deviation of the Gaussian density, as a share of k-space
@@ -35,18 +36,18 @@ class Sampling(ABC):
         self.acceleration, self.centre, self.seed = acceleration, centre, seed
 
     @abstractmethod
-    def __call__(self, image_size: int) -> Tensor:
-        """Mask `(ky, kx)`, bool, True where measured; the zero frequency lies at `image_size // 2`.
+    def __call__(self, image_size: ImageSize) -> Tensor:
+        """Mask `(ky, kx)`, bool, True where measured; the zero frequency lies at half of either length, rounded down.
 
         Raises:
             InputError: the acceleration cannot be reached with this centre.
         """
 
-    def _middle(self, image_size: int) -> np.ndarray:
-        """Which positions along an axis belong to the centre, `(image_size,)` bool."""
-        width = round(self.centre * image_size)
-        first = image_size // 2 - width // 2
-        position = np.arange(image_size)
+    def _middle(self, length: int) -> np.ndarray:
+        """Which positions along an axis belong to the centre, `(length,)` bool."""
+        width = round(self.centre * length)
+        first = length // 2 - width // 2
+        position = np.arange(length)
         return (first <= position) & (position < first + width)
 
     def _outside(self, centre: np.ndarray) -> int:
@@ -72,11 +73,12 @@ class Sampling(ABC):
 class EquispacedLines(Sampling):
     """Lines along ky, evenly spaced outside of the centre (up to rounding to whole positions)."""
 
-    def __call__(self, image_size: int) -> Tensor:
-        mask = self._middle(image_size)
+    def __call__(self, image_size: ImageSize) -> Tensor:
+        height, width = height_width(image_size)
+        mask = self._middle(width)
         count, outside = self._outside(mask), np.flatnonzero(~mask)
         mask[outside[((np.arange(count) + 0.5) * len(outside) / max(count, 1)).astype(int)]] = True
-        return _lines(mask)
+        return _lines(mask, height)
 
 
 class RandomLines(Sampling):
@@ -93,12 +95,13 @@ class RandomLines(Sampling):
         super().__init__(acceleration, centre, seed)
         self.density = density
 
-    def __call__(self, image_size: int) -> Tensor:
-        return _lines(self._draw(self._middle(image_size), _density(image_size, self.density)))
+    def __call__(self, image_size: ImageSize) -> Tensor:
+        height, width = height_width(image_size)
+        return _lines(self._draw(self._middle(width), _density(width, self.density)), height)
 
 
 class RandomPoints(Sampling):
-    """Points of the (ky, kx) plane, drawn with uniform or Gaussian density, and a square centre.
+    """Points of the (ky, kx) plane, drawn with uniform or Gaussian density, and a rectangular centre.
 
     Args:
         acceleration: see `Sampling`.
@@ -111,41 +114,44 @@ class RandomPoints(Sampling):
         super().__init__(acceleration, centre, seed)
         self.density = density
 
-    def __call__(self, image_size: int) -> Tensor:
-        middle, density = self._middle(image_size), _density(image_size, self.density)
-        return torch.from_numpy(self._draw(np.outer(middle, middle), np.outer(density, density)))
+    def __call__(self, image_size: ImageSize) -> Tensor:
+        shape = height_width(image_size)
+        centre = np.outer(*map(self._middle, shape))
+        density = np.outer(*(_density(length, self.density) for length in shape))
+        return torch.from_numpy(self._draw(centre, density))
 
 
 class PoissonDisc(Sampling):
-    """Variable-density Poisson-disc points of the (ky, kx) plane, without corners, and a square centre.
+    """Variable-density Poisson-disc points of the (ky, kx) plane, without corners, and a rectangular centre.
 
     SigPy's implementation (Bridson 2007); it reaches the acceleration within a few per cent.
     """
 
-    def __call__(self, image_size: int) -> Tensor:
-        middle = self._middle(image_size)
-        centre = np.outer(middle, middle)
+    def __call__(self, image_size: ImageSize) -> Tensor:
+        shape = height_width(image_size)
+        middles = [self._middle(length) for length in shape]
+        centre = np.outer(*middles)
         self._outside(centre)
         from sigpy.mri import poisson  # takes seconds, and only this needs it
 
-        shape, calibration = (image_size, image_size), (int(middle.sum()),) * 2
+        calibration = tuple(int(middle.sum()) for middle in middles)
         tolerance = 0.05 * self.acceleration
         try:
             points = poisson(shape, self.acceleration, calibration, dtype=bool, seed=self.seed, tol=tolerance)
         except ValueError as error:
             raise InputError(
-                f"no Poisson-disc mask of {image_size} x {image_size} with acceleration {self.acceleration:g}; "
+                f"no Poisson-disc mask of {shape[0]} x {shape[1]} with acceleration {self.acceleration:g}; "
                 f"choose another acceleration or centre"
             ) from error
         return torch.from_numpy(points | centre)
 
 
-def _density(image_size: int, density: Density) -> np.ndarray:
-    position = np.arange(image_size) - image_size // 2
+def _density(length: int, density: Density) -> np.ndarray:
+    position = np.arange(length) - length // 2
     if density == "gaussian":
-        return np.exp(-((position / (GAUSSIAN_WIDTH * image_size)) ** 2) / 2)
-    return np.ones(image_size)
+        return np.exp(-((position / (GAUSSIAN_WIDTH * length)) ** 2) / 2)
+    return np.ones(length)
 
 
-def _lines(columns: np.ndarray) -> Tensor:
-    return torch.from_numpy(columns).repeat(len(columns), 1)
+def _lines(columns: np.ndarray, height: int) -> Tensor:
+    return torch.from_numpy(columns).repeat(height, 1)

@@ -1,19 +1,27 @@
 """Sensitivity maps of receive coils, simulated or calibrated; SigPy does the work."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.cache import cached, user_cache
+from ddip_pl.physics.operator import ImageSize, height_width
+
+CACHE_VERSION = 1  # raise it when maps are calibrated in another way
 
 
 class CoilMaps(ABC):
     """Makes sensitivity maps for an image size."""
 
     @abstractmethod
-    def __call__(self, image_size: int) -> Tensor:
+    def __call__(self, image_size: ImageSize) -> Tensor:
         """Maps `(1, coils, height, width)`, complex64, one set for all slices, with `sum |S|^2 = 1` over the coils."""
 
 
@@ -35,10 +43,10 @@ class Birdcage(CoilMaps):
             raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside of the image")
         self.coils, self.radius = coils, radius
 
-    def __call__(self, image_size: int) -> Tensor:
+    def __call__(self, image_size: ImageSize) -> Tensor:
         from sigpy.mri import birdcage_maps  # takes seconds, and only this module needs it
 
-        maps = birdcage_maps((self.coils, image_size, image_size), r=self.radius)
+        maps = birdcage_maps((self.coils, *height_width(image_size)), r=self.radius)
         return normalise_maps(torch.from_numpy(maps)[None].to(torch.complex64))
 
 
@@ -69,6 +77,33 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
     slices = kspace.numpy(force=True).astype(np.complex64)
     maps = [EspiritCalib(k, calib_width=calibration, crop=crop, show_pbar=False).run() for k in slices]
     return normalise_maps(torch.from_numpy(np.stack(maps)).to(kspace.device))
+
+
+def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None = None) -> Tensor:
+    """Maps as of `espirit`, kept from one run to the next; slices are kept one by one.
+
+    Args:
+        kspace: see `espirit`.
+        calibration: see `espirit`.
+        folder: where they are kept, by default `ddip-pl` in the user's cache.
+
+    Raises:
+        InputError: see `espirit`.
+    """
+    rows, columns = (slice(n // 2 - calibration // 2, n // 2 + (calibration + 1) // 2) for n in kspace.shape[-2:])
+
+    def maps_of(one: Tensor) -> Tensor:
+        one = one / one.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # whatever the units of k-space are
+        centre = hashlib.sha256(one[..., rows, columns].contiguous().numpy(force=True).tobytes()).hexdigest()
+        key = [CACHE_VERSION, version("sigpy"), one.shape, calibration, centre]
+        kept = cached(folder or user_cache(), "coil-maps", key, partial(_espirit_arrays, one, calibration))
+        return torch.from_numpy(kept["maps"]).to(kspace.device)
+
+    return torch.cat([maps_of(one) for one in kspace.split(1)])
+
+
+def _espirit_arrays(kspace: Tensor, calibration: int) -> dict[str, np.ndarray]:
+    return {"maps": espirit(kspace, calibration).numpy(force=True)}
 
 
 def normalise_maps(maps: Tensor) -> Tensor:

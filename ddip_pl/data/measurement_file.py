@@ -1,0 +1,210 @@
+"""Files with what a scanner measured: our own HDF5 layout, and those of others, told apart by what is in them.
+
+The layout is documented in docs/measurements.md.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddip_pl.data.acquisition import Acquisition, KSpace, Sinogram
+from ddip_pl.data.raw import read_array, read_fastmri
+from ddip_pl.data.volumes import span
+from ddip_pl.errors import InputError
+from ddip_pl.physics.ct import ParallelBeamCT
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.physics.mri import SENSE, CartesianMRI
+
+VERSION = 1
+ISOTROPIC = 0.05  # relative difference of height and width up to which a pixel counts as square
+
+
+def write_measurement(path: str | Path, measurement: Measurement) -> None:
+    """Write a measurement in the units of the scanner, `scale * y * (window[1] - window[0])`, and times mm in CT.
+
+    What is made of it later has the intensities of `window` again. The reference is not written.
+
+    Raises:
+        InputError: there is no layout for the operator, pixels of CT are not square, or another file is in the way.
+    """
+    path, operator = Path(path), measurement.operator
+    low, high = measurement.window
+    height, width = (float(measurement.affine[:3, axis].norm()) for axis in (1, 0))  # of a pixel
+    unit = operator.scale * (high - low)
+    datasets: dict[str, np.ndarray] = {"affine": measurement.affine.numpy()}
+    attributes: dict[str, Any] = {
+        "version": VERSION, "name": measurement.name, "units": measurement.units, "rescale_intercept": low,
+        "margin": measurement.margin,
+    }  # fmt: skip
+    if isinstance(operator, ParallelBeamCT):
+        if abs(height - width) > ISOTROPIC * width:
+            raise InputError(f"pixels of {height:g} x {width:g} mm; sinograms need square ones, see data.plane")
+        pixel = (height * width) ** 0.5
+        unit *= pixel
+        datasets |= {"data": measurement.y[:, 0].numpy(force=True) * np.float32(unit), "angles": operator.angles}
+        attributes |= {
+            "operator": "parallel_beam", "image_size": operator.image_size, "pixel_size": pixel,
+            "detector_spacing": operator.spacing * pixel,
+        }  # fmt: skip
+    elif isinstance(operator, CartesianMRI):
+        rows, columns = operator.shape
+        datasets |= {"data": measurement.y.numpy(force=True) * np.float32(unit)}
+        datasets |= {"mask": operator.mask[:, 0].numpy(force=True)}
+        if isinstance(operator, SENSE):
+            datasets["coil_maps"] = operator.coil_maps.numpy(force=True)
+        attributes |= {
+            "operator": "cartesian", "channels": operator.channels, "field_of_view": (rows * height, columns * width),
+        }  # fmt: skip
+    else:
+        raise InputError(f"no file layout for measurements by {type(operator).__name__}; see docs/measurements.md")
+    if measurement.sigma_y >= 0:
+        attributes["sigma_y"] = measurement.sigma_y * unit
+
+    if path.exists() and not _is_ours(path):
+        raise InputError(f"{path} exists and holds no measurement of ours; choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+            complete = Path(temporary, path.name)
+            with h5py.File(complete, "w") as file:
+                file.attrs.update(attributes)
+                for name, values in datasets.items():
+                    file[name] = values
+            os.replace(complete, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_measurement(
+    path: str | Path, slices: int | None = None, first: int | None = None, calibration: int = 24
+) -> Measurement:
+    """Read what a scanner measured: HDF5 of our own layout or of fastMRI, or a NumPy array of k-space.
+
+    Several coils without maps are calibrated by ESPIRiT.
+
+    Args:
+        path: the file.
+        slices: number of slices, the central ones; by default all.
+        first: index of the first slice, where not the central ones are wanted.
+        calibration: width of the centre of k-space that coil maps are calibrated from, at most.
+
+    Returns:
+        The measurement of an image in the units of the scanner, of any intensity. `sigma_y` is nan where the file does
+        not tell it.
+
+    Raises:
+        InputError: the file is missing, damaged or of no known format, or something in it does not fit.
+    """
+    return _read(Path(path), slices, first).measurement(calibration)
+
+
+def _read(path: Path, slices: int | None, first: int | None) -> Acquisition:
+    if not path.is_file():
+        raise InputError(f"measurement {path}: no such file; give HDF5 (.h5), or k-space as a NumPy array (.npy)")
+    if path.suffix == ".npy":
+        return read_array(path, slices, first)
+    with _opened(path) as file:
+        if "operator" in file.attrs:
+            return _read_own(path, file, slices, first)
+        if "kspace" in file:
+            return read_fastmri(path, file, slices, first)
+        if any({"xml", "data"} <= set(group) for group in file.values() if isinstance(group, h5py.Group)):
+            raise InputError(f"measurement {path}: ISMRMRD cannot be read; see docs/measurements.md for what can")
+        raise InputError(
+            f"measurement {path}: neither our attribute 'operator' nor fastMRI's dataset 'kspace'; it has "
+            f"{_contents(file)}; see docs/measurements.md"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"measurement {path}: damaged, or no HDF5 file ({' '.join(str(error).split())})") from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with h5py.File(path) as file:
+            return "operator" in file.attrs
+    except OSError:
+        return False
+
+
+def _contents(file: h5py.Group) -> str:
+    """Names and shapes of the datasets of a file."""
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(f"'{name}' {item.shape}") if hasattr(item, "shape") else None)
+    return ", ".join(found[:8]) or "no datasets"
+
+
+def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None) -> Acquisition:
+    source, attributes = f"measurement {path}", file.attrs
+
+    def dataset(name: str) -> h5py.Dataset:
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise InputError(f"{source}: no dataset '{name}'; it has {_contents(file)}")
+        return file[name]
+
+    def numbers(name: str, count: int, default: tuple[float, ...] = ()) -> tuple[float, ...]:
+        given = attributes.get(name, default)
+        try:
+            values = tuple(float(value) for value in np.atleast_1d(given))
+        except (TypeError, ValueError):
+            values = ()
+        if len(values) != count:
+            what = f"is {given}" if name in attributes else "is missing"
+            raise InputError(f"{source}: attribute '{name}' {what}; expected {count} number{'s'[: count > 1]}")
+        return values
+
+    [version] = numbers("version", 1, (VERSION,))
+    if version != VERSION:
+        raise InputError(f"{source}: layout {version:g}, this ddip-pl reads {VERSION}; update the older of both")
+    name = str(attributes.get("name", path.stem))
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise InputError(f"{source}: attribute 'name' is {name!r}; expected one that a folder can have")
+    data = dataset("data")
+    depth = data.shape[0] if data.ndim else 0
+    chosen = span(depth, first, slices, source)
+    affine = np.array(file["affine"], np.float64) if "affine" in file else None
+    if affine is not None and affine.shape == (4, 4):
+        affine[:, 3] += chosen.start * affine[:, 2]
+    [sigma_y], [slope] = numbers("sigma_y", 1, (float("nan"),)), numbers("rescale_slope", 1, (1.0,))
+    [intercept], [spacing] = numbers("rescale_intercept", 1, (0.0,)), numbers("slice_spacing", 1, (1.0,))
+    top, bottom, left, right = map(int, numbers("margin", 4, (0, 0, 0, 0)))
+    common: dict[str, Any] = {
+        "source": source, "name": name, "data": data[chosen], "sigma_y": sigma_y, "affine": affine,
+        "slice_spacing": spacing, "margin": (top, bottom, left, right), "units": str(attributes.get("units", "")),
+        "slope": slope, "intercept": intercept,
+    }  # fmt: skip
+
+    if attributes["operator"] == "parallel_beam":
+        [pixel], [detector], [size] = (numbers(n, 1) for n in ("pixel_size", "detector_spacing", "image_size"))
+        angles = np.array(dataset("angles"), np.float64)
+        return Sinogram(**common, pixel=(pixel, pixel), angles=angles, detector_spacing=detector, image_size=int(size))
+    if attributes["operator"] == "cartesian":
+        height, width = numbers("field_of_view", 2)
+        rows, columns = data.shape[-2:] if data.ndim > 1 else (1, 1)
+
+        def optional(name: str, axes: int) -> np.ndarray | None:
+            """One for all slices, or those of the chosen ones."""
+            if name not in file:
+                return None
+            each = file[name].ndim == axes and len(file[name]) == depth > 1
+            return np.array(file[name][chosen] if each else file[name])
+
+        [channels] = numbers("channels", 1, (2,))
+        return KSpace(
+            **common, pixel=(height / rows, width / columns), mask=optional("mask", 3),
+            coil_maps=optional("coil_maps", 4), channels=int(channels),
+        )  # fmt: skip
+    kind = attributes["operator"]
+    raise InputError(f"{source}: attribute 'operator' is {kind!r}; expected 'parallel_beam' or 'cartesian'")

@@ -1,0 +1,39 @@
+"""The noise level of a measurement, from the measurement itself."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OUTERMOST = 0.05  # share of the measured k-space that is taken for noise
+MEDIAN = 0.6744897501960817  # of the modulus of a standard normal variable
+SMOOTH = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0])  # fourth difference; 0 for what is locally a cubic polynomial
+
+
+def kspace_noise(y: Tensor, mask: Tensor) -> float:
+    """Standard deviation of the noise in k-space, `E |n|^2 = sigma^2`; the root mean square over coils.
+
+    The median absolute deviation of each coil at the outermost measured frequencies, where an image has the least
+    energy. It is too high where that is not below the noise: in images of sharp edges with next to no noise.
+
+    Args:
+        y: `(slices, coils, ky, kx)`, complex.
+        mask: `(slices or 1, 1, ky, kx)`, True where measured.
+    """
+    rows, columns = (torch.linspace(-1, 1, length, device=y.device) for length in y.shape[-2:])
+    radius = torch.hypot(rows[:, None], columns).expand(mask.shape)
+    limits = [np.quantile(r[m].cpu(), 1 - OUTERMOST) for r, m in zip(radius, mask, strict=True)]
+    outer = mask & (radius >= torch.tensor(np.array(limits), device=y.device).view(-1, 1, 1, 1))
+    levels = [torch.view_as_real(coil[outer[:, 0].expand(coil.shape)]).abs().median() / MEDIAN for coil in y.unbind(1)]
+    return float(torch.stack(levels).square().mean().mul(2).sqrt())  # two parts of a complex value
+
+
+def sinogram_noise(y: Tensor) -> float:
+    """Standard deviation of the noise in sinograms `(slices, 1, angles, detectors)`; nan with fewer than 5 detectors.
+
+    The median absolute deviation of fourth differences of neighbouring detectors, to which noise contributes
+    independently and a smooth object nothing. It is too high where the object is rough and there is next to no noise,
+    and too low where noise of neighbouring detectors is correlated.
+    """
+    kernel = (SMOOTH / SMOOTH.norm()).to(y)
+    differences = (y.unfold(-1, len(kernel), 1) * kernel).sum(-1) if y.shape[-1] >= len(kernel) else y[..., :0]
+    return float(differences[differences != 0].abs().median() / MEDIAN)  # 0 is where nothing was measured
