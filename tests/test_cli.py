@@ -224,9 +224,7 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
     np.testing.assert_allclose(series.data, image.data, atol=np.ptp(image.data) / 65535)
     np.testing.assert_allclose(series.affine, image.affine, atol=1e-5)
 
-    monkeypatch.setattr(
-        "ddip_pl.callbacks.writer.write_dicom", None
-    )  # what cannot be written is refused before the run
+    monkeypatch.setattr("ddip_pl.callbacks.writer.write_dicom", None)  # refused before the run
     sheared = nib.load(phantom_volume)
     nib.save(nib.Nifti1Image(sheared.get_fdata(), [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "s.nii")
     code, _, error = run("predict", *given, "--data.path", "s.nii", "--output", "new", "--dicom", "true")
