@@ -25,6 +25,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ddip_pl.data.readers import split, volume_name
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.report import write_report
 
@@ -36,7 +37,7 @@ class Run:
     Attributes:
         task: name of the task.
         method: name of the method.
-        volume: file to reconstruct.
+        volume: to reconstruct, see `read_volume`.
         configs: files with settings, later ones first in precedence.
         settings: further settings by name.
         folder: of the results.
@@ -128,8 +129,8 @@ def plan(
         InputError: a file is missing or no config.
     """
     for volume in volumes:
-        if not volume.is_file():
-            raise InputError(f"volume {volume}: no such file")
+        if not split(volume)[0].exists():
+            raise InputError(f"volume {volume}: no such file or folder")
     rows = read_methods(methods)
     runs = []
     for path in tasks:
@@ -137,7 +138,7 @@ def plan(
         for volume in volumes:
             for name, (config, changes) in rows.items():
                 place = re.sub(r"[^\w.=-]+", "_", name)
-                folder = output / task / volume.name.split(".")[0] / place
+                folder = output / task / volume_name(volume) / place
                 runs.append(Run(task, name, volume, [path, config], settings | changes, folder))
     return runs
 

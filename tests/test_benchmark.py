@@ -121,7 +121,7 @@ def test_bad_sweeps_are_refused_before_anything_runs(folder, phantom_volume, con
 
 
 def test_missing_volume_is_refused_before_anything_runs(folder):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no such file or folder"):
         benchmark.main(["--tasks", str(TASK), "--methods", str(FBP), "--volumes", "no.nii.gz"])
 
 
