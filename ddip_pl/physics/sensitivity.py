@@ -93,7 +93,6 @@ def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None =
     rows, columns = (slice(n // 2 - calibration // 2, n // 2 + (calibration + 1) // 2) for n in kspace.shape[-2:])
 
     def maps_of(one: Tensor) -> Tensor:
-        one = one / one.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # whatever the units of k-space are
         centre = hashlib.sha256(one[..., rows, columns].contiguous().numpy(force=True).tobytes()).hexdigest()
         key = [CACHE_VERSION, version("sigpy"), one.shape, calibration, centre]
         kept = cached(folder or user_cache(), "coil-maps", key, partial(_espirit_arrays, one, calibration))
