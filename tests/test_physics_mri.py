@@ -83,7 +83,7 @@ OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
     "SENSE, maps": lambda n: SENSE(n, EquispacedLines(1.5, centre=0.2), smooth_maps(n, slices=SLICES)),
     "SENSE, masks and maps": lambda n: SENSE(n, half_masks(n), smooth_maps(n, slices=SLICES)),
 }
-NOT_SQUARE = "single coil, real, masks", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
+NOT_SQUARE = "single coil, real", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
 for name in NOT_SQUARE:  # even by odd, or odd by even
     OPERATORS[f"{name}, not square"] = lambda n, make=OPERATORS[name]: make((n, n - 3))
 MRI = {name: make for name, make in OPERATORS.items() if "CT" not in name}
