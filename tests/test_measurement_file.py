@@ -252,11 +252,11 @@ def masks(height: int, width: int) -> torch.Tensor:
 
 OPERATORS = {
     "CT": lambda: ParallelBeamCT(16, [0.1, 0.5, 1.4, 2.9], detectors=21, spacing=1.2),
-    "one coil, real": lambda: SingleCoilMRI((16, 12), masks(16, 12)),
-    "one coil, complex": lambda: SingleCoilMRI((16, 12), RandomLines(2), complex_image=True),
-    "SENSE": lambda: SENSE((16, 12), RandomLines(2), Birdcage(3)),
+    "one coil, real": lambda: SingleCoilMRI((15, 12), masks(15, 12)),
+    "one coil, complex": lambda: SingleCoilMRI((15, 12), RandomLines(2), complex_image=True),
+    "SENSE": lambda: SENSE((15, 12), RandomLines(2), Birdcage(3)),
     "SENSE, masks and maps": lambda: SENSE(
-        (16, 12), masks(16, 12), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)((16, 12)) for i in range(4)])
+        (15, 12), masks(15, 12), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)((15, 12)) for i in range(4)])
     ),
 }
 AFFINE = torch.tensor([[0.0, 0, 3, -20], [2, 0, 0, 10], [0, -2, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)

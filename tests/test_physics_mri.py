@@ -94,7 +94,7 @@ OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
 }
 BY_CG = SENSE | NonCartesianMRI | FanBeamCT  # pseudo-inverse by conjugate gradients, which are not linear
 NON_CARTESIAN = ["radial", "radial, coils", "spiral, maps"]
-NOT_SQUARE = "single coil, real, masks", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
+NOT_SQUARE = "single coil, real", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
 for name in NOT_SQUARE:  # even by odd, or odd by even
     OPERATORS[f"{name}, not square"] = lambda n, make=OPERATORS[name]: make((n, n - 3))
 MRI = {name: make for name, make in OPERATORS.items() if "CT" not in name}
