@@ -110,10 +110,9 @@ def report(results: dict[str, Result], folder: Path) -> None:
         table.add_row(name, f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}", seconds)
     console = Console()
     console.print(table)
-    gain = quality["DDS"]["psnr"] - quality["FBP"]["psnr"], quality["D3IP"]["psnr"] - quality["DDS"]["psnr"]
-    console.print(
-        "The prior of ellipses gains {:+.2f} dB over FBP, its adaptation to the scan {:+.2f} dB more.".format(*gain)
-    )
+    prior = quality["DDS"]["psnr"] - quality["FBP"]["psnr"]
+    adaptation = quality["D3IP"]["psnr"] - quality["DDS"]["psnr"]
+    console.print(f"The prior of ellipses: {prior:+.2f} dB. Its adaptation to the scan: {adaptation:+.2f} dB.")
     path = folder / "demo.png"
     compare(images, reference, measurement.affine, path)
     console.print(f"Figure: {path}")
