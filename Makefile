@@ -1,5 +1,5 @@
 # make demo    reconstruct a brain, side by side with three methods (about 4 minutes)
-# make test    style, types and tests (about 5 minutes)
+# make test    style, types and tests (about 10 minutes)
 # Each creates .venv and installs what it needs, in the tested versions.
 
 PYTHON ?= python3
