@@ -1,5 +1,6 @@
 """Small things that many tests need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,14 @@ def make_network(**settings: object) -> UNet:
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return network.eval()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep system matrices and coil maps of the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ SWEEPS = sorted((ROOT / "configs/sweep").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -42,14 +42,6 @@ FIT = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def user_cache(tmp_path_factory):
-    """Keep the matrices of these tests out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty current folder."""

@@ -621,8 +621,8 @@ def test_mbir_refuses_unknown_axes() -> None:
 
 def test_mbir_ends_where_the_residual_is_that_of_noise() -> None:
     operator, truth, prior = well_conditioned(0, 20), images(3), images(3, 8)
-    operator = operator.double()
-    noisy = Measurement(operator(truth) + 0.01 * torch.randn(3, 20, dtype=torch.float64), operator, 0.01, "noisy")
+    noise = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noisy = Measurement(operator(truth) + 0.01 * noise, operator, 0.01, "noisy")
     expected = 0.01 * noisy.y.numel() ** 0.5
     stopped = DiffusionMBIR(iterations=50, cg_iterations=1, discrepancy=3.0).condition(prior, noisy, {})[0]
     on = DiffusionMBIR(iterations=50, cg_iterations=1).condition(prior, noisy, {})[0]

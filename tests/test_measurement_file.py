@@ -27,14 +27,6 @@ from ddip_pl.physics import (
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def user_cache(tmp_path_factory):
-    """Keep matrices and coil maps of these tests out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def centred_fft(image: np.ndarray) -> np.ndarray:
     """Orthonormal Fourier transform over the last two axes, origins in the middle, by NumPy."""
     axes = (-2, -1)

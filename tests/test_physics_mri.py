@@ -39,14 +39,6 @@ from ddip_pl.physics.operator import height_width
 SLICES = 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def user_cache(tmp_path_factory):
-    """Keep system matrices out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory
+from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -99,7 +100,7 @@ class ReverseDiffusionLoop(_Loop):
         self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
 
         self.step += 1
-        row = {"t": t, "residual": float(measurement.residual(self.mean).norm() / measurement.y.norm())}
+        row = {"t": t, "residual": relative_residual(self.mean, measurement)}
         row |= {} if loss is None else {"loss": loss}
         self.trajectory.append(row | {"seconds": time.monotonic() - clock})
 
