@@ -26,7 +26,7 @@ class BiasAdaptation(Adaptation):
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         if not 1 <= self.slices <= len(measurement):
             raise InputError(
-                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; change adaptation.slices"
+                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; give others"
             )
         self.denoiser, self.measurement = denoiser, measurement
         parameters = denoiser.network.named_parameters()

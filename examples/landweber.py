@@ -22,7 +22,7 @@ class Landweber(PosteriorMean):
 
     def __init__(self, iterations: int = 10, step: float = 1.0):
         if iterations < 1 or not 0 < step < 2:
-            raise InputError(f"Landweber with {iterations} iterations of step {step}; give at least 1, and 0 < step < 2")
+            raise InputError(f"Landweber with {iterations} steps of {step}; give at least 1, and 0 < step < 2")
         self.iterations, self.step = iterations, step
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:

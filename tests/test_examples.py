@@ -82,7 +82,8 @@ def test_landweber_comes_closer_to_the_data_with_every_step() -> None:
     measurement = measure(ParallelBeamCT(SIZE, angles=6))
     start = torch.full((4, 1, SIZE, SIZE), 0.5)
     residuals = [
-        float(measurement.residual(Landweber(n, 1.9).condition(start, measurement, {})[0]).norm()) for n in (1, 2, 8, 64)
+        float(measurement.residual(Landweber(n, 1.9).condition(start, measurement, {})[0]).norm())
+        for n in (1, 2, 8, 64)
     ]
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[-1] < 0.05 * float(measurement.residual(start).norm())
