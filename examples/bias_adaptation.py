@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddip_pl.adaptation import Adaptation
+from ddip_pl.adaptation.adaptation import Adaptation, Figures
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import PosteriorMean
 from ddip_pl.physics import Measurement
@@ -35,7 +35,7 @@ class BiasAdaptation(Adaptation):
         denoiser.weights = self.biases  # which the network computes with from now on, instead of its own
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         chosen = torch.randperm(len(x_t))[: self.slices]
         part = self.measurement[chosen]
         mean = estimator(self.denoiser, x_t[chosen], t, part).mean
@@ -43,7 +43,8 @@ class BiasAdaptation(Adaptation):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        self.on_gradient_step(1, 1)
+        return {"loss": loss.item()}
 
     def finish(self) -> dict[str, Tensor]:
         self.denoiser.weights = {}
