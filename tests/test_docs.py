@@ -82,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def given(arguments: str) -> list[str]:
     """Arguments of a command as the shell passes them on, with files in the place of those that a user has."""
+    arguments = arguments.replace("TASK.yaml", "sv_ct.yaml").replace("METHOD.yaml", "d3ip.yaml")
     words = [found for word in shlex.split(arguments, comments=True) for found in sorted(glob.glob(word)) or [word]]
     for word in words:
         if word.endswith(".ckpt"):
@@ -97,15 +98,30 @@ def parse(arguments: str) -> None:
     cli.run(words[0], words[1:])
 
 
-COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page.read_text())})
+COMMANDS = sorted({command: page.name for page in PAGES for command in commands(page.read_text())}.items())
 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_command_can_be_parsed(page: str, command: str) -> None:
+@pytest.mark.parametrize(("command", "page"), COMMANDS)
+def test_command_can_be_parsed(command: str, page: str) -> None:
     with pytest.raises(Parsed):
         parse(command)
+
+
+TASKS = [page for page in PAGES if page.parent.name == "tasks"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.stem)
+def test_options_in_the_text_can_be_given_to_the_first_command(page: Path) -> None:
+    text = page.read_text()
+    first = commands(text)[0]
+    options = re.findall(r"`(--[a-z][^\s`]* [^`]+)`", text)
+    assert options
+    with pytest.raises(Parsed):
+        parse(" ".join([first, *options]))
 
 
 @pytest.mark.usefixtures("folder")
@@ -153,7 +169,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("mkdocs") is None:
         pytest.skip("no mkdocs: pip install 'ddip-pl[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
