@@ -2,14 +2,15 @@
 # PyTorch from PyPI brings CUDA's libraries; the driver is the host's.
 FROM python:3.11.13-slim-bookworm
 
-WORKDIR /app
+WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY ddip_pl ddip_pl
-RUN pip install --no-cache-dir -c constraints.txt . && rm -r ddip_pl
 COPY configs configs
+COPY ddip_pl ddip_pl
+RUN pip install --no-cache-dir -c constraints.txt .
 
 RUN useradd --uid 1000 ddip && install -d -m 1777 /cache /data
 ENV HOME=/cache XDG_CACHE_HOME=/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
+WORKDIR /data
 ENTRYPOINT ["ddip-pl"]
 CMD ["--help"]

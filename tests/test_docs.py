@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import ddip_pl
-from ddip_pl import benchmark, cli, demo
+from ddip_pl import benchmark, cli, compare, demo
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "docker/README.md"]
@@ -76,6 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.Parser, "instantiate_classes", stop)
     monkeypatch.setattr(benchmark.Run, "is_done", stop)
+    monkeypatch.setattr(compare, "read_runs", stop)
     monkeypatch.setattr(demo, "save_template", stop)
     return tmp_path
 
@@ -137,6 +138,7 @@ def test_options_in_the_text_can_be_given_to_the_first_command(page: Path) -> No
         "simulate --config configs/task/sv_ct.yaml --data.path A",
         "fit --config configs/prior/ellipses_128.yaml --data.volume A",
         "benchmark --tasks configs/task/sv_ct.yaml --methods configs/method/no_such_method.yaml --volumes A.nii.gz",
+        "compare",
         "demo --angles 3",
         "reconstruct A.nii.gz",
     ],
