@@ -151,7 +151,7 @@ class VolumeWriter(Callback):
         case = read_case(measurement.name, [folder])
         rows = [] if reference is None else by_slice(guess, reference)
         case.runs.insert(0, Run("input", as_nifti(guess, measurement), input_figures, rows))
-        write_page(folder / "report.html", f"{measurement.name}: {self.task}, {self.method}", [case])
+        write_page(folder / "report.html", f"{measurement.name}, {self.task}, {self.method}", [case])
         return metrics
 
 

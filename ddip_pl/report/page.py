@@ -142,7 +142,7 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
 
 
 def display_window(case: Case) -> list[float]:
-    """Values to be shown black and white: all of the reference, or without one those of the last run but for outliers."""
+    """Values for black and white: the range of the reference, or without one that of the last run but for outliers."""
     shown = np.asarray((case.reference or case.runs[-1].image).dataobj)
     shown = shown[np.isfinite(shown)]
     return np.percentile(shown, (0, 100) if case.reference else (0.1, 99.9)).tolist() if shown.size else [0.0, 1.0]

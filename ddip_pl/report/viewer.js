@@ -21,11 +21,14 @@ const COLUMNS = {
 };
 const FACTS = {
   task: "Task", method: "Method", prior: "Prior", steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
-  seconds: "Seconds", peak_memory_bytes: "Memory", device: "Device", versions: "Versions",
+  seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions",
 };
 const HOUNSFIELD = { Lung: [-600, 1500], "Soft tissue": [40, 400], Bone: [400, 1800] };
-const INFERNO = ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"];
-const SIGNED = ["#d6e8ff", "#58a6ff", "#12457d", "#000000", "#7d2a12", "#ff8a58", "#ffe3d6"];
+const COLOURS = {
+  image: ["#000000", "#ffffff"],
+  absolute: ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#fcffa4"],
+  signed: ["#d6e8ff", "#58a6ff", "#12457d", "#000000", "#7d2a12", "#ff8a58", "#ffe3d6"],
+};
 const OPAQUE = 0xff000000;
 
 const cases = JSON.parse(document.getElementById("data").textContent);
@@ -33,7 +36,7 @@ const byId = (id) => document.getElementById(id);
 let shown; // the case
 let run; // the one of its runs whose figures are shown
 let sort = { column: null, descending: true };
-const view = { left: "", right: "", divider: 50, position: [0, 0, 0], level: 0.5, width: 1, gain: 5 };
+const view = { left: "", right: "", divider: 0, position: [0, 0, 0], level: 0.5, width: 1, gain: 5 };
 
 /** An element with attributes (functions listen to events) and children; text stays text. */
 function element(tag, attributes = {}, ...children) {
@@ -51,11 +54,13 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const number = (value, digits) => {
   if (typeof value === "string") return value === "inf" ? "∞" : value;
   if (value === undefined || value === null || Number.isNaN(value)) return "–";
-  if (digits !== undefined) return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(1).replace("-", "−");
-  return value.toLocaleString("en", { maximumSignificantDigits: 3 });
+  const fixed = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  const small = value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6) && digits === undefined;
+  const text = small
+    ? value.toExponential(1).replace(".0e", "e")
+    : value.toLocaleString("en", digits === undefined ? { maximumSignificantDigits: 3 } : fixed);
+  return text.replaceAll("-", "−");
 };
-const minus = (text) => text.replace("-", "−");
 
 // ---------------------------------------------------------------------------------------------------------- volumes
 
@@ -76,19 +81,20 @@ async function unpack(volume) {
 
 const valueAt = (volume, index) => (volume.values[index] ? volume.low + volume.step * volume.values[index] : NaN);
 const indexOf = ([x, y, z]) => x + shown.shape[0] * (y + shown.shape[1] * z);
-const inMillimetres = (position) => shown.affine.slice(0, 3).map((row) => row[0] * position[0] + row[1] * position[1] + row[2] * position[2] + row[3]);
+const inMillimetres = ([x, y, z]) => shown.affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
 const spacing = () => [0, 1, 2].map((axis) => Math.hypot(...shown.affine.slice(0, 3).map((row) => row[axis])));
 
 /** All that can be looked at, by key: volumes, and their errors where there is a reference. */
 function choices() {
-  const images = shown.runs.map((each, i) => ({ key: `image ${i}`, kind: "image", label: each.name, volume: each }));
+  const ofRuns = (kind, label) =>
+    shown.runs.map((volume, i) => ({ key: `${kind} ${i}`, kind, label: label(volume.name), volume }));
+  const images = ofRuns("image", (name) => name);
   if (!shown.reference) return images;
-  const errors = (kind, label) => shown.runs.map((each, i) => ({ key: `${kind} ${i}`, kind, label: label(each.name), volume: each }));
   return [
     ...images,
     { key: "reference", kind: "image", label: "reference", volume: shown.reference },
-    ...errors("absolute", (name) => `|error| of ${name}`),
-    ...errors("signed", (name) => `error of ${name}, signed`),
+    ...ofRuns("absolute", (name) => `|error| of ${name}`),
+    ...ofRuns("signed", (name) => `signed error of ${name}`),
   ];
 }
 const choice = (key) => choices().find((each) => each.key === key);
@@ -100,11 +106,12 @@ function ramp(anchors) {
   const colours = anchors.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   return Uint32Array.from({ length: 256 }, (_, i) => {
     const place = (i / 255) * (colours.length - 1), first = Math.min(Math.floor(place), colours.length - 2);
-    const [r, g, b] = [0, 1, 2].map((k) => Math.round(colours[first][k] + (place - first) * (colours[first + 1][k] - colours[first][k])));
+    const between = (a, b) => Math.round(a + (place - first) * (b - a));
+    const [r, g, b] = [0, 1, 2].map((k) => between(colours[first][k], colours[first + 1][k]));
     return OPAQUE | (b << 16) | (g << 8) | r;
   });
 }
-const RAMPS = { image: ramp(["#000000", "#ffffff"]), absolute: ramp(INFERNO), signed: ramp(SIGNED) };
+const RAMPS = Object.fromEntries(Object.entries(COLOURS).map(([kind, anchors]) => [kind, ramp(anchors)]));
 
 /** Values that the two ends of the ramp stand for. */
 function ends(kind) {
@@ -118,7 +125,8 @@ function painter({ kind, volume }) {
   const [low, high] = ends(kind), colours = RAMPS[kind];
   const colour = (value) => colours[clamp(Math.round((255 * (value - low)) / (high - low)), 0, 255)];
   if (kind === "image") {
-    const table = Uint32Array.from({ length: LEVELS }, (_, code) => (code ? colour(volume.low + volume.step * code) : 0));
+    const { low: first, step } = volume;
+    const table = Uint32Array.from({ length: LEVELS }, (_, code) => (code ? colour(first + step * code) : 0));
     return (index) => table[volume.values[index]];
   }
   const magnitude = kind === "absolute" ? Math.abs : (value) => value;
@@ -183,12 +191,12 @@ function redraw() {
 function drawReadout(millimetres) {
   const index = indexOf(view.position), truth = shown.reference ? valueAt(shown.reference, index) : NaN;
   const unit = shown.units ? ` ${shown.units}` : "";
-  const fine = (value) => (Number.isNaN(value) ? "–" : minus(number(value, digitsOf())));
-  const rows = [...shown.runs.map((each) => [each.name, each]), ...(shown.reference ? [["reference", shown.reference]] : [])];
+  const place = millimetres.map((value, axis) => `${(value < 0 ? LOW : HIGH)[axis]} ${Math.abs(value).toFixed(1)}`);
+  const fine = (value) => number(value, digitsOf());
+  const rows = shown.runs.map((each) => [each.name, each]);
+  if (shown.reference) rows.push(["reference", shown.reference]);
   byId("readout").replaceChildren(
-    element("caption", {}, "At the crosshair: ", ...millimetres.flatMap((value, axis) => [
-      element("span", { class: "coordinate" }, `${(value < 0 ? LOW : HIGH)[axis]} ${Math.abs(value).toFixed(1)}`), " ",
-    ]), "mm"),
+    element("caption", {}, `Crosshair at ${place.join(", ")} mm`),
     element("tr", {}, element("th", { scope: "col" }, "Volume"), element("th", { scope: "col" }, `Value${unit}`),
       ...(shown.reference ? [element("th", { scope: "col" }, "Error")] : [])),
     ...rows.map(([name, volume]) => {
@@ -201,17 +209,17 @@ function drawReadout(millimetres) {
 }
 
 /** Decimals that show a thousandth of the window. */
-const digitsOf = () => clamp(Math.ceil(3 - Math.log10(shown.window[1] - shown.window[0] || 1)), 0, 6);
+const digitsOf = () => clamp(Math.ceil(3 - Math.log10(shown.window[1] - shown.window[0] || 1)), 0, 9);
 
 /** The colours of both sides and what their ends stand for. */
 function drawScales() {
-  const sides = view.left === view.right ? ["left"] : ["left", "right"];
-  byId("scales").replaceChildren(...sides.map((side) => {
-    const { kind, label } = choice(view[side]), [low, high] = ends(kind);
-    const anchors = { image: ["#000", "#fff"], absolute: INFERNO, signed: SIGNED }[kind];
-    return element("div", { class: "scale" }, element("span", {}, label),
-      element("i", { style: `background: linear-gradient(to right, ${anchors.join()})` }),
-      element("span", {}, minus(number(low, digitsOf()))), element("span", {}, `${minus(number(high, digitsOf()))} ${shown.units}`));
+  const sides = [...new Set([view.left, view.right])].map(choice);
+  const kinds = [...new Set(sides.map((side) => side.kind))];
+  byId("scales").replaceChildren(...kinds.map((kind) => {
+    const [low, high] = ends(kind), labels = sides.filter((side) => side.kind === kind).map((side) => side.label);
+    return element("div", { class: "scale" }, element("span", {}, labels.join(", ")),
+      element("i", { style: `background: linear-gradient(to right, ${COLOURS[kind].join()})` }),
+      element("span", {}, number(low, digitsOf())), element("span", {}, `${number(high, digitsOf())} ${shown.units}`));
   }));
 }
 
@@ -227,7 +235,9 @@ function buildPlane(plane) {
   plane.left = element("canvas", { class: "left" });
   plane.right = element("canvas", { class: "right" });
   plane.place = element("output");
-  plane.slider = element("input", { type: "range", min: 0, "aria-label": `${name} slice`, input: () => move(normal, plane.slider.valueAsNumber) });
+  plane.slider = element("input", {
+    type: "range", min: 0, "aria-label": `${name} slice`, input: () => move(normal, plane.slider.valueAsNumber),
+  });
   const letter = (side, text) => element("b", { class: `letter ${side}`, "aria-hidden": "true" }, text);
   let dividing = false, turned = 0;
   const follow = (event) => {
@@ -258,24 +268,31 @@ function buildPlane(plane) {
       turned = 0;
     },
     keydown: (event) => {
-      const steps = { ArrowLeft: [across, 1], ArrowRight: [across, -1], ArrowUp: [up, 1], ArrowDown: [up, -1], PageUp: [normal, 1], PageDown: [normal, -1] };
+      const steps = {
+        ArrowLeft: [across, 1], ArrowRight: [across, -1], ArrowUp: [up, 1], ArrowDown: [up, -1],
+        PageUp: [normal, 1], PageDown: [normal, -1],
+      };
       if (!steps[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
       event.preventDefault();
       const [axis, step] = steps[event.key];
       move(axis, view.position[axis] + step);
     },
   },
-    plane.left, plane.right, element("i", { class: "line down" }), element("i", { class: "line across" }), element("i", { class: "divider" }),
-    letter("at-left", HIGH[across]), letter("at-right", LOW[across]), letter("at-top", HIGH[up]), letter("at-bottom", LOW[up]));
+    plane.left, plane.right,
+    ...["line down", "line across", "divider"].map((name) => element("i", { class: name })),
+    letter("at-left", HIGH[across]), letter("at-right", LOW[across]),
+    letter("at-top", HIGH[up]), letter("at-bottom", LOW[up]));
   return element("figure", { class: `plane ${name.toLowerCase()}` },
     element("figcaption", {}, element("span", {}, name), plane.place), plane.stage, plane.slider);
 }
 
-/** Planes in proportion to each other; a thin stack has its two cuts beside the slice, a thick one all three in a row. */
+/** Planes in proportion to each other; a thin stack has two of them beside the axial one, a thick one all in a row. */
 function layOut() {
   const lengths = spacing().map((step, axis) => step * shown.shape[axis]);
   for (const plane of PLANES) {
-    plane.stage.style.setProperty("--ratio", lengths[plane.across] / lengths[plane.up]);
+    const ratio = lengths[plane.across] / lengths[plane.up];
+    plane.stage.style.setProperty("--ratio", ratio);
+    plane.stage.classList.toggle("strip", ratio > 6);
     plane.slider.max = shown.shape[plane.normal] - 1;
   }
   const [x, y, z] = lengths, least = Math.max(x, y) / 3;
@@ -290,10 +307,10 @@ function setWindow(level, width) {
   Object.assign(view, { level, width });
   for (const [id, value] of [["level", level], ["width", width]]) {
     byId(id).value = value;
-    byId(id).nextElementSibling.value = minus(number(value, Math.max(digitsOf() - 1, 0)));
+    byId(id).nextElementSibling.value = number(value, Math.max(digitsOf() - 1, 0));
   }
   for (const button of byId("presets").children)
-    button.setAttribute("aria-pressed", button.dataset.level === String(level) && button.dataset.width === String(width));
+    button.setAttribute("aria-pressed", button.value === [level, width].join());
   redraw();
 }
 
@@ -309,7 +326,7 @@ function buildWindow() {
   const hounsfield = shown.units === "HU" || (!shown.units && low <= -500);
   const presets = { Full: [(low + high) / 2, range], ...(hounsfield ? HOUNSFIELD : {}) };
   byId("presets").replaceChildren(...Object.entries(presets).map(([name, [level, width]]) =>
-    element("button", { type: "button", "data-level": level, "data-width": width, click: () => setWindow(level, width) }, name)));
+    element("button", { type: "button", value: [level, width], click: () => setWindow(level, width) }, name)));
   Object.assign(byId("level"), { step: "any", min: low, max: high });
   Object.assign(byId("width"), { step: "any", min: range / 100, max: 1.25 * range });
   setWindow(...presets.Full);
@@ -318,10 +335,12 @@ function buildWindow() {
 // ------------------------------------------------------------------------------------------------ tables and curves
 
 function showRun(chosen) {
+  const focused = byId("figures").contains(document.activeElement);
   run = chosen;
   view.right = `image ${shown.runs.indexOf(run)}`;
   buildChoices();
   buildFigures();
+  if (focused) byId("figures").querySelector("[aria-current] button").focus();
   buildCurves();
   buildSlices();
   buildFacts();
@@ -330,24 +349,28 @@ function showRun(chosen) {
 
 function buildChoices() {
   const groups = { image: "Volumes", absolute: "Absolute error", signed: "Signed error" };
+  const options = (kind) =>
+    choices().filter((each) => each.kind === kind).map(({ key, label }) => element("option", { value: key }, label));
   for (const side of ["left", "right"]) {
-    byId(side).replaceChildren(...Object.entries(groups).map(([kind, label]) =>
-      element("optgroup", { label }, ...choices().filter((each) => each.kind === kind).map((each) => element("option", { value: each.key }, each.label))))
-      .filter((group) => group.children.length));
+    const filled = Object.entries(groups).map(([kind, label]) => element("optgroup", { label }, ...options(kind)));
+    byId(side).replaceChildren(...filled.filter((group) => group.children.length));
     byId(side).value = view[side];
   }
   byId("gain-choice").hidden = [view.left, view.right].every((key) => choice(key).kind === "image");
 }
 
+const heading = (label, unit) => (unit ? [`${label} (${unit})`] : [label]);
+
 /** Figures of merit of all runs; the head sorts, a row chooses the run. */
 function buildFigures() {
-  const columns = Object.entries(COLUMNS).filter(([name]) => shown.runs.some((each) => each.figures[name] !== undefined));
+  const columns = Object.entries(COLUMNS).filter(([name]) => shown.runs.some((each) => each.figures[name]));
   const rank = (each) => {
     const value = sort.column === "name" ? each.name : each.figures[sort.column];
     return value ?? -Infinity;
   };
   const runs = [...shown.runs];
-  if (sort.column) runs.sort((a, b) => (rank(a) < rank(b) ? -1 : rank(a) > rank(b) ? 1 : 0) * (sort.descending ? -1 : 1));
+  const order = (a, b) => (rank(a) > rank(b)) - (rank(a) < rank(b));
+  if (sort.column) runs.sort((a, b) => (sort.descending ? order(b, a) : order(a, b)));
   const head = (name, { label, unit }) => {
     const state = sort.column === name ? (sort.descending ? "descending" : "ascending") : undefined;
     const turn = () => {
@@ -356,18 +379,22 @@ function buildFigures() {
       byId("figures").querySelector(`[data-column="${name}"]`).focus();
     };
     return element("th", { scope: "col", "aria-sort": state },
-      element("button", { type: "button", "data-column": name, click: turn }, label, ...(unit ? [element("small", {}, ` ${unit}`)] : [])));
+      element("button", { type: "button", "data-column": name, click: turn }, ...heading(label, unit)));
   };
   const cell = (each, name, { digits, scale = 1, best }) => {
     const value = each.figures[name];
     const values = shown.runs.map((other) => other.figures[name]).filter((other) => typeof other === "number");
     const wins = best && values.length > 1 && value === best(...values);
-    return element("td", { class: wins ? "best" : undefined }, minus(number(typeof value === "number" ? value * scale : value, digits)));
+    const scaled = typeof value === "number" ? value * scale : value;
+    return element("td", { class: wins ? "best" : undefined }, number(scaled, digits));
   };
+  const row = (each) =>
+    element("tr", { "aria-current": each === run ? "true" : undefined, click: () => showRun(each) },
+      element("th", { scope: "row" }, element("button", { type: "button" }, each.name)),
+      ...columns.map(([name, column]) => cell(each, name, column)));
+  const heads = [head("name", { label: "Method" }), ...columns.map(([name, column]) => head(name, column))];
   byId("figures").replaceChildren(
-    element("thead", {}, element("tr", {}, head("name", { label: "Method" }), ...columns.map(([name, column]) => head(name, column)))),
-    element("tbody", {}, ...runs.map((each) => element("tr", { "aria-current": each === run ? "true" : undefined, click: () => showRun(each) },
-      element("th", { scope: "row" }, element("button", { type: "button" }, each.name)), ...columns.map(([name, column]) => cell(each, name, column))))),
+    element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...runs.map(row)),
   );
 }
 
@@ -376,27 +403,34 @@ function buildSlices() {
   if (!run.slices.length) return;
   byId("by-slice-title").textContent = `Slices of ${run.name}`;
   const columns = Object.entries(COLUMNS).filter(([name]) => name in run.slices[0]);
+  const heads = [["Slice"], ...columns.map(([, { label, unit }]) => heading(label, unit))];
+  const row = (each) =>
+    element("tr", { "data-place": each.place, click: () => move(shown.axis, each.place) },
+      element("th", { scope: "row" }, element("button", { type: "button" }, String(each.slice + 1))),
+      ...columns.map(([name, { digits }]) => element("td", {}, number(each[name], digits))));
   byId("slices").replaceChildren(
-    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Slice"),
-      ...columns.map(([, { label, unit }]) => element("th", { scope: "col" }, label, ...(unit ? [element("small", {}, ` ${unit}`)] : []))))),
-    element("tbody", {}, ...run.slices.map((row) => element("tr", { "data-place": row.place, click: () => move(shown.axis, row.place) },
-      element("th", { scope: "row" }, element("button", { type: "button" }, String(row.slice + 1))),
-      ...columns.map(([name, { digits }]) => element("td", {}, number(row[name], digits)))))),
+    element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, ...head)))),
+    element("tbody", {}, ...run.slices.map(row)),
   );
 }
 
 function buildCurves() {
   const curves = [];
-  for (const name of ["psnr", "ssim"]) {
-    const lines = shown.runs.filter((each) => each.slices.length > 1)
-      .map((each) => ({ name: each.name, chosen: each === run, points: each.slices.map((row) => [row.place, row[name]]) }));
+  const measured = shown.runs.filter((each) => each.slices.length > 1);
+  for (const name of measured.length ? ["psnr", "ssim"] : []) {
     const { label, unit } = COLUMNS[name];
-    if (lines.length) curves.push(chart(`${label} by slice`, unit ?? "", "slice", lines, { pick: (place) => move(shown.axis, place), extent: [0, shown.shape[shown.axis] - 1] }));
+    const lines = measured.map((each) => ({
+      name: each.name, chosen: each === run, points: each.slices.map((row) => [row.place, row[name]]),
+    }));
+    const places = { extent: [0, shown.shape[shown.axis] - 1], pick: (place) => move(shown.axis, place) };
+    curves.push(chart(`${label} by slice`, unit ?? "", "slice", lines, places));
   }
-  for (const name of Object.keys(run.trajectory[0] ?? {}).filter((column) => !["step", "t"].includes(column))) {
+  const columns = new Set(run.trajectory.flatMap(Object.keys));
+  for (const name of columns.difference(new Set(["step", "t"]))) {
     const points = run.trajectory.filter((row) => row[name] !== undefined).map((row) => [row.step, row[name]]);
-    const label = name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
-    if (points.length > 1) curves.push(chart(`${label} by step`, name === "seconds" ? "s" : "", "step", [{ name: run.name, chosen: true, points }], {}));
+    const title = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")} by step`;
+    const line = { name: run.name, chosen: true, points };
+    if (points.length > 1) curves.push(chart(title, name === "seconds" ? "s" : "", "step", [line], {}));
   }
   byId("curves").replaceChildren(...curves);
 }
@@ -404,12 +438,12 @@ function buildCurves() {
 /** Round values between two numbers, or powers of ten where the axis is logarithmic. */
 function ticks(low, high, logarithmic) {
   if (logarithmic) {
-    const [first, last] = [Math.ceil(low - 1e-9), Math.floor(high + 1e-9)], every = Math.ceil((last - first + 1) / 4);
-    return Array.from({ length: Math.max(last - first + 1, 0) }, (_, i) => first + i).filter((_, i) => i % every === 0);
+    const first = Math.ceil(low), count = Math.floor(high) - first + 1, every = Math.ceil(count / 4);
+    return Array.from({ length: count }, (_, i) => first + i).filter((power) => (power - first) % every === 0);
   }
-  const rough = (high - low) / 3, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-  return Array.from({ length: 6 }, (_, i) => (Math.ceil(low / step - 1e-9) + i) * step).filter((tick) => tick <= high + 1e-9 * step);
+  return Array.from({ length: 6 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((tick) => tick <= high);
 }
 
 /** Lines over slices or steps; a quantity that spans more than a decade and a half is drawn logarithmically. */
@@ -425,54 +459,66 @@ function chart(title, unit, over, lines, { pick, extent }) {
   const [first, last] = extent ?? [Math.min(...xs), Math.max(...xs)];
   const toX = (x) => left + ((width - left - right) * (x - first)) / (last - first || 1);
   const toY = (y) => height - bottom - ((height - bottom - top) * (scaled(y) - low)) / (high - low);
-  const path = (points) => points.filter(([, y]) => typeof y === "number").map(([x, y], i) => `${i ? "L" : "M"}${toX(x).toFixed(1)} ${toY(y).toFixed(1)}`).join("");
+  const path = (points) => {
+    const drawable = points.filter(([, y]) => typeof y === "number");
+    return drawable.map(([x, y], i) => `${i ? "L" : "M"}${toX(x).toFixed(1)},${toY(y).toFixed(1)}`).join("");
+  };
   const one = extent ? 1 : 0; // slices count from 1
-  const chosen = lines.find((line) => line.chosen) ?? lines[0], readout = element("output");
-  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, ${lines.map((line) => line.name).join(", ")}` },
+  const chosen = lines.find((line) => line.chosen) ?? lines[0], others = lines.filter((line) => line !== chosen);
+  const readout = element("output"), dot = element("circle", { class: "dot", r: 3.5, visibility: "hidden" });
+  const moving = `--from: ${left}px; --span: ${width - left - right}px`; // with the crosshair
+  const label = `${title} of ${chosen.name}`;
+  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     ...ticks(low, high, logarithmic).flatMap((tick) => {
-      const y = toY(logarithmic ? 10 ** tick : tick);
+      const value = logarithmic ? 10 ** tick : tick, y = toY(value);
       return [element("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y }),
-        element("text", { x: left - 6, y: y + 3.5, "text-anchor": "end" }, minus(number(logarithmic ? 10 ** tick : Number(tick.toPrecision(6)))))];
+        element("text", { x: left - 6, y: y + 3.5, "text-anchor": "end" }, number(value))];
     }),
     element("text", { x: left, y: height - 5 }, `${over} ${first + one}`),
     element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, String(last + one)),
-    ...(extent ? [element("line", { class: "here", y1: top, y2: height - bottom, style: `--from: ${left}px; --span: ${width - left - right}px` })] : []),
-    ...lines.filter((line) => line !== chosen).map((line) => element("path", { class: "other", d: path(line.points) })),
+    ...(extent ? [element("line", { class: "here", y1: top, y2: height - bottom, style: moving })] : []),
+    ...others.map((line) => element("path", { class: "other", d: path(line.points) })),
     element("path", { class: "chosen", d: path(chosen.points) }),
+    dot,
   );
-  const dot = element("circle", { class: "dot", r: 3.5, visibility: "hidden" });
-  svg.append(dot);
   const nearest = (event) => {
     const box = svg.getBoundingClientRect(), x = ((event.clientX - box.left) / box.width) * width;
-    return chosen.points.reduce((best, point) => (Math.abs(toX(point[0]) - x) < Math.abs(toX(best[0]) - x) ? point : best));
+    const distance = (point) => Math.abs(toX(point[0]) - x);
+    return chosen.points.reduce((best, point) => (distance(point) < distance(best) ? point : best));
   };
-  const say = ([x, y]) => (readout.value = `${over} ${x + one}: ${minus(number(y))}${unit ? ` ${unit}` : ""}`);
   svg.addEventListener("pointermove", (event) => {
-    const [x, y] = nearest(event);
-    say([x, y]);
-    if (typeof y !== "number") return;
-    for (const [name, value] of [["cx", toX(x)], ["cy", toY(y)], ["visibility", "visible"]]) dot.setAttribute(name, value);
+    const [x, y] = nearest(event), drawable = typeof y === "number";
+    readout.value = `${over} ${x + one}: ${number(y)} ${unit}`;
+    dot.setAttribute("visibility", drawable ? "visible" : "hidden");
+    if (drawable) dot.setAttribute("cx", toX(x)), dot.setAttribute("cy", toY(y));
   });
-  svg.addEventListener("pointerleave", () => (dot.setAttribute("visibility", "hidden"), (readout.value = "")));
+  svg.addEventListener("pointerleave", () => {
+    readout.value = "";
+    dot.setAttribute("visibility", "hidden");
+  });
   if (pick) svg.addEventListener("click", (event) => pick(nearest(event)[0]));
-  const others = lines.filter((line) => line !== chosen);
-  const legend = others.length ? [element("p", { class: "legend" }, element("i", { class: "chosen" }), chosen.name, element("i", { class: "other" }), others.length === 1 ? others[0].name : "other methods")] : [];
-  return element("figure", { class: pick ? "chart pick" : "chart" }, element("figcaption", {}, element("span", {}, title), readout), svg, ...legend);
+  const rest = others.length > 1 ? "others" : others[0]?.name;
+  const legend = element("p", { class: "legend" }, element("i"), chosen.name, element("i", { class: "other" }), rest);
+  return element("figure", { class: pick ? "chart pick" : "chart" },
+    element("figcaption", {}, element("span", {}, title), readout), svg,
+    ...(rest ? [legend] : []));
 }
 
 function buildFacts() {
   const figures = run.figures;
-  const text = {
+  const written = {
     peak_memory_bytes: (bytes) => `${number(bytes * 1e-9, 2)} GB`,
-    seconds: (seconds) => number(seconds, 1),
+    seconds: (seconds) => `${number(seconds, 1)} s`,
     versions: (versions) => Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", "),
   };
-  const facts = Object.entries(FACTS).filter(([name]) => figures[name] !== undefined && figures[name] !== null && figures[name] !== 0);
-  byId("facts").replaceChildren(...facts.map(([name, label]) =>
-    element("div", {}, element("dt", {}, label), element("dd", {}, (text[name] ?? ((value) => (typeof value === "number" ? number(value) : String(value))))(figures[name])))));
-  byId("run-title").textContent = `Run of ${run.name}`;
+  const facts = Object.keys(FACTS).filter((name) => figures[name]);
+  const say = (name) => (written[name] ?? number)(figures[name]);
+  byId("facts").replaceChildren(...facts.map((name) =>
+    element("div", {}, element("dt", {}, FACTS[name]), element("dd", {}, say(name)))));
+  const short = ["prior", "seconds", "peak_memory_bytes", "device"].filter((name) => facts.includes(name)).map(say);
+  byId("run").querySelector("summary").textContent = [run.name, ...short, "settings"].join(" · ");
   byId("settings").hidden = !run.config;
-  byId("settings").querySelector("pre").textContent = run.config;
+  byId("settings").textContent = run.config;
   byId("run").hidden = !facts.length && !run.config;
 }
 
@@ -484,26 +530,40 @@ async function showCase(chosen) {
   shown = chosen;
   drawn = {};
   const steps = spacing().map((step) => number(step)).join(" × ");
-  byId("subtitle").textContent = `${shown.task} · ${shown.volume} · ${shown.shape.join(" × ")} voxels of ${steps} mm`;
+  const names = [shown.task, shown.volume].filter((name) => !document.title.includes(name));
+  byId("subtitle").textContent = [...names, `${shown.shape.join(" × ")} voxels of ${steps} mm`].join(" · ");
   byId("coarse").hidden = shown.factor === 1;
-  byId("coarse").textContent = `Shown coarser than it is: each voxel here is the mean of ${shown.factor} × ${shown.factor} × ${shown.factor}. The files have all of them.`;
+  const cube = Array(3).fill(shown.factor).join(" × ");
+  byId("coarse").textContent = `Shown coarser than it is, each voxel the mean of ${cube}. The files have all of them.`;
   view.position = shown.shape.map((length) => Math.floor(length / 2));
   view.left = "image 0";
   if (shown.runs.length === 1 && shown.reference) view.left = "reference";
   layOut();
+  setDivider(40);
   buildWindow();
   showRun(shown.runs.at(-1));
   draw();
 }
 
-function setTheme(theme) {
-  document.documentElement.style.colorScheme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  byId("theme").setAttribute("aria-label", `${byId("theme").textContent} theme`);
+/** The theme is that of the system until the switch says otherwise. */
+function buildTheme() {
+  const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.style.colorScheme ? root.style.colorScheme === "dark" : system.matches);
+  const label = () => {
+    byId("theme").textContent = isDark() ? "Light" : "Dark";
+    byId("theme").setAttribute("aria-label", `${byId("theme").textContent} theme`);
+  };
+  byId("theme").addEventListener("click", () => {
+    root.style.colorScheme = isDark() ? "light" : "dark";
+    label();
+  });
+  system.addEventListener("change", label);
+  label();
 }
 
 function start() {
-  byId("planes").append(...PLANES.map(buildPlane), element("div", { class: "readout" }, element("table", { id: "readout" }), element("div", { id: "scales" })));
+  const readout = [element("table", { id: "readout" }), element("div", { id: "scales" })];
+  byId("planes").append(...PLANES.map(buildPlane), element("div", { class: "readout" }, ...readout));
   byId("case").append(...cases.map((each, i) => element("option", { value: i }, `${each.task}, ${each.volume}`)));
   byId("case-choice").hidden = cases.length < 2;
   byId("case").addEventListener("change", () => showCase(cases[byId("case").value]));
@@ -523,8 +583,7 @@ function start() {
   };
   byId("gain").addEventListener("input", setGain);
   byId("gain").nextElementSibling.value = `${view.gain} ×`;
-  setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  byId("theme").addEventListener("click", () => setTheme(document.documentElement.style.colorScheme === "dark" ? "light" : "dark"));
+  buildTheme();
   return showCase(cases[0]);
 }
 
