@@ -43,7 +43,10 @@ def runs_of(count: int = 2) -> list[Run]:
             f"method {i}", image(i),
             {"psnr": 30.0 - i, "ssim": 0.9 - 0.1 * (i % 2), "residual": 0.01, "seconds": 9.0 - i},
             [{"slice": k, "psnr": 30.0 - i + k, "ssim": 0.9} for k in range(SHAPE[2])],
-            [{"step": k, "t": 9 - k, "residual": 0.1 / k, "seconds": 1.0} for k in range(1, 6)],
+            [
+                {"step": k, "t": 9 - k, "residual": 0.1 / k, "loss_before": 2.0, "loss_after": 1.0, "seconds": 1.0}
+                for k in range(1, 6)
+            ],
             "model:\n  steps: 5\n",
         )
         for i in range(count)
@@ -484,8 +487,9 @@ def test_table_sorts_and_chooses_the_run(show: Callable[..., Viewer]) -> None:
 def test_slices_and_curves_lead_to_the_slice(show: Callable[..., Viewer]) -> None:
     viewer = show()
     assert viewer.texts(".chart figcaption span") == [
-        "PSNR by slice", "SSIM by slice", "Residual by step", "Seconds by step",
+        "PSNR by slice", "SSIM by slice", "Residual by step", "Loss by step", "Time by step",
     ]  # fmt: skip
+    assert viewer.texts(".legend") == ["method 1method 0", "method 1method 0", "afterbefore"]
     viewer.click("#slices tbody tr:nth-child(2)")
     assert viewer.at()[2] == 1
     assert viewer.texts("#slices tr.here th") == ["2"]

@@ -50,6 +50,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
+const scaled = (value, scale) => (typeof value === "number" ? value * scale : value);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const number = (value, digits) => {
   if (typeof value === "string") return value === "inf" ? "∞" : value;
@@ -359,7 +360,7 @@ function buildChoices() {
   byId("gain-choice").hidden = [view.left, view.right].every((key) => choice(key).kind === "image");
 }
 
-const heading = (label, unit) => (unit ? [`${label} (${unit})`] : [label]);
+const heading = (label, unit) => (unit ? `${label} (${unit})` : label);
 
 /** Figures of merit of all runs; the head sorts, a row chooses the run. */
 function buildFigures() {
@@ -379,14 +380,13 @@ function buildFigures() {
       byId("figures").querySelector(`[data-column="${name}"]`).focus();
     };
     return element("th", { scope: "col", "aria-sort": state },
-      element("button", { type: "button", "data-column": name, click: turn }, ...heading(label, unit)));
+      element("button", { type: "button", "data-column": name, click: turn }, heading(label, unit)));
   };
   const cell = (each, name, { digits, scale = 1, best }) => {
     const value = each.figures[name];
     const values = shown.runs.map((other) => other.figures[name]).filter((other) => typeof other === "number");
     const wins = best && values.length > 1 && value === best(...values);
-    const scaled = typeof value === "number" ? value * scale : value;
-    return element("td", { class: wins ? "best" : undefined }, number(scaled, digits));
+    return element("td", { class: wins ? "best" : undefined }, number(scaled(value, scale), digits));
   };
   const row = (each) =>
     element("tr", { "aria-current": each === run ? "true" : undefined, click: () => showRun(each) },
@@ -403,13 +403,13 @@ function buildSlices() {
   if (!run.slices.length) return;
   byId("by-slice-title").textContent = `Slices of ${run.name}`;
   const columns = Object.entries(COLUMNS).filter(([name]) => name in run.slices[0]);
-  const heads = [["Slice"], ...columns.map(([, { label, unit }]) => heading(label, unit))];
+  const heads = ["Slice", ...columns.map(([, { label, unit }]) => heading(label, unit))];
   const row = (each) =>
     element("tr", { "data-place": each.place, click: () => move(shown.axis, each.place) },
       element("th", { scope: "row" }, element("button", { type: "button" }, String(each.slice + 1))),
       ...columns.map(([name, { digits }]) => element("td", {}, number(each[name], digits))));
   byId("slices").replaceChildren(
-    element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, ...head)))),
+    element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
     element("tbody", {}, ...run.slices.map(row)),
   );
 }
@@ -425,12 +425,17 @@ function buildCurves() {
     const places = { extent: [0, shown.shape[shown.axis] - 1], pick: (place) => move(shown.axis, place) };
     curves.push(chart(`${label} by slice`, unit ?? "", "slice", lines, places));
   }
-  const columns = new Set(run.trajectory.flatMap(Object.keys));
-  for (const name of columns.difference(new Set(["step", "t"]))) {
-    const points = run.trajectory.filter((row) => row[name] !== undefined).map((row) => [row.step, row[name]]);
-    const title = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")} by step`;
-    const line = { name: run.name, chosen: true, points };
-    if (points.length > 1) curves.push(chart(title, name === "seconds" ? "s" : "", "step", [line], {}));
+  const quantities = new Set(run.trajectory.flatMap(Object.keys)).difference(new Set(["step", "t"]));
+  const stem = (column) => column.replace(/_(before|after)$/, ""); // the inner steps; both come into one chart
+  for (const name of new Set([...quantities].map(stem))) {
+    const words = name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+    const { label, unit, scale = 1 } = COLUMNS[name] ?? { label: words };
+    const points = (column) =>
+      run.trajectory.filter((row) => column in row).map((row) => [row.step, scaled(row[column], scale)]);
+    const lines = [...quantities].filter((column) => stem(column) === name).map((column) => ({
+      name: column.slice(name.length + 1), chosen: !column.endsWith("_before"), points: points(column),
+    }));
+    if (lines[0].points.length > 1) curves.push(chart(`${label} by step`, unit ?? "", "step", lines, {}));
   }
   byId("curves").replaceChildren(...curves);
 }
@@ -451,14 +456,14 @@ function chart(title, unit, over, lines, { pick, extent }) {
   const [width, height, left, bottom, top, right] = [320, 150, 46, 20, 8, 8];
   const values = lines.flatMap((line) => line.points.map(([, y]) => y)).filter((y) => typeof y === "number");
   const logarithmic = values.length > 0 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 30;
-  const scaled = logarithmic ? Math.log10 : (y) => y;
-  let [low, high] = values.length ? [scaled(Math.min(...values)), scaled(Math.max(...values))] : [0, 1];
+  const onAxis = logarithmic ? Math.log10 : (y) => y;
+  let [low, high] = values.length ? [onAxis(Math.min(...values)), onAxis(Math.max(...values))] : [0, 1];
   const room = (high - low) * 0.06 || Math.abs(low) * 0.01 || 1;
   [low, high] = [low - room, high + room];
   const xs = lines.flatMap((line) => line.points.map(([x]) => x));
   const [first, last] = extent ?? [Math.min(...xs), Math.max(...xs)];
   const toX = (x) => left + ((width - left - right) * (x - first)) / (last - first || 1);
-  const toY = (y) => height - bottom - ((height - bottom - top) * (scaled(y) - low)) / (high - low);
+  const toY = (y) => height - bottom - ((height - bottom - top) * (onAxis(y) - low)) / (high - low);
   const path = (points) => {
     const drawable = points.filter(([, y]) => typeof y === "number");
     return drawable.map(([x, y], i) => `${i ? "L" : "M"}${toX(x).toFixed(1)},${toY(y).toFixed(1)}`).join("");
