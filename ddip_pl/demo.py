@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
 from ddip_pl.callbacks.progress import ReconstructionProgress
-from ddip_pl.callbacks.writer import VolumeWriter, as_nifti, by_slice, figures_of_merit
+from ddip_pl.callbacks.writer import VolumeWriter, as_nifti
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import summary
+from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, summary
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result

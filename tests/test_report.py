@@ -23,7 +23,7 @@ from ddip_pl.report import page
 from ddip_pl.report.pack import coarsen, pack, quantise
 from ddip_pl.report.page import Case, Run, as_json, read_case, write_page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = ("google-chrome", "chromium", "chromium-browser")
 NASTY = "</script><script>hacked = 1</script><b>&amp;\"'$data{}"
 SHAPE = (20, 16, 9)  # columns, rows, slices
 # Columns go to the left, rows to the back, slices to the head.
@@ -487,7 +487,7 @@ def test_table_sorts_and_chooses_the_run(show: Callable[..., Viewer]) -> None:
 def test_slices_and_curves_lead_to_the_slice(show: Callable[..., Viewer]) -> None:
     viewer = show()
     assert viewer.texts(".chart figcaption span") == [
-        "PSNR by slice", "SSIM by slice", "Residual by step", "Loss by step", "Time by step",
+        "PSNR (dB) by slice", "SSIM by slice", "Residual by step", "Loss by step", "Time (s) by step",
     ]  # fmt: skip
     assert viewer.texts(".legend") == ["method 1method 0", "method 1method 0", "afterbefore"]
     viewer.click("#slices tbody tr:nth-child(2)")

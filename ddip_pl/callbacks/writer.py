@@ -21,14 +21,14 @@ from ddip_pl.adaptation.lora import save
 from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import discrepancy, magnitude, perceptual_distance, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, magnitude
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
 from ddip_pl.report.page import Run, read_case, write_page
 
 
 class VolumeWriter(Callback):
-    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a picture.
+    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a report.
 
     A volume's folder appears when it is complete, and not before.
 
@@ -153,30 +153,6 @@ class VolumeWriter(Callback):
         case.runs.insert(0, Run("input", as_nifti(guess, measurement), input_figures, rows))
         write_page(folder / "report.html", f"{measurement.name}, {self.task}, {self.method}", [case])
         return metrics
-
-
-def figures_of_merit(images: Tensor, measurement: Measurement, reference: Tensor | None) -> dict[str, float]:
-    """Nearness to the reference, where there is one, and to the data.
-
-    Args:
-        images: `(slices, channels, height, width)`, with padding.
-        measurement: what they were reconstructed from.
-        reference: the truth, without padding.
-    """
-    figures: dict[str, float] = {}
-    if reference is not None:
-        figures |= summary(measurement.unpad(images), reference)
-        if (lpips := perceptual_distance(measurement.unpad(images), reference)) is not None:
-            figures["lpips"] = lpips
-    figures["residual"] = relative_residual(images, measurement)
-    if measurement.sigma_y:
-        figures["discrepancy"] = discrepancy(images, measurement)
-    return figures
-
-
-def by_slice(images: Tensor, reference: Tensor) -> list[dict[str, float]]:
-    """PSNR and SSIM of each slice, with its number."""
-    return [{"slice": i} | row for i, row in enumerate(quality(images, reference))]
 
 
 def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:

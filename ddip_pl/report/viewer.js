@@ -423,7 +423,7 @@ function buildCurves() {
       name: each.name, chosen: each === run, points: each.slices.map((row) => [row.place, row[name]]),
     }));
     const places = { extent: [0, shown.shape[shown.axis] - 1], pick: (place) => move(shown.axis, place) };
-    curves.push(chart(`${label} by slice`, unit ?? "", "slice", lines, places));
+    curves.push(chart(`${heading(label, unit)} by slice`, unit ?? "", "slice", lines, places));
   }
   const quantities = new Set(run.trajectory.flatMap(Object.keys)).difference(new Set(["step", "t"]));
   const stem = (column) => column.replace(/_(before|after)$/, ""); // the inner steps; both come into one chart
@@ -435,7 +435,7 @@ function buildCurves() {
     const lines = [...quantities].filter((column) => stem(column) === name).map((column) => ({
       name: column.slice(name.length + 1), chosen: !column.endsWith("_before"), points: points(column),
     }));
-    if (lines[0].points.length > 1) curves.push(chart(`${label} by step`, unit ?? "", "step", lines, {}));
+    if (lines[0].points.length > 1) curves.push(chart(`${heading(label, unit)} by step`, unit ?? "", "step", lines, {}));
   }
   byId("curves").replaceChildren(...curves);
 }
