@@ -1,6 +1,5 @@
 """What a report shows, and the writing of its page."""
 
-import csv
 import html
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
+from ddip_pl.evaluation.comparison import read_table
 from ddip_pl.report.pack import coarsen, pack
 
 BUDGET = 15_000_000  # bytes of a page
@@ -62,12 +62,12 @@ class Case:
 
 def read_run(folder: Path) -> Run:
     """A finished run from its folder `<run>/<volume>`."""
-    figures = json.loads((folder / "metrics.json").read_text())
+    figures, slices = json.loads((folder / "metrics.json").read_text()), folder / "slices.csv"
     return Run(
         name=figures["method"],
         image=Nifti1Image.from_filename(folder / "reconstruction.nii.gz"),
         figures=figures,
-        slices=read_table(folder / "slices.csv"),
+        slices=read_table(slices) if slices.is_file() else [],
         trajectory=read_table(folder / "trajectory.csv"),
         config=(folder / "config.yaml").read_text(),
     )
@@ -80,14 +80,6 @@ def read_case(volume: str, folders: Sequence[Path]) -> Case:
     path = folders[longest] / "reference.nii.gz"
     reference = Nifti1Image.from_filename(path) if path.is_file() else None
     return Case(runs[0].figures["task"], volume, runs, reference)
-
-
-def read_table(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV file of numbers, without cells that are empty; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
