@@ -10,8 +10,6 @@ from ddip_pl.data.measurement_file import read_measurement
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.physics.mri import CartesianMRI
-from ddip_pl.physics.noise import kspace_noise, sinogram_noise
 
 BRIGHT = 99.5  # per cent of the voxels are darker than 1
 
@@ -39,13 +37,12 @@ def normalise(measurement: Measurement) -> Measurement:
 
 
 def noise_level(measurement: Measurement) -> float:
-    """Standard deviation of the noise, estimated from the measurement; see `kspace_noise` and `sinogram_noise`.
+    """Standard deviation of the noise, estimated from the measurement in the way of its operator.
 
     Raises:
         InputError: there is none to be seen.
     """
-    operator, y = measurement.operator, measurement.y
-    sigma_y = kspace_noise(y, operator.mask) if isinstance(operator, CartesianMRI) else sinogram_noise(y)
+    sigma_y = measurement.operator.noise_level(measurement.y)
     if not 0 < sigma_y < float("inf"):
         raise InputError(f"measurement {measurement.name}: its noise level cannot be estimated; give data.sigma_y")
     return sigma_y
