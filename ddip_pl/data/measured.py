@@ -1,7 +1,9 @@
 """Measurements from file: what a scanner measured, for `predict`."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,24 @@ def noise_level(measurement: Measurement) -> float:
     return sigma_y
 
 
+class Scans(Sequence[Measurement]):
+    """Measurements that are read when their turn comes; only the last one is kept in memory.
+
+    Args:
+        paths: files.
+        read: makes a measurement of one of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Measurement]):
+        self.paths, self.read = paths, lru_cache(maxsize=1)(read)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Measurement:  # type: ignore[override]
+        return self.read(self.paths[index])
+
+
 class MeasuredDataModule(MeasurementDataModule):
     """What a scanner measured, from file; see `read_measurement` for the formats and docs/measurements.md.
 
@@ -77,8 +97,9 @@ class MeasuredDataModule(MeasurementDataModule):
     def setup(self, stage: str) -> None:
         if stage == "test":
             raise InputError("what a scanner measured has no truth to compare with; use ddip-pl predict")
-        self.measurements = [self.read(path) for path in self.paths]
-        names = Counter(measurement.name for measurement in self.measurements)
+        self.measurements = Scans(self.paths, self.read)
+        # All are read once, so that none is found to be bad in the middle of the run; the first one stays.
+        names = Counter(measurement.name for measurement in reversed(self.measurements))
         if not names or max(names.values()) > 1:
             raise InputError(f"data.path has {sorted(names.elements())}; give scans that differ in their names")
 

@@ -138,8 +138,8 @@ def _read(path: Path, slices: int | None, first: int | None) -> Acquisition:
         if is_ismrmrd(file):
             return read_ismrmrd(path, file, slices, first)
         raise InputError(
-            f"measurement {path}: neither our attribute 'operator' nor fastMRI's dataset 'kspace' nor a group of "
-            f"ISMRMRD with 'xml' and 'data'; it has {_contents(file)}; see docs/measurements.md"
+            f"measurement {path}: neither our attribute 'operator' nor fastMRI's dataset 'kspace' nor ISMRMRD's group "
+            f"with 'xml' and 'data'; it has {_contents(file)}; see docs/measurements.md"
         )
 
 
