@@ -430,6 +430,6 @@ def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, module, o
 
 def test_units_of_the_volume_are_those_of_its_measurement(tmp_path):
     with h5py.File(tmp_path / "scan.h5", "w") as file:
-        file.create_dataset("ct", data=numbered(16, 16, 3).data).attrs["units"] = "HU"
+        file.create_dataset("ct", data=numbered(3, 16, 16).data).attrs["units"] = "HU"
     data = VolumeDataModule(str(tmp_path / "scan.h5"), lambda size: ParallelBeamCT(size, angles=4), 0.01)
     assert data.simulate(data.operator(16)).units == "HU"
