@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
 from torch import Tensor
 
 import ddip_pl
@@ -138,8 +139,11 @@ class VolumeWriter(Callback):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "config.yaml").write_text(self.config)
         write_table(folder / "trajectory.csv", [{"step": i + 1} | row for i, row in enumerate(result.trajectory)])
-        if result.weights:
+        if any(".lora_A." in name for name in result.weights):
             save(result.weights, folder / "lora")
+        elif result.weights:  # of another kind
+            weights = {name: weight.cpu().contiguous() for name, weight in result.weights.items()}
+            save_file(weights, folder / "weights.safetensors")
         write_volume(folder / "reconstruction.nii.gz", images, measurement)
         if self.dicom:
             values, affine = in_units(images, measurement), measurement.affine.numpy()
