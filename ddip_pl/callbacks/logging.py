@@ -137,7 +137,8 @@ class RunLogging(ReconstructionCallback):
         if (folder / "slices.csv").exists():
             with (folder / "slices.csv").open() as file:
                 names, *rows = csv.reader(file)
-            media["slice_table"] = wandb.Table(list[str | int](names), [[int(number), *map(float, values)] for number, *values in rows])
+            columns: list[str | int] = [*names]
+            media["slice_table"] = wandb.Table(columns, [[int(i), *map(float, values)] for i, *values in rows])
         return media
 
     def log_artifacts(self, logger: WandbLogger, folder: Path, figures: Mapping[str, float]) -> None:
