@@ -156,13 +156,14 @@ class ReconstructionCLI(CLI):
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
         writer = VolumeWriter(folder, task, method, config, settings.dicom)
+        logger = None
         if settings.wandb != "disabled":
             paths = settings.data.init_args.path
             volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
             about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "tags": [task, method, volume]}
-            run = wandb_logger(settings.wandb, folder, job_type=self.subcommand, **about)
-            trainer.loggers = [*trainer.loggers, run]
-        callbacks: list[Callback] = [ReconstructionProgress(), writer, RunLogging(writer, settings.images_every)]
+            logger = wandb_logger(settings.wandb, folder, job_type=self.subcommand, **about)
+        callbacks: list[Callback] = [ReconstructionProgress(), writer]
+        callbacks.append(RunLogging(writer, logger, settings.images_every))
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
             callbacks.append(DiffusionCheckpoint(folder))
         trainer.callbacks += callbacks  # type: ignore[attr-defined]

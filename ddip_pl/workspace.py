@@ -1,4 +1,4 @@
-"""`python -m ddip_pl.workspace ENTITY/PROJECT`: a Weights & Biases dashboard that compares runs of methods and sweeps."""
+"""`python -m ddip_pl.workspace ENTITY/PROJECT`: a W&B dashboard that compares methods and sweeps."""
 
 import argparse
 import sys

@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import wandb
 import yaml
-from test_cli import CONFIGS, D3IP, DDS, FIT, ROOT, TASK
+from test_cli import CONFIGS, D3IP, DDS, FIT, TASK
 from wandb import wandb_agent
 
 from ddip_pl import cli
@@ -130,7 +130,7 @@ def test_pictures_every_few_steps_and_at_the_last(log):
     for name in ("images/x0_hat", "images/estimate"):
         assert log.steps(name) == [2, 4, 5]
         pictures = log.image(name)
-        assert {picture.shape for picture in pictures} == {(28 + 2 * 4 * 2, 32)} or pictures[0].ndim == 3
+        assert {picture.shape[:2] for picture in pictures} == {(28 + 2 * 4 * 2, 32)}  # 3 mm slices, 2 mm pixels
         for first, second in itertools.pairwise(pictures):
             assert np.abs(first - second).max() > 0.01
     assert np.abs(log.image("images/x0_hat")[-1] - log.image("images/estimate")[-1]).max() > 0.01
@@ -209,14 +209,14 @@ def test_any_logger_gets_the_figures_of_a_baseline(phantom_volume, command):
     assert settings["model"]["init_args"]["iterations"] == 3
 
 
-def test_steps_go_on_over_several_volumes(phantom_volume, tmp_path):
-    task = ("--config", f"{CONFIGS}/task/sv_ct.yaml", "--data.path", str(phantom_volume), "--data.size", "32")
+def test_steps_go_on_over_several_volumes(phantom_volume):
     for name in ("a", "b"):
-        assert run("simulate", *task, "--data.slices", "2", "--output", f"{name}.h5") == 0
+        shutil.copy(phantom_volume, f"{name}.nii.gz")
+        given = ("--data.path", f"{name}.nii.gz", "--data.slices", "2", "--data.size", "32")
+        assert run("simulate", *TASK, *given, "--output", f"{name}.h5") == 0
     measured = ("--config", f"{CONFIGS}/task/measured.yaml", "--data.path", "[a.h5,b.h5]", "--output", "out", *CSV)
     method = ("--config", f"{CONFIGS}/method/admm_tv.yaml", "--model.iterations", "3")
-    if run("predict", *measured, *method) != 0:  # both files are named by the volume they are of
-        pytest.fail("two measurements cannot be reconstructed in one run")
+    assert run("predict", *measured, *method) == 0
     assert [row["step"] for row in csv_rows() if row["diffusion/residual"]] == ["1", "2", "3", "4", "5", "6"]
 
 
@@ -243,9 +243,8 @@ def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prio
 
 def test_a_run_that_is_refused_leaves_no_log(phantom_volume, tiny_prior):
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "out")
-    assert run("test", *D3IP, *given, "--data.slices", "1", "--wandb", "offline", *CSV) == 2
+    assert run("test", *D3IP, *given, "--data.slices", "1", "--wandb", "offline") == 2
     assert not Path("out").exists()
-    assert not Path("csv").exists()
 
 
 def test_nothing_is_logged_unless_it_is_asked_for(phantom_volume, monkeypatch):
@@ -314,10 +313,10 @@ def test_log_of_a_training():
     for name in ("train/loss", "train/gradient_norm"):
         assert log.steps(name) == [0, 1, 2, 3]
     assert all(row["train/gradient_norm"] > 0 for row in log.history if "train/gradient_norm" in row)
-    assert len(log.steps("lr-Adam")) == len(set(log.steps("lr-Adam"))) == 4
-    for name in ("val/loss", "val/loss_t20", "val/loss_t800", "samples"):
-        assert len(log.steps(name)) == len(set(log.steps(name))) == 2  # epochs
-    assert any("samples_per_sec" in name for row in log.history for name in row)
+    assert log.steps("lr-Adam") == [0, 1, 2, 3]
+    assert {"val/loss_t20", "val/loss_t800"} < set(log.summary)
+    assert log.steps("val/loss") == log.steps("samples") == [1, 3]
+    assert log.steps("train/samples") == [0, 1, 2, 3]
     assert log.config["model"]["network"]["image_size"] == 16
     assert (log.run["display_name"], log.run["run_group"], log.run["job_type"]) == ("fit", "prior", "fit")
     with open("fit/lightning_logs/version_0/metrics.csv") as file:
@@ -335,8 +334,8 @@ def points(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def command_of(sweep: dict[str, Any], point: dict[str, Any], monkeypatch) -> tuple[list[str], dict[str, str]]:
-    """The command line and environment that W&B's agent starts for a point."""
+def command_of(sweep: dict[str, Any], point: dict[str, Any], monkeypatch) -> list[str]:
+    """The command line that W&B's agent starts for a point; it sets the environment as well."""
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **given: started.append(given) or SimpleNamespace())
     agent = SimpleNamespace(
@@ -347,7 +346,7 @@ def command_of(sweep: dict[str, Any], point: dict[str, Any], monkeypatch) -> tup
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets them
         monkeypatch.setenv(name, "")
     wandb_agent.Agent._command_run(agent, {"run_id": "point", "program": sweep["program"], "args": arguments})
-    return started[0]["command"], started[0]["env"]
+    return started[0]["command"]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -358,9 +357,9 @@ def test_every_point_of_a_sweep_is_a_run(path, folder, phantom_volume, monkeypat
     Path("configs").symlink_to(CONFIGS)
     seen = set()
     for point in points(sweep):
-        command, _ = command_of(yaml.safe_load(path.read_text()), point, monkeypatch)
+        command = command_of(yaml.safe_load(path.read_text()), point, monkeypatch)
         assert command[:3] == ["/usr/bin/env", "ddip-pl", "test"]
-        monkeypatch.setattr(sys, "argv", command[1:] + ["--print_config"])
+        monkeypatch.setattr(sys, "argv", [*command[1:], "--print_config"])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code in (0, None), point
@@ -375,14 +374,10 @@ def test_a_point_of_a_sweep_runs(folder, phantom_volume, tiny_prior, monkeypatch
     monkeypatch.setenv("VOLUME", str(phantom_volume))
     Path("configs").symlink_to(CONFIGS)
     name = "model.adaptation.init_args.slices"
-    command, environment = command_of(sweep, {name: 2}, monkeypatch)
+    command = command_of(sweep, {name: 2}, monkeypatch)
     small = ("--data.slices", "3", "--model.prior", str(tiny_prior), "--model.steps", "1", "--output", "out")
-    environment = environment | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "ddip_pl.cli", *command[2:], *small], env=os.environ | environment, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    wandb.teardown()  # or what the agent has put into the environment is not heard of
+    assert run(*command[2:], *small) == 0
     log = Log(Path("out"))
     assert log.run["run_id"] == "point"
     assert log.config[name] == log.config["model"]["init_args"]["adaptation"]["init_args"]["slices"] == 2

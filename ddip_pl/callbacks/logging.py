@@ -56,16 +56,18 @@ class RunLogging(ReconstructionCallback):
 
     Args:
         writer: whose settings and files are logged; comes before this one among the trainer's callbacks.
+        logger: joins those of the trainer at the first step: Lightning starts the ones it knows before it looks at the
+            data, and a run that is refused would be logged.
         images_every: steps from one picture of the volume to the next; the last step has one as well.
 
     Raises:
         InputError: `images_every` is not positive.
     """
 
-    def __init__(self, writer: VolumeWriter, images_every: int = 10):
+    def __init__(self, writer: VolumeWriter, logger: Logger | None = None, images_every: int = 10):
         if images_every < 1:
             raise InputError(f"images_every is {images_every}; give at least 1 step")
-        self.writer, self.images_every = writer, images_every
+        self.writer, self.logger, self.images_every = writer, logger, images_every
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -80,10 +82,10 @@ class RunLogging(ReconstructionCallback):
     def on_diffusion_step_end(
         self, trainer: Trainer, step: int, steps: int, row: Mapping[str, float], images: Mapping[str, Tensor]
     ) -> None:
-        if not trainer.loggers:
-            return
+        if self.logger is not None and self.logger not in trainer.loggers:
+            trainer.loggers = [*trainer.loggers, self.logger]
         rows = [row]
-        if self.told == 0:  # not earlier: a run that is refused leaves no log
+        if self.told == 0:
             self.log_settings(trainer)
             if step > 1:
                 rows = [*cast(ReconstructionTrainer, trainer).reverse_diffusion.trajectory[: step - 1], row]
