@@ -146,10 +146,11 @@ class ReconstructionCLI(CLI):
         writer = VolumeWriter(folder, task, method, config, settings.dicom, settings.hdf5)
         logger = None
         if settings.wandb != "disabled":
-            paths = settings.data.init_args.path
+            paths = settings.data.init_args.get("path", "volume")
             volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
-            about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "tags": [task, method, volume]}
-            logger = wandb_logger(settings.wandb, folder, job_type=self.subcommand, **about)
+            about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": self.subcommand}
+            tags = [name[:64] for name in (task, method, volume)]  # W&B takes no longer ones
+            logger = wandb_logger(settings.wandb, folder, tags=tags, **about)
         callbacks: list[Callback] = [ReconstructionProgress(), writer]
         callbacks.append(RunLogging(writer, logger, settings.images_every))
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
