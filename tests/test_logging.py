@@ -232,8 +232,7 @@ def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prio
 
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionCheckpoint, "on_diffusion_step_end", interrupt)
-        with pytest.raises(RuntimeError, match="power"):
-            run("test", *given, *CSV)
+        assert run("test", *given, *CSV) == 1
     assert [row["step"] for row in csv_rows()] == ["1", "2", "3"]  # a crash does not lose what was logged
     assert run("test", *given, *CSV, "--wandb", "offline", "--ckpt_path", "out/last.ckpt") == 0
     assert [row["step"] for row in csv_rows(1) if row["diffusion/t"]] == ["1", "2", "3", "4"]

@@ -84,6 +84,8 @@ class RunLogging(ReconstructionCallback):
     ) -> None:
         if self.logger is not None and self.logger not in trainer.loggers:
             trainer.loggers = [*trainer.loggers, self.logger]
+        if not trainer.loggers:
+            return
         rows = [row]
         if self.told == 0:
             self.log_settings(trainer)
@@ -101,6 +103,8 @@ class RunLogging(ReconstructionCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Measurement, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        if not trainer.loggers:
+            return
         folder = self.writer.folder / batch.name
         metrics = json.loads((folder / "metrics.json").read_text())
         figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
