@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -23,12 +25,14 @@ import ddip_pl.baselines
 import ddip_pl.data.measured  # noqa: F401 (and --data what is in there)
 from ddip_pl.benchmark import main as benchmark
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
+from ddip_pl.callbacks.logging import RunLogging, WandbMode, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.compare import main as compare
 from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.data.measurement_file import write_measurement
 from ddip_pl.data.module import MeasurementDataModule
+from ddip_pl.data.readers import volume_name
 from ddip_pl.data.volumes import SIZE, VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.comparison import read_runs, tables
@@ -75,6 +79,10 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """What all commands share: settings of the trainer that cannot be used are bad input, and no fault of ours."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        help = "Log to Weights & Biases; offline needs no account."
+        parser.add_argument("--wandb", type=WandbMode, default="disabled", help=help)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
         path = self.config[self.config.subcommand].ckpt_path
@@ -96,8 +104,21 @@ class PriorCLI(CLI):
         return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         parser.link_arguments("model.network.image_size", "data.image_size")
         parser.link_arguments("model.network.in_channels", "data.channels")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand]
+        folder = Path(settings.trainer.default_root_dir or ".")
+        if settings.trainer.logger in (None, True):
+            kwargs["logger"] = CSVLogger(folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        if settings.wandb != "disabled":
+            config = yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_none=False))
+            about = {"name": folder.resolve().name, "group": "prior", "job_type": self.subcommand, "config": config}
+            trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
+        return trainer
 
 
 class ReconstructionCLI(CLI):
@@ -108,6 +129,8 @@ class ReconstructionCLI(CLI):
         return {name: LightningCLI.subcommands()[name] for name in ("test", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--images_every", type=int, default=10, help="Steps from one logged picture to the next.")
         parser.add_argument("--task", default="task", help="Name of the task, for the results.")
         parser.add_argument("--method", default="method", help="Name of the method, for the results.")
         parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
@@ -121,7 +144,15 @@ class ReconstructionCLI(CLI):
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
         writer = VolumeWriter(folder, task, method, config, settings.dicom, settings.hdf5)
+        logger = None
+        if settings.wandb != "disabled":
+            paths = settings.data.init_args.get("path", "volume")
+            volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
+            about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": self.subcommand}
+            tags = [name[:64] for name in (task, method, volume)]  # W&B takes no longer ones
+            logger = wandb_logger(settings.wandb, folder, tags=tags, **about)
         callbacks: list[Callback] = [ReconstructionProgress(), writer]
+        callbacks.append(RunLogging(writer, logger, settings.images_every))
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
             callbacks.append(DiffusionCheckpoint(folder))
         trainer.callbacks += callbacks  # type: ignore[attr-defined]

@@ -146,7 +146,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     folder = reconstruct("test", *settings, "--data.slices", "4")
 
     expected = {"reconstruction.nii.gz", "reference.nii.gz", "metrics.json", "slices.csv", "trajectory.csv"}
-    expected |= {"config.yaml", "figures"}
+    expected |= {"config.yaml", "figures", "report.html"}
     expected |= {"lora"} if method == "d3ip" else set()
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "figures" / "planes.png").read_bytes().startswith(b"\x89PNG")
@@ -163,6 +163,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     errors = ((found - truth) ** 2).mean((0, 1))
     assert metrics["psnr"] == pytest.approx(-10 * np.log10(errors.mean()), abs=1e-3)
     assert metrics["input_psnr"] > 15
+    assert 0 < metrics["input_residual"] < 0.1
     assert -1 <= metrics["ssim"] <= 1
     assert (metrics["task"], metrics["method"], metrics["slices"]) == ("sv_ct", method, 4)
     assert metrics["steps"] == 2
@@ -208,7 +209,7 @@ def test_baselines_leave_the_same_results(run, phantom_volume, method):
         )
         assert code == 0
         assert "phantom, 2 slices" in out
-        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures"}
+        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures", "report.html"}
         assert {path.name for path in folder.iterdir()} - {"slices.csv", "reference.nii.gz"} == expected
         metrics = json.loads((folder / "metrics.json").read_text())
         assert ("psnr" in metrics) == (folder / "slices.csv").exists() == (command == "test")
