@@ -1,7 +1,7 @@
 """What a prior does at sizes that it was not trained at, and which pixels its attention should see there.
 
-It prints three tables: the error of the predicted noise in phantoms drawn at each size, PSNR of DDS from few steps next to
-total variation, and time and memory of one forward pass.
+It prints three tables: the error of the predicted noise in phantoms drawn at each size, PSNR of DDS from few steps next
+to total variation, and time and memory of one forward pass.
 
     python benchmarks/sizes.py --ct ct_thorax.nii.gz --mri dicom_mr_t1
 """
@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
