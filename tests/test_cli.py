@@ -8,16 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
 from conftest import make_network
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML
 from safetensors.torch import load_file
 
 from ddip_pl import cli
+from ddip_pl.data.dicom import write_dicom
 from ddip_pl.data.readers import read_nifti, read_volume
 from ddip_pl.errors import InputError
+from ddip_pl.help import pages
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
@@ -95,7 +101,8 @@ def files(folder: Path) -> dict[str, bytes | None]:
 def test_usage(run, arguments):
     code, out, error = run(*arguments)
     assert (code, error) == (0, "")
-    assert all(f"\n  {command} " in out for command in ("test", "predict", "fit", "validate", "demo"))
+    commands = ("test", "predict", "simulate", "benchmark", "compare", "demo", "fit", "validate")
+    assert all(f"\n  {command} " in out for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +114,21 @@ def test_usage(run, arguments):
         ("validate", ("--model.network", "--data.validation_size")),
     ],
 )
-def test_help_of_a_command(run, command, options):
-    code, out, error = run(command, "--help")
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
+def test_help_of_a_command(run, monkeypatch, command, options, flag):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, error = run(command, flag)
     assert (code, error) == (0, "")
     assert [option for option in options if option not in out] == []
+    assert ("--trainer.max_time" in out) == (flag == "--help_all")
+    assert max(map(len, out.splitlines())) <= 120 or flag == "--help_all"
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "fit", "validate"])
+def test_help_has_a_text_for_every_option(command):
+    options = {name: text for page in pages(command).values() for name, text in page.items()}
+    assert len(options) > 20
+    assert [name for name, text in options.items() if not re.match(r"[^\[\s]", text)] == []
 
 
 def test_help_of_the_demo(run):
@@ -128,7 +146,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     folder = reconstruct("test", *settings, "--data.slices", "4")
 
     expected = {"reconstruction.nii.gz", "reference.nii.gz", "metrics.json", "slices.csv", "trajectory.csv"}
-    expected |= {"config.yaml", "figures"}
+    expected |= {"config.yaml", "figures", "report.html"}
     expected |= {"lora"} if method == "d3ip" else set()
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "figures" / "planes.png").read_bytes().startswith(b"\x89PNG")
@@ -145,6 +163,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     errors = ((found - truth) ** 2).mean((0, 1))
     assert metrics["psnr"] == pytest.approx(-10 * np.log10(errors.mean()), abs=1e-3)
     assert metrics["input_psnr"] > 15
+    assert 0 < metrics["input_residual"] < 0.1
     assert -1 <= metrics["ssim"] <= 1
     assert (metrics["task"], metrics["method"], metrics["slices"]) == ("sv_ct", method, 4)
     assert metrics["steps"] == 2
@@ -190,7 +209,7 @@ def test_baselines_leave_the_same_results(run, phantom_volume, method):
         )
         assert code == 0
         assert "phantom, 2 slices" in out
-        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures"}
+        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures", "report.html"}
         assert {path.name for path in folder.iterdir()} - {"slices.csv", "reference.nii.gz"} == expected
         metrics = json.loads((folder / "metrics.json").read_text())
         assert ("psnr" in metrics) == (folder / "slices.csv").exists() == (command == "test")
@@ -303,12 +322,35 @@ def test_console_of_a_run(phantom_volume, tiny_prior):
     given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "3")
     done = process("test", *D3IP, *given)
     assert (done.returncode, done.stderr) == (0, "")
-    progress, summary = done.stdout.splitlines()
-    assert progress.startswith("phantom, 3 slices")
-    assert re.fullmatch(
-        r"phantom: PSNR \S+ dB \(input \S+\), SSIM \S+ \(input \S+\), residual \S+, \d+ s; files in out/phantom",
-        summary,
+    lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0].startswith("phantom, 3 slices")
+    assert "phantom: files in out/phantom" in lines
+    metrics = json.loads(Path("out/phantom/metrics.json").read_text())
+    for row, name in (("(input)", "input_psnr"), ("d3ip", "psnr")):
+        assert any(row in line and f"{metrics[name]:.2f} dB" in line for line in lines)
+
+
+def test_configs_of_the_package_are_found_from_any_folder(run, phantom_volume):
+    given = (
+        "--config",
+        "configs/task/sv_ct.yaml",
+        "--config=configs/method/fbp.yaml",
+        "--data.path",
+        str(phantom_volume),
     )
+    assert run("test", *given, "--output", "out")[0] == 0
+    assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "fbp"
+    Path("configs/method").mkdir(parents=True)
+    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # those that are here come first
+    assert run("test", *given, "--output", "out")[0] == 0
+    assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "mine"
+
+
+def test_hdf5_output_is_the_same_volume(reconstruct):
+    folder = reconstruct("test", *DDS, "--data.slices", "2", "--hdf5", "true")
+    kept, image = read_volume(folder / "reconstruction.h5"), read_nifti(folder / "reconstruction.nii.gz")
+    np.testing.assert_allclose(kept.data, image.data, rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(kept.affine, image.affine, atol=1e-5)
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -326,14 +368,25 @@ def test_fit_leaves_a_prior_that_test_can_use(run, reconstruct):
 # --- faults of ours -----------------------------------------------------------------------------------------
 
 
-def test_a_fault_of_ours_is_raised_and_leaves_no_empty_folder(run, phantom_volume, tiny_prior, monkeypatch):
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_volume, tiny_prior, monkeypatch, debug):
     def fault(*_: object) -> None:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(ReverseDiffusionLoop, "advance", fault)
-    with pytest.raises(RuntimeError, match="a fault"):  # Python turns it into a traceback and exit code 1
-        run("test", *DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
+    assert code == 1
+    assert error.endswith("ddip-pl: a fault of ddip-pl: RuntimeError('a fault'); with --debug it says where\n")
+    assert ("Traceback" in error) == debug
     assert not Path("new").exists()
+
+
+def test_debug_shows_where_bad_input_was_found(run):
+    code, _, error = run("test", "--config", "none.yaml", "--debug")
+    assert code == 2
+    assert "Traceback" in error
+    assert re.fullmatch("ddip-pl: error: .*none.yaml.*", error.splitlines()[-1])
 
 
 def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypatch):
@@ -373,6 +426,19 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
     }  # fmt: skip
     for name, array in arrays.items():
         nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    negative = nib.Nifti1Image(data, np.eye(4)).to_bytes()
+    (folder / "negative.nii").write_bytes(negative[:84] + b"\0\0\x80\xbf" + negative[88:])  # a voxel size of -1
+    for name in "gap", "compressed":
+        write_dicom(folder / name, np.tile(data, 2), np.eye(4), None, "some")
+    second = sorted((folder / "gap").iterdir())[1]
+    second.unlink()
+    header = dcmread(folder / "compressed" / second.name)
+    header.PixelData, header.file_meta.TransferSyntaxUID = encapsulate([b"\0" * 64]), MPEG2MPML
+    header["PixelData"].VR, header["PixelData"].is_undefined_length = "OB", True
+    header.save_as(folder / "compressed" / second.name)
+    with h5py.File(folder / "volumes.h5", "w") as file:
+        file["image"], file["other"] = data, data
+    (folder / "truncated.h5").write_bytes((folder / "volumes.h5").read_bytes()[:-1000])
     (folder / "text.nii.gz").write_text("no volume\n")
     (folder / "truncated.nii.gz").write_bytes((folder / "bone.nii.gz").read_bytes()[:400])
     (folder / "truncated.safetensors").write_bytes(tiny_prior.read_bytes()[:-1000])
@@ -399,6 +465,12 @@ BAD_INPUT = {
     "truncated volume": (["--data.path", "{bad}/truncated.nii.gz"], "truncated.nii.gz: not a readable NIfTI file"),
     "2d": (["--data.path", "{bad}/2d.nii.gz"], "2d.nii.gz: 2 dimensions"),
     "4d": (["--data.path", "{bad}/4d.nii.gz"], "4d.nii.gz: 4 dimensions"),
+    "negative voxel size": (["--data.path", "{bad}/negative.nii"], "negative.nii: not a readable NIfTI file"),
+    "series with a gap": (["--data.path", "{bad}/gap"], "slices are missing there"),
+    "compressed series": (["--data.path", "{bad}/compressed"], "no decoder for MPEG2 Main Profile / Main Level"),
+    "truncated HDF5": (["--data.path", "{bad}/truncated.h5"], "truncated.h5: not a readable HDF5 file"),
+    "wrong dataset": (["--data.path", "{bad}/volumes.h5:kspace"], "no dataset kspace; choose one as"),
+    "no dataset": (["--data.path", "{bad}/volumes.h5"], "2 3D datasets of real numbers; choose one as"),
     "nan": (["--data.path", "{bad}/nan.nii.gz"], "nan.nii.gz: 1 voxels are NaN"),
     "infinite": (["--data.path", "{bad}/infinite.nii.gz"], "infinite.nii.gz: 1 voxels are NaN or infinite"),
     "constant": (["--data.path", "{bad}/constant.nii.gz"], "constant.nii.gz: all voxels have the same value"),
@@ -519,7 +591,7 @@ WITHOUT = {
     "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
     "unknown command": (
         ["reconstruct"],
-        "unknown command 'reconstruct'; commands are test, predict, simulate, fit, validate, benchmark, demo",
+        "unknown command 'reconstruct'; commands are test, predict, simulate, benchmark, compare, demo, fit, validate",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
     "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),

@@ -9,11 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import lightning
 import nibabel as nib
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
 from torch import Tensor
 
 import ddip_pl
@@ -21,13 +23,14 @@ from ddip_pl.adaptation.lora import save
 from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import discrepancy, magnitude, perceptual_distance, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, magnitude
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
+from ddip_pl.report.page import Run, read_case, write_page
 
 
 class VolumeWriter(Callback):
-    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a picture.
+    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a report.
 
     A volume's folder appears when it is complete, and not before.
 
@@ -37,11 +40,14 @@ class VolumeWriter(Callback):
         method: name of the method.
         config: settings of the run, YAML.
         dicom: write the volume as a DICOM series too.
+        hdf5: write the volume as an HDF5 file too, complex images with their phase.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False):
-        self.folder, self.task, self.method, self.config, self.dicom = folder, task, method, config, dicom
+    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False, hdf5: bool = False):
+        self.folder, self.task, self.method, self.config = folder, task, method, config
+        self.dicom, self.hdf5 = dicom, hdf5
         self.created: list[Path] = []
+        self.written: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out that the folder cannot be written before the long run, not after it."""
@@ -92,35 +98,30 @@ class VolumeWriter(Callback):
         with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
             folder = Path(temporary, "volume")
             folder.mkdir()
-            metrics = self._write_files(folder, module, result, with_reference)
+            self._write_files(folder, module, result, with_reference)
             if final.exists():
                 final.rename(Path(temporary, "replaced"))
             folder.rename(final)
-        figures = "residual {residual:.3g}, {seconds:.0f} s".format(**metrics)
-        if "psnr" in metrics:
-            against = "PSNR {psnr:.2f} dB (input {input_psnr:.2f}), SSIM {ssim:.3f} (input {input_ssim:.3f})"
-            figures = f"{against.format(**metrics)}, {figures}"
-        print(f"{final.name}: {figures}; files in {final}")
+        self.written.append(final)
+        print(f"{final.name}: files in {final}")
 
-    def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> dict[str, Any]:
+    def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> None:
         measurement = result.measurement
         images = measurement.unpad(result.images)
-        guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
+        padded_guess = measurement.operator.pseudo_inverse(measurement.y)
+        guess = measurement.unpad(padded_guess)
         reference = None
         if with_reference and measurement.reference is not None:
             reference = measurement.unpad(measurement.reference)
         metrics: dict[str, Any] = {"task": self.task, "method": self.method}
+        input_figures = figures_of_merit(padded_guess, measurement, reference)
+        metrics |= figures_of_merit(result.images, measurement, reference)
+        metrics |= {f"input_{name}": value for name, value in input_figures.items()}
         if reference is not None:
-            metrics |= summary(images, reference)
-            if (lpips := perceptual_distance(images, reference)) is not None:
-                metrics["lpips"] = lpips
-            metrics |= {f"input_{name}": value for name, value in summary(guess, reference).items()}
-            write_table(folder / "slices.csv", [{"slice": i} | row for i, row in enumerate(quality(images, reference))])
+            write_table(folder / "slices.csv", by_slice(images, reference))
         metrics |= {
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,
-            "residual": relative_residual(result.images, measurement),
-            **({"discrepancy": discrepancy(result.images, measurement)} if measurement.sigma_y else {}),
             "sigma_y": measurement.sigma_y,
             **({"units": measurement.units} if measurement.units else {}),
             "slices": len(measurement),
@@ -138,23 +139,47 @@ class VolumeWriter(Callback):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "config.yaml").write_text(self.config)
         write_table(folder / "trajectory.csv", [{"step": i + 1} | row for i, row in enumerate(result.trajectory)])
-        if result.weights:
+        if any(".lora_A." in name for name in result.weights):
             save(result.weights, folder / "lora")
+        elif result.weights:  # of another kind
+            weights = {name: weight.cpu().contiguous() for name, weight in result.weights.items()}
+            save_file(weights, folder / "weights.safetensors")
         write_volume(folder / "reconstruction.nii.gz", images, measurement)
         if self.dicom:
             values, affine = in_units(images, measurement), measurement.affine.numpy()
             write_dicom(folder / "dicom", values, affine, measurement.header, f"{self.task} {self.method}")
+        if self.hdf5:
+            write_hdf5(folder / "reconstruction.h5", images, measurement)
         if reference is not None:
             write_volume(folder / "reference.nii.gz", reference, measurement)
         (folder / "figures").mkdir()
         panels = {"input": guess, self.method: images}
         compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
-        return metrics
+        case = read_case(measurement.name, [folder])
+        rows = [] if reference is None else by_slice(guess, reference)
+        case.runs.insert(0, Run("input", as_nifti(guess, measurement), input_figures, rows))
+        write_page(folder / "report.html", f"{measurement.name}, {self.task}, {self.method}", [case])
 
 
 def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:
     """Images in [0, 1] as a NIfTI volume, in the units and the place of what was measured."""
-    nib.save(nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
+    nib.save(as_nifti(images, measurement), path)  # type: ignore[attr-defined]
+
+
+def as_nifti(images: Tensor, measurement: Measurement) -> nib.Nifti1Image:  # type: ignore[name-defined]
+    """Images in [0, 1] as a NIfTI image, in the units and the place of what was measured."""
+    return nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy())  # type: ignore[attr-defined]
+
+
+def write_hdf5(path: Path, images: Tensor, measurement: Measurement) -> None:
+    """The same as an HDF5 file that `read_volume` reads; complex images are in a second dataset, `complex`."""
+    with h5py.File(path, "w") as file:
+        file["reconstruction"] = in_units(images, measurement)
+        if images.shape[1] == 2:
+            low, high = measurement.window
+            file["complex"] = torch.complex(*images.cpu().unbind(1)).numpy().transpose(2, 1, 0) * (high - low)
+        for dataset in file.values():
+            dataset.attrs.update(affine=measurement.affine.numpy(), units=measurement.units)
 
 
 def in_units(images: Tensor, measurement: Measurement) -> np.ndarray:

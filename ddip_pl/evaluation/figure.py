@@ -19,6 +19,20 @@ def planes(volume: np.ndarray) -> list[np.ndarray]:
     return [volume[slices], volume[::-1, rows], volume[::-1, :, columns]]
 
 
+def tri_planar(volume: np.ndarray, thickness: float) -> np.ndarray:
+    """The central cuts of `(slices, rows, columns)` in [0, 1], one below the other, as 8-bit grey `(height, width)`.
+
+    Args:
+        volume: see `planes`.
+        thickness: distance of the slices, in pixels; rows across the slices are repeated as often, roughly.
+    """
+    within, *across = planes(volume)
+    cuts = [within, *(cut.repeat(max(1, round(thickness)), axis=0) for cut in across)]
+    width = max(cut.shape[1] for cut in cuts)
+    image = np.concatenate([np.pad(cut, ((0, 0), (0, width - cut.shape[1]))) for cut in cuts])
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+
+
 def compare(
     images: Mapping[str, Tensor],
     reference: Tensor | None,

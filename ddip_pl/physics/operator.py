@@ -50,6 +50,10 @@ class LinearOperator(nn.Module, ABC):
         """`y` with zeros where nothing is measured."""
         return y
 
+    def noise_level(self, y: Tensor) -> float:
+        """Standard deviation of the noise, estimated from the measurement `y`; here nan, as there is no way to tell."""
+        return float("nan")
+
     def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
         """The operator of some slices of the volume; here itself, as it serves all slices alike."""
         return self
