@@ -60,8 +60,8 @@ class NonCartesianMRI(LinearOperator):
         density: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise InputError(f"image_size is {image_size}; give at least 4 pixels")
+        if not isinstance(image_size, int) or image_size < 4:
+            raise InputError(f"image_size is {image_size}; give one number of at least 4 pixels, images are square")
         if iterations < 1:
             raise InputError(f"iterations of NonCartesianMRI is {iterations}; give at least 1")
         self.image_size, self.iterations = image_size, iterations
