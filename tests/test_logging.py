@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 import wandb
 import yaml
 from test_cli import CONFIGS, D3IP, DDS, FIT, TASK
@@ -286,16 +287,17 @@ def test_the_writer_comes_first(tmp_path):
 
 
 def test_three_planes_in_one_picture():
-    volume = np.zeros((4, 6, 8))
+    volume = np.zeros((5, 7, 9))
     volume[2], volume[:, 3], volume[:, :, 4] = 0.2, 0.4, 0.6  # in the middle: a slice, a row, a column
-    image = tri_planar(volume, thickness=2.2)
-    assert (image.dtype, image.shape) == (np.uint8, (6 + 2 * (2 * 4), 8))
+    affine = torch.diag(torch.tensor([1.0, -1.0, 2.2, 1.0], dtype=torch.float64))
+    image = tri_planar(volume, affine)
+    assert (image.dtype, image.shape) == (np.uint8, (7 + 2 * (2 * 5), 9))
     assert image[0, 0] == 51
     assert (image[3, 0], image[0, 4]) == (102, 153)
-    assert (image[6:14, 0] == 102).all()
-    assert (image[14:, 0] == 153).all()
-    assert not image[14:, 6:].any()  # rows are fewer than columns
-    assert tri_planar(np.full((2, 2, 2), 3.0), 0.1).max() == 255
+    assert (image[7:17, 0] == 102).all()
+    assert (image[17:, 0] == 153).all()
+    assert not image[17:, 7:].any()  # rows are fewer than columns
+    assert tri_planar(np.full((2, 2, 2), 3.0), affine).max() == 255
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ class LinearOperator(nn.Module, ABC):
         """`y` with zeros where nothing is measured."""
         return y
 
+    def visible(self, x: Tensor) -> Tensor:
+        """Images `x` with zeros where no measured value depends on them."""
+        return x
+
     def noise_level(self, y: Tensor) -> float:
         """Standard deviation of the noise, estimated from the measurement `y`; here nan, as there is no way to tell."""
         return float("nan")
