@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -425,3 +426,10 @@ def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, module, o
     assert header.StudyInstanceUID == source.header.StudyInstanceUID
     assert header.SeriesInstanceUID != source.header.SeriesInstanceUID
     assert header.SeriesDescription == "task method"
+
+
+def test_units_of_the_volume_are_those_of_its_measurement(tmp_path):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("ct", data=numbered(3, 16, 16).data).attrs["units"] = "HU"
+    data = VolumeDataModule(str(tmp_path / "scan.h5"), lambda size: ParallelBeamCT(size, angles=4), 0.01)
+    assert data.simulate(data.operator(16)).units == "HU"
