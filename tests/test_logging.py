@@ -235,10 +235,12 @@ def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prio
         patch.setattr(DiffusionCheckpoint, "on_diffusion_step_end", interrupt)
         assert run("test", *given, *CSV) == 1
     assert [row["step"] for row in csv_rows()] == ["1", "2", "3"]  # a crash does not lose what was logged
-    assert run("test", *given, *CSV, "--wandb", "offline", "--ckpt_path", "out/last.ckpt") == 0
+    more = ("--wandb", "offline", "--images_every", "3", "--ckpt_path", "out/last.ckpt")
+    assert run("test", *given, *CSV, *more) == 0
     assert [row["step"] for row in csv_rows(1) if row["diffusion/t"]] == ["1", "2", "3", "4"]
     assert [row["diffusion/residual"] for row in csv_rows(1)][:3] == [row["diffusion/residual"] for row in csv_rows()]
-    assert Log(Path("out")).steps("diffusion/t") == [1, 2, 3, 4]
+    log = Log(Path("out"))
+    assert (log.steps("diffusion/t"), log.steps("images/estimate")) == ([1, 2, 3, 4], [3, 4])
 
 
 def test_a_run_that_is_refused_leaves_no_log(phantom_volume, tiny_prior):
