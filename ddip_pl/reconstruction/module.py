@@ -146,6 +146,11 @@ class Reconstruction(Method):
                 f"the prior has {self.denoiser.network.in_channels} image channels, "
                 f"{type(measurement.operator).__name__} needs {channels}; choose another --model.prior"
             )
+        if self.adaptation.slicewise and measurement.operator.coupled > 1:
+            raise InputError(
+                f"{type(measurement.operator).__name__} measures slices together, and the adaptation takes them one by "
+                "one; choose d3ip or d3ip_mbir, or a method without adaptation"
+            )
         assert isinstance(self.trainer, ReconstructionTrainer), "use ReconstructionTrainer instead of Trainer"
         loop = self.trainer.reverse_diffusion
         images = loop.run(measurement)
