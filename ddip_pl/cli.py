@@ -1,10 +1,11 @@
-"""The command line: `ddip-pl fit | validate | test | predict | simulate | benchmark | demo`."""
+"""The command line: `ddip-pl test | predict | simulate | benchmark | compare | demo | fit | validate`."""
 
 import inspect
 import logging
 import re
 import sys
 import time
+import traceback
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 import ddip_pl.baselines
 import ddip_pl.data.measured  # noqa: F401 (and --data what is in there)
@@ -23,33 +25,18 @@ from ddip_pl.benchmark import main as benchmark
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
+from ddip_pl.compare import main as compare
 from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.data.measurement_file import write_measurement
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.data.volumes import SIZE, VolumeDataModule
 from ddip_pl.errors import InputError
+from ddip_pl.evaluation.comparison import read_runs, tables
+from ddip_pl.help import COMMANDS, EXAMPLES, show, usage
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Method, Reconstruction
-
-USAGE = """usage: ddip-pl COMMAND [options]
-
-Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand.
-
-  test      simulate a measurement of a volume, reconstruct it, compare with the volume
-  predict   reconstruct what a scanner measured, or a volume without comparing
-  simulate  write the measurement of a volume to a file
-  fit       train a prior on random ellipses
-  validate  loss of a prior on held-out ellipses
-  benchmark test many methods on many tasks and volumes; one table of all
-  demo      reconstruct a brain with FBP, DDS and D3IP, side by side
-
-  ddip-pl test --config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz
-  ddip-pl predict --config configs/task/measured.yaml --config configs/method/d3ip.yaml --data.path SCAN.h5
-  ddip-pl fit --config configs/prior/ellipses_128.yaml
-
-ddip-pl COMMAND --help lists the options of a command."""
-
+from ddip_pl.shipped import find_configs
 
 USUAL: dict[str, type] = {"model": Reconstruction, "data": VolumeDataModule}
 HINT = "; see ddip-pl COMMAND --help"
@@ -125,6 +112,7 @@ class ReconstructionCLI(CLI):
         parser.add_argument("--method", default="method", help="Name of the method, for the results.")
         parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
         parser.add_argument("--dicom", type=bool, default=False, help="Write the volume as a DICOM series too.")
+        parser.add_argument("--hdf5", type=bool, default=False, help="Write it as an HDF5 file too, values complex.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand]
@@ -132,12 +120,19 @@ class ReconstructionCLI(CLI):
         folder = settings.output or Path("outputs", f"{task}-{method}-{time.strftime('%Y%m%d-%H%M%S')}")
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
-        writer = VolumeWriter(folder, task, method, config, settings.dicom)
+        writer = VolumeWriter(folder, task, method, config, settings.dicom, settings.hdf5)
         callbacks: list[Callback] = [ReconstructionProgress(), writer]
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
             callbacks.append(DiffusionCheckpoint(folder))
         trainer.callbacks += callbacks  # type: ignore[attr-defined]
+        self.writer = writer
         return trainer
+
+    def after_test(self) -> None:
+        """A table of all volumes."""
+        Console().print(*tables(read_runs(self.writer.written)))
+
+    after_predict = after_test
 
 
 def simulate(arguments: Sequence[str]) -> None:
@@ -167,6 +162,10 @@ def run(command: str, arguments: Sequence[str]) -> int:
     Raises:
         InputError: what the user gave cannot be used.
     """
+    if command in EXAMPLES and {"-h", "--help"} & set(arguments):
+        show(command)
+        return 0
+    arguments = find_configs(["--help" if argument == "--help_all" else argument for argument in arguments])
     common: dict[str, Any] = {
         "parser_class": Parser,
         "parser_kwargs": {"parser_mode": "omegaconf", "prog": "ddip-pl"},
@@ -187,14 +186,14 @@ def run(command: str, arguments: Sequence[str]) -> int:
         simulate(arguments)
     elif command == "benchmark":
         return benchmark(arguments)
+    elif command == "compare":
+        compare(arguments)
     elif command == "demo":
         from ddip_pl.demo import main as demo  # needs packages of its own
 
         demo(arguments)
     else:
-        raise InputError(
-            f"unknown command {command!r}; commands are test, predict, simulate, fit, validate, benchmark, demo"
-        )
+        raise InputError(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}")
     return 0
 
 
@@ -209,21 +208,25 @@ def bad_input(error: BaseException | None) -> str | None:
 
 
 def main() -> int:
-    """Entry point; the exit code is 0, or 2 for bad input, or 1 (with a traceback) for a fault of ours."""
+    """Entry point; the exit code is 0, or 2 for bad input, or 1 for a fault of ours."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    arguments = sys.argv[1:]
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0
     try:
         return run(arguments[0], arguments[1:])
     except Exception as error:
-        if (line := bad_input(error)) is None:
-            raise
-        print(f"ddip-pl: error: {line}", file=sys.stderr)
-        return 2
+        if debug:
+            traceback.print_exc()
+        if line := bad_input(error):
+            print(f"ddip-pl: error: {line}", file=sys.stderr)
+            return 2
+        print(f"ddip-pl: a fault of ddip-pl: {error!r}; with --debug it says where", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

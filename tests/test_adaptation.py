@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ddip_pl.adaptation import Adaptation, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
+from ddip_pl.adaptation.adaptation import Figures
 from ddip_pl.adaptation.lora import LoRA, load, save
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
@@ -229,15 +230,30 @@ def test_neighbouring_slices_are_drawn_from_the_whole_volume() -> None:
 # --- meta -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [VolumeAdaptation, SlicewiseAdaptation])
+def test_tells_of_every_gradient_step_and_of_the_losses_at_both_ends(kind: type) -> None:
+    torch.manual_seed(0)
+    told: list[tuple[int, int]] = []
+    settings = {"slices": 3} if kind is VolumeAdaptation else {}
+    adaptation = start(kind(steps=4, learning_rate=1e-2, **settings), make_denoiser(2), measure())
+    adaptation.on_gradient_step = lambda done, steps: told.append((done, steps))
+    figures = adaptation.adapt(DDS(2), images(), 100)
+    batches = 1 if kind is VolumeAdaptation else len(torch.arange(SLICES).split(2))
+    steps = 4 * batches
+    assert told == [(done, steps) for done in range(1, steps + 1)]
+    assert 0 < figures["loss_after"] < figures["loss_before"]
+    assert figures["lora_norm"] > 0
+
+
 class OneFurther(VolumeAdaptation):
     """Moves all weights by one at every timestep."""
 
-    def adapt(self, estimator: Any, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: Any, x_t: Tensor, t: int) -> Figures:
         if t > 900:
-            return None
+            return {}
         self.latest = self.average = {name: value + 1 for name, value in self.latest.items()}
         self.use_average()
-        return 0.0
+        return {"loss_after": 0.0}
 
 
 def test_reptile_goes_part_of_the_way_and_slices_start_there() -> None:
@@ -248,12 +264,12 @@ def test_reptile_goes_part_of_the_way_and_slices_start_there() -> None:
     alphas = {950: 0.0, 800: 0.5 + 0.5 * 800 / 950, 475: 0.75, 0: 0.5}
     reached = first
     for t, alpha in alphas.items():
-        assert (meta.adapt(DDS(2), images(), t) is None) == (t == 950)
+        assert bool(meta.adapt(DDS(2), images(), t)) == (t != 950)
         reached = reached + alpha
         assert torch.allclose(meta.volume.lora.flat(), reached, atol=1e-4)
     meta.next_trajectory()
     assert torch.allclose(meta.slices.average, reached.expand(SLICES, -1), atol=1e-4)
-    assert meta.adapt(DDS(2), images(), 100) is not None
+    assert meta.adapt(DDS(2), images(), 100)
     assert not alike(meta.slices.average, reached.expand(SLICES, -1), 1e-6)
     assert meta.trajectories == 2
     assert {name.split("/")[0] for name in meta.finish()} == {f"{i:04d}" for i in range(SLICES)}
@@ -396,7 +412,7 @@ class Keep(ReconstructionCallback):
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         self.result: Result = outputs
 
-    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float]) -> None:
+    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float], images: Any) -> None:
         self.done += 1
         self.steps = steps
         if self.done == self.at:
@@ -435,7 +451,7 @@ def test_continued_from_the_middle(
     assert (keep.done, keep.steps) == (steps - at, steps)
     assert torch.equal(continued.images, whole.images)
     assert len(continued.trajectory) == len(whole.trajectory) == steps
-    assert sum("loss" in row for row in whole.trajectory) == steps * 2 // 3  # t = 0 is beyond the horizon
+    assert sum("loss_after" in row for row in whole.trajectory) == steps * 2 // 3  # t = 0 is beyond the horizon
     assert continued.weights.keys() == whole.weights.keys()
     assert all(torch.equal(continued.weights[name], value) for name, value in whole.weights.items())
     assert any(value.any() for name, value in whole.weights.items() if "lora_B" in name)

@@ -231,7 +231,7 @@ class Listener(ReconstructionCallback):
     def __init__(self) -> None:
         self.heard: list[tuple[int, int, dict[str, float]]] = []
 
-    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float]) -> None:
+    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float], images: Any) -> None:
         self.heard.append((step, steps, row))
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from ddip_pl import cli
 from ddip_pl.data.readers import read_nifti, read_volume
 from ddip_pl.errors import InputError
+from ddip_pl.help import pages
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
@@ -95,7 +96,8 @@ def files(folder: Path) -> dict[str, bytes | None]:
 def test_usage(run, arguments):
     code, out, error = run(*arguments)
     assert (code, error) == (0, "")
-    assert all(f"\n  {command} " in out for command in ("test", "predict", "fit", "validate", "demo"))
+    commands = ("test", "predict", "simulate", "benchmark", "compare", "demo", "fit", "validate")
+    assert all(f"\n  {command} " in out for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,21 @@ def test_usage(run, arguments):
         ("validate", ("--model.network", "--data.validation_size")),
     ],
 )
-def test_help_of_a_command(run, command, options):
-    code, out, error = run(command, "--help")
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
+def test_help_of_a_command(run, monkeypatch, command, options, flag):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, error = run(command, flag)
     assert (code, error) == (0, "")
     assert [option for option in options if option not in out] == []
+    assert ("--trainer.max_time" in out) == (flag == "--help_all")
+    assert max(map(len, out.splitlines())) <= 120 or flag == "--help_all"
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "fit", "validate"])
+def test_help_has_a_text_for_every_option(command):
+    options = {name: text for page in pages(command).values() for name, text in page.items()}
+    assert len(options) > 20
+    assert [name for name, text in options.items() if not re.match(r"[^\[\s]", text)] == []
 
 
 def test_help_of_the_demo(run):
@@ -303,12 +316,35 @@ def test_console_of_a_run(phantom_volume, tiny_prior):
     given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "3")
     done = process("test", *D3IP, *given)
     assert (done.returncode, done.stderr) == (0, "")
-    progress, summary = done.stdout.splitlines()
-    assert progress.startswith("phantom, 3 slices")
-    assert re.fullmatch(
-        r"phantom: PSNR \S+ dB \(input \S+\), SSIM \S+ \(input \S+\), residual \S+, \d+ s; files in out/phantom",
-        summary,
+    lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0].startswith("phantom, 3 slices")
+    assert "phantom: files in out/phantom" in lines
+    metrics = json.loads(Path("out/phantom/metrics.json").read_text())
+    for row, name in (("(input)", "input_psnr"), ("d3ip", "psnr")):
+        assert any(row in line and f"{metrics[name]:.2f} dB" in line for line in lines)
+
+
+def test_configs_of_the_package_are_found_from_any_folder(run, phantom_volume):
+    given = (
+        "--config",
+        "configs/task/sv_ct.yaml",
+        "--config=configs/method/fbp.yaml",
+        "--data.path",
+        str(phantom_volume),
     )
+    assert run("test", *given, "--output", "out")[0] == 0
+    assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "fbp"
+    Path("configs/method").mkdir(parents=True)
+    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # those that are here come first
+    assert run("test", *given, "--output", "out")[0] == 0
+    assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "mine"
+
+
+def test_hdf5_output_is_the_same_volume(reconstruct):
+    folder = reconstruct("test", *DDS, "--data.slices", "2", "--hdf5", "true")
+    kept, image = read_volume(folder / "reconstruction.h5"), read_nifti(folder / "reconstruction.nii.gz")
+    np.testing.assert_allclose(kept.data, image.data, rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(kept.affine, image.affine, atol=1e-5)
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -326,14 +362,25 @@ def test_fit_leaves_a_prior_that_test_can_use(run, reconstruct):
 # --- faults of ours -----------------------------------------------------------------------------------------
 
 
-def test_a_fault_of_ours_is_raised_and_leaves_no_empty_folder(run, phantom_volume, tiny_prior, monkeypatch):
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_volume, tiny_prior, monkeypatch, debug):
     def fault(*_: object) -> None:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(ReverseDiffusionLoop, "advance", fault)
-    with pytest.raises(RuntimeError, match="a fault"):  # Python turns it into a traceback and exit code 1
-        run("test", *DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
+    code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
+    assert code == 1
+    assert error.endswith("ddip-pl: a fault of ddip-pl: RuntimeError('a fault'); with --debug it says where\n")
+    assert ("Traceback" in error) == debug
     assert not Path("new").exists()
+
+
+def test_debug_shows_where_bad_input_was_found(run):
+    code, _, error = run("test", "--config", "none.yaml", "--debug")
+    assert code == 2
+    assert "Traceback" in error
+    assert re.fullmatch("ddip-pl: error: .*none.yaml.*", error.splitlines()[-1])
 
 
 def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypatch):
@@ -519,7 +566,7 @@ WITHOUT = {
     "no noise level": (["predict", "--data.path=x.nii", *OPERATOR], "data.sigma_y"),
     "unknown command": (
         ["reconstruct"],
-        "unknown command 'reconstruct'; commands are test, predict, simulate, fit, validate, benchmark, demo",
+        "unknown command 'reconstruct'; commands are test, predict, simulate, benchmark, compare, demo, fit, validate",
     ),
     "option instead of command": (["--config", "x.yaml"], "unknown command '--config'"),
     "fit with a method": ([*FIT, "--config", f"{CONFIGS}/method/dds.yaml"], "model.estimator"),

@@ -137,3 +137,21 @@ def test_dropout_acts_in_training_only(network: nn.Module, x: Tensor) -> None:
 def test_bad_settings_are_refused(network: nn.Module, settings: dict[str, float]) -> None:
     with pytest.raises(InputError):
         LoRA(network, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("slicewise", [False, True])
+def test_norm_is_that_of_the_updates(network: nn.Module, slicewise: bool) -> None:
+    lora = LoRA(network, slicewise=slicewise)
+    vectors = torch.randn(3, len(lora.flat()), generator=torch.Generator().manual_seed(0))
+    norms = []
+    for vector in vectors:
+        lora.load_state_dict({name: weight[0] for name, weight in lora.split(vector[None]).items()})
+        updates = [
+            (weight - network.get_parameter(name)).square().sum()
+            for name, weight in lora.merged().items()
+            if name.endswith("weight")
+        ]
+        norms.append(torch.stack(updates).sum().sqrt().item())
+        assert lora.update_norm(lora.state_dict()) == pytest.approx(norms[-1], rel=1e-5)
+    mean_square = sum(norm**2 for norm in norms) / 3
+    assert lora.update_norm(lora.split(vectors)) == pytest.approx(mean_square**0.5, rel=1e-5)

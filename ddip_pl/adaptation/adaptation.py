@@ -1,6 +1,7 @@
 """Who is adapted to what, before each step of the reverse diffusion."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
+
+Figures = dict[str, float]
 
 
 class Adaptation(ABC):
@@ -19,10 +22,12 @@ class Adaptation(ABC):
     Attributes:
         slicewise: every slice gets weights of its own, so that there are none for the planes across the slices.
         trajectories: how often the reverse diffusion is gone through, from noise.
+        on_gradient_step: called with the number of gradient steps done and to do, at most, at this timestep.
     """
 
     slicewise: ClassVar[bool] = False
     trajectories: ClassVar[int] = 1
+    on_gradient_step: Callable[[int, int], None] = staticmethod(lambda done, steps: None)
 
     @abstractmethod
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
@@ -33,11 +38,11 @@ class Adaptation(ABC):
         """
 
     @abstractmethod
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         """Adapt the denoiser at `x_t (slices, channels, height, width)`, for this and later steps.
 
         Returns:
-            The last loss, or None if nothing was done at this timestep.
+            Figures of what was done, such as the loss before and after it; none if nothing was done at this timestep.
         """
 
     def next_trajectory(self) -> None:  # noqa: B027 (most have one only)

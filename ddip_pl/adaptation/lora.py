@@ -107,6 +107,18 @@ class LoRA:
         for name, value in state.items():
             self._trained[name].data.copy_(value)
 
+    def update_norm(self, weights: Weights) -> float:
+        """`sqrt(sum || B A ||_F^2)` over all layers, how far the weights are from the prior's; with an axis of slices
+        in front, the root mean square over them.
+        """
+        squares = []
+        for name, layer in self._layers.items():
+            own_a, own_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            a = weights[f"{name}.lora_A.default.weight"].reshape(-1, *own_a.shape).flatten(2)
+            b = weights[f"{name}.lora_B.default.weight"].reshape(-1, *own_b.shape).flatten(2)
+            squares.append(((a @ a.mT) * (b.mT @ b)).sum() / len(a))  # || B A ||^2 = tr(A A^T B^T B)
+        return torch.stack(squares).sum().sqrt().item()
+
     def remove(self) -> None:
         """Give the network back as it was, to the last bit."""
         self._tuner.unload()

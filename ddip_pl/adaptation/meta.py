@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Adaptation
+from ddip_pl.adaptation.adaptation import Adaptation, Figures
 from ddip_pl.adaptation.lora import Weights
 from ddip_pl.adaptation.slicewise import SlicewiseAdaptation
 from ddip_pl.adaptation.volume import VolumeAdaptation
@@ -42,21 +42,22 @@ class MetaAdaptation(Adaptation):
         self.denoiser, self.measurement = denoiser, measurement
         self.first: int | None = None
         self.active: VolumeAdaptation | SlicewiseAdaptation = self.volume
+        self.volume.on_gradient_step = self.slices.on_gradient_step = self.on_gradient_step
         self.volume.start(denoiser, measurement)
 
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         if self.active is self.slices:
             return self.slices.adapt(estimator, x_t, t)
         volume = self.volume
         self.first = t if self.first is None else self.first
         alpha = 0.5 + 0.5 * t / max(self.first, 1)
         latest, average = volume.latest, volume.average
-        loss = volume.adapt(estimator, x_t, t)
-        if loss is not None:
+        figures = volume.adapt(estimator, x_t, t)
+        if figures:
             volume.latest = {name: old.lerp(volume.latest[name], alpha) for name, old in latest.items()}
             volume.average = {name: old.lerp(volume.average[name], alpha) for name, old in average.items()}
             volume.use_average()
-        return loss
+        return figures
 
     def next_trajectory(self) -> None:
         weights = self.volume.finish()

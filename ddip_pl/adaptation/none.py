@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Adaptation
+from ddip_pl.adaptation.adaptation import Adaptation, Figures
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
@@ -16,8 +16,8 @@ class NoAdaptation(Adaptation):
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         pass
 
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> None:
-        return None
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
+        return {}
 
     def finish(self) -> dict[str, Tensor]:
         return {}

@@ -1,10 +1,12 @@
 """DDIP (Chung & Ye 2024) and SCD (Barbano et al. 2023): LoRA weights of its own for every slice, many at once."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddip_pl.adaptation.adaptation import Figures
 from ddip_pl.adaptation.lora import LoRA, Weights
 from ddip_pl.adaptation.trained import TrainedAdaptation
 from ddip_pl.errors import InputError
@@ -49,24 +51,30 @@ class SlicewiseAdaptation(TrainedAdaptation):
         self.use_average()
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         if not self.within_horizon(t):
-            return None
-        last = x_t.new_zeros(len(x_t))
-        for batch in torch.arange(len(x_t)).split(self.denoiser.batch_size):
-            last[batch] = self.adapt_batch(estimator, x_t, t, batch)
+            return {}
+        first, last = x_t.new_zeros(2, len(x_t))
+        batches = torch.arange(len(x_t)).split(self.denoiser.batch_size)
+        for number, batch in enumerate(batches):
+            for step, (left, losses) in enumerate(self.adapt_batch(estimator, x_t, t, batch)):
+                last[left] = losses
+                if step == 0:
+                    first[left] = losses
+                self.on_gradient_step(number * self.steps + step + 1, len(batches) * self.steps)
         self.use_average()
-        return last.mean().item()
+        return self.figures(first, last, self.lora.split(self.average))
 
-    def adapt_batch(self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor) -> Tensor:
-        """Gradient steps of some slices, each until its loss is that of noise; returns their last losses."""
-        last = x_t.new_zeros(len(batch))
+    def adapt_batch(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gradient steps of some slices, each until its loss is that of noise; yields who took part, and losses."""
         left = torch.arange(len(batch))  # those of the batch that go on
         for _ in range(self.steps):
             theta = torch.stack([self.theta[i] for i in batch[left]])
             self.denoiser.weights = self.lora.split(theta)
             losses = self.losses(estimator, x_t, t, batch[left])
-            last[left] = losses.detach()
+            yield batch[left], losses.detach()
             more = losses > self.noise
             left = left[more.cpu()]
             if len(left) == 0:
@@ -78,7 +86,6 @@ class SlicewiseAdaptation(TrainedAdaptation):
             latest = torch.stack([theta.detach() for theta in trained])
             self.average[batch[left]] = latest.lerp(self.average[batch[left]], self.ema)
         self.optimizer.zero_grad()
-        return last
 
     def use_average(self) -> None:
         """Let the denoiser compute with the averaged weights of all slices."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Adaptation
+from ddip_pl.adaptation.adaptation import Adaptation, Figures
 from ddip_pl.adaptation.lora import LoRA, Weights, load
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
@@ -79,6 +79,14 @@ class TrainedAdaptation(Adaptation):
         part = self.measurement[chosen]
         estimate = (self.loss_estimator or estimator)(self.denoiser, x_t[chosen], t, part)
         return part.residual(estimate.mean).abs().square().flatten(1).sum(1)
+
+    def figures(self, first: Tensor, last: Tensor, weights: Weights) -> Figures:
+        """Mean loss of the chosen slices at the first and the last gradient step, and how far the weights have come."""
+        return {
+            "loss_before": first.mean().item(),
+            "loss_after": last.mean().item(),
+            "lora_norm": self.lora.update_norm(weights),
+        }
 
     @property
     def noise(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddip_pl.adaptation.adaptation import Figures
 from ddip_pl.adaptation.lora import LoRA, Weights
 from ddip_pl.adaptation.trained import TrainedAdaptation
 from ddip_pl.errors import InputError
@@ -52,14 +53,16 @@ class VolumeAdaptation(TrainedAdaptation):
         return torch.randperm(len(self.measurement))[: self.slices]
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> float | None:
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         if not self.within_horizon(t):
-            return None
+            return {}
         self.hold(estimator, x_t, t)
         self.lora.load_state_dict(self.latest)
-        for _ in range(self.steps):
+        first: Tensor | None = None
+        for step in range(self.steps):
             self.denoiser.weights = self.lora.merged(training=True)
             loss = self.losses(estimator, x_t, t, self.draw_slices()).mean()
+            first = loss if first is None else first
             if loss <= self.noise:
                 break
             self.optimizer.zero_grad()
@@ -67,8 +70,10 @@ class VolumeAdaptation(TrainedAdaptation):
             self.optimizer.step()
             self.latest = self.lora.state_dict()
             self.average = {name: new.lerp(self.average[name], self.ema) for name, new in self.latest.items()}
+            self.on_gradient_step(step + 1, self.steps)
         self.use_average()
-        return loss.item()
+        assert first is not None
+        return self.figures(first, loss, self.average)
 
     @torch.no_grad()
     def hold(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> None:

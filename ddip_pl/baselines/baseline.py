@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.reconstruction.callback import ReconstructionCallback
-from ddip_pl.reconstruction.module import Method, Result, peak_memory
+from ddip_pl.reconstruction.callback import reconstruction_callbacks
+from ddip_pl.reconstruction.module import Method, Result
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,12 @@ class Baseline(Method):
         trajectory: list[dict[str, float]] = []
         clock = time.monotonic()
         for images, figures in self.iterate(measurement):
-            now = time.monotonic()
-            trajectory.append({"residual": relative_residual(images, measurement), **figures, "seconds": now - clock})
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, ReconstructionCallback):
-                    callback.on_diffusion_step_end(self.trainer, len(trajectory), self.iterations, trajectory[-1])
+            cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(self.device)}
+            trajectory.append({"residual": relative_residual(images, measurement), **figures, **cost})
+            for callback in reconstruction_callbacks(self.trainer):
+                callback.on_diffusion_step_end(
+                    self.trainer, len(trajectory), self.iterations, trajectory[-1], {"estimate": images}
+                )
             clock = time.monotonic()
         return Result(measurement, images, trajectory, {}, peak_memory(self.device))
 

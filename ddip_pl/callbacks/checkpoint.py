@@ -21,7 +21,7 @@ class DiffusionCheckpoint(ReconstructionCallback):
         self.path, self.every_seconds = folder / "last.ckpt", every_seconds
         self.saved = time.monotonic()
 
-    def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:
+    def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, *_: Any) -> None:
         if step < steps and time.monotonic() - self.saved >= self.every_seconds:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()

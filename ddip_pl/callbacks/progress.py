@@ -1,16 +1,22 @@
 """Progress of a reconstruction in the terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 
+NOT_SHOWN = ("seconds", "peak_memory_bytes", "loss_before")
+
 
 class ReconstructionProgress(ReconstructionCallback):
-    """A bar with the step or iteration, its figures (timestep, data residual, loss, ...) and the time that is left.
+    """Bars for volumes, diffusion steps (or iterations) with their figures, and the gradient steps within.
+
+    There is none for volumes where there is one volume only, and none for gradient steps where nothing is adapted.
 
     Args:
         label: put before the volume's name.
@@ -18,29 +24,43 @@ class ReconstructionProgress(ReconstructionCallback):
 
     def __init__(self, label: str = ""):
         self.label = label
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self.volumes: TaskID | None = None
+        self.gradient: TaskID | None = None
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Measurement, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self.task = self.progress.add_task(
-            f"{self.label} {batch.name}, {len(batch)} slices".strip(), total=None, figures=""
-        )
-        self.progress.start()
+        count = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
+        if count > 1 and self.volumes is None:
+            self.volumes = self.bars.add_task("volumes", total=count, figures="")
+        name = f"{self.label} {batch.name}, {len(batch)} slices".strip()
+        self.steps, self.gradient = self.bars.add_task(name, total=None, figures=""), None
+        self.bars.start()
 
-    def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, row: dict[str, float]) -> None:
-        figures = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name != "seconds")
-        self.progress.update(self.task, total=steps, completed=step, figures=figures)
+    def on_gradient_step_end(self, trainer: Trainer, step: int, steps: int) -> None:
+        if self.gradient is None:
+            self.gradient = self.bars.add_task("gradient steps", figures="")
+        self.bars.update(self.gradient, total=steps, completed=step)
+
+    def on_diffusion_step_end(
+        self, trainer: Trainer, step: int, steps: int, row: Mapping[str, float], images: Mapping[str, Tensor]
+    ) -> None:
+        figures = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in NOT_SHOWN)
+        self.bars.update(self.steps, total=steps, completed=step, figures=figures)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.progress.stop()
+        if self.gradient is not None:
+            self.bars.remove_task(self.gradient)
+        if self.volumes is not None:
+            self.bars.advance(self.volumes)
+        self.bars.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "progress"):
-            self.progress.stop()
+        self.bars.stop()
 
     on_predict_batch_start = on_test_batch_start
     on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]

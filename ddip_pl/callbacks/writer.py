@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import lightning
 import nibabel as nib
 import numpy as np
@@ -37,11 +38,14 @@ class VolumeWriter(Callback):
         method: name of the method.
         config: settings of the run, YAML.
         dicom: write the volume as a DICOM series too.
+        hdf5: write the volume as an HDF5 file too, complex images with their phase.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False):
-        self.folder, self.task, self.method, self.config, self.dicom = folder, task, method, config, dicom
+    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False, hdf5: bool = False):
+        self.folder, self.task, self.method, self.config = folder, task, method, config
+        self.dicom, self.hdf5 = dicom, hdf5
         self.created: list[Path] = []
+        self.written: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out that the folder cannot be written before the long run, not after it."""
@@ -92,17 +96,14 @@ class VolumeWriter(Callback):
         with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
             folder = Path(temporary, "volume")
             folder.mkdir()
-            metrics = self._write_files(folder, module, result, with_reference)
+            self._write_files(folder, module, result, with_reference)
             if final.exists():
                 final.rename(Path(temporary, "replaced"))
             folder.rename(final)
-        figures = "residual {residual:.3g}, {seconds:.0f} s".format(**metrics)
-        if "psnr" in metrics:
-            against = "PSNR {psnr:.2f} dB (input {input_psnr:.2f}), SSIM {ssim:.3f} (input {input_ssim:.3f})"
-            figures = f"{against.format(**metrics)}, {figures}"
-        print(f"{final.name}: {figures}; files in {final}")
+        self.written.append(final)
+        print(f"{final.name}: files in {final}")
 
-    def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> dict[str, Any]:
+    def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> None:
         measurement = result.measurement
         images = measurement.unpad(result.images)
         guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
@@ -144,17 +145,29 @@ class VolumeWriter(Callback):
         if self.dicom:
             values, affine = in_units(images, measurement), measurement.affine.numpy()
             write_dicom(folder / "dicom", values, affine, measurement.header, f"{self.task} {self.method}")
+        if self.hdf5:
+            write_hdf5(folder / "reconstruction.h5", images, measurement)
         if reference is not None:
             write_volume(folder / "reference.nii.gz", reference, measurement)
         (folder / "figures").mkdir()
         panels = {"input": guess, self.method: images}
         compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
-        return metrics
 
 
 def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:
     """Images in [0, 1] as a NIfTI volume, in the units and the place of what was measured."""
     nib.save(nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
+
+
+def write_hdf5(path: Path, images: Tensor, measurement: Measurement) -> None:
+    """The same as an HDF5 file that `read_volume` reads; complex images are in a second dataset, `complex`."""
+    with h5py.File(path, "w") as file:
+        file["reconstruction"] = in_units(images, measurement)
+        if images.shape[1] == 2:
+            low, high = measurement.window
+            file["complex"] = torch.complex(*images.cpu().unbind(1)).numpy().transpose(2, 1, 0) * (high - low)
+        for dataset in file.values():
+            dataset.attrs.update(affine=measurement.affine.numpy(), units=measurement.units)
 
 
 def in_units(images: Tensor, measurement: Measurement) -> np.ndarray:

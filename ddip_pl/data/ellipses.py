@@ -184,6 +184,7 @@ class EllipsesDataModule(LightningDataModule):
         batch_size: images of a batch, on each device.
         epoch_size: phantoms of what counts as an epoch.
         validation_size: number of held-out phantoms, always the same ones.
+        num_workers: processes that draw ellipses; 0 draws them in the training process.
     """
 
     def __init__(

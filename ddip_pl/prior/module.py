@@ -23,6 +23,7 @@ class DiffusionPrior(LightningModule):
     Args:
         network: settings of the U-Net.
         learning_rate: of Adam, reached after `warmup_steps` and lowered to zero along a cosine until training ends.
+        warmup_steps: in which the learning rate rises, linearly.
         weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 counts errors of the noise for all t alike, 1 those of the
             image; between them, errors of all t come to matter.
         focus: timesteps are drawn as `1000 u^focus`, u uniform: 1 draws all alike, more the small ones more often.

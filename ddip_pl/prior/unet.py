@@ -29,6 +29,7 @@ class UNetConfig:
         attention_resolutions: sizes, in pixels of an image of `image_size`, of the levels that have attention.
         num_heads: attention heads, where `num_head_channels` is -1.
         num_head_channels: channels of one attention head.
+        dropout: probability of leaving out a feature inside a residual block while training.
         resblock_updown: change resolution by residual blocks instead of strided convolution / nearest neighbour.
         use_scale_shift_norm: let the time embedding scale and shift the normalised features instead of being added.
         use_new_attention_order: split queries, keys and values before the heads instead of after.

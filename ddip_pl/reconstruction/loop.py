@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory
+from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps
-from ddip_pl.reconstruction.callback import ReconstructionCallback
+from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps, tweedie
+from ddip_pl.reconstruction.callback import reconstruction_callbacks
 
 
 class ReverseDiffusionLoop(_Loop):
@@ -31,6 +32,7 @@ class ReverseDiffusionLoop(_Loop):
         mean: running average of the posterior means.
         memory: what the estimator carries from one of them to the next.
         trajectory: one row of figures for each step.
+        images: of the last step, see `ReconstructionCallback`.
         weights: adapted weights by name, when the volume is finished.
     """
 
@@ -41,6 +43,7 @@ class ReverseDiffusionLoop(_Loop):
         self.mean: Tensor | None = None
         self.memory: Memory = {}
         self.trajectory: list[dict[str, float]] = []
+        self.images: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
         self.noise = torch.Generator()
         self._saved: dict[str, Any] | None = None
@@ -51,6 +54,7 @@ class ReverseDiffusionLoop(_Loop):
         self.timesteps = timesteps(self.module.start, self.module.steps, self.module.spacing)
         self.steps = len(self.timesteps) * self.module.adaptation.trajectories
         self.planes = self.module.planes_of(measurement)
+        self.module.adaptation.on_gradient_step = self.on_gradient_step
         self.module.adaptation.start(self.module.denoiser, measurement)
         try:
             if self._saved is None:
@@ -68,7 +72,7 @@ class ReverseDiffusionLoop(_Loop):
         finally:
             self.weights = self.module.adaptation.finish()
             self.x = self.mean = self._saved = None
-            self.memory = {}
+            self.memory, self.images = {}, {}
 
     def initialise(self, measurement: Measurement) -> None:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
@@ -92,7 +96,7 @@ class ReverseDiffusionLoop(_Loop):
         t, t_next = self.timesteps[index], (*self.timesteps, None)[index + 1]
         clock = time.monotonic()
 
-        loss = adaptation.adapt(estimator, x, t)
+        figures = adaptation.adapt(estimator, x, t)
         with denoiser.across(self.planes[self.step % len(self.planes)]):
             mean, eps, self.memory = estimator(denoiser, x, t, measurement, self.memory)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.module.averaging)
@@ -100,9 +104,10 @@ class ReverseDiffusionLoop(_Loop):
         self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.module.eta)
 
         self.step += 1
-        row = {"t": t, "residual": relative_residual(self.mean, measurement)}
-        row |= {} if loss is None else {"loss": loss}
-        self.trajectory.append(row | {"seconds": time.monotonic() - clock})
+        self.images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)), "estimate": self.mean}
+        row = {"t": t, "residual": relative_residual(self.mean, measurement), **figures}
+        cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(x.device)}
+        self.trajectory.append(row | cost)
 
     def gaussian(self, *shape: int) -> Tensor:
         """Gaussian noise that depends on the seed only, whatever else draws random numbers (LoRA, say)."""
@@ -112,9 +117,13 @@ class ReverseDiffusionLoop(_Loop):
         row = self.trajectory[-1]
         for logger in self.trainer.loggers:
             logger.log_metrics({f"diffusion/{name}": value for name, value in row.items()}, self.step)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ReconstructionCallback):
-                callback.on_diffusion_step_end(self.trainer, self.step, self.steps, row)
+        for callback in reconstruction_callbacks(self.trainer):
+            callback.on_diffusion_step_end(self.trainer, self.step, self.steps, row, self.images)
+
+    def on_gradient_step(self, step: int, steps: int) -> None:
+        """Pass on what the adaptation tells."""
+        for callback in reconstruction_callbacks(self.trainer):
+            callback.on_gradient_step_end(self.trainer, step, steps)
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self.x is None:

@@ -1,12 +1,10 @@
 """Reconstruction of a measured volume: what a method is, and the one composed of prior, estimator and adaptation."""
 
-import resource
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
-import torch
 from lightning import LightningModule
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from ddip_pl.adaptation.none import NoAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.dds import DDS
 from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser, Plane
@@ -40,7 +39,7 @@ class Result:
         images: `(slices, channels, height, width)`, with padding.
         trajectory: figures of each step (diffusion step, or iteration of a baseline), `seconds` among them.
         weights: adapted weights by name; none where nothing was adapted.
-        peak_memory_bytes: largest memory so far: allocated on the GPU, or of the whole process on a CPU.
+        peak_memory_bytes: see `peak_memory`.
     """
 
     measurement: Measurement
@@ -163,10 +162,3 @@ class Reconstruction(Method):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory of this process so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
