@@ -1,12 +1,13 @@
 # make demo    reconstruct a brain, side by side with three methods (about 4 minutes)
 # make test    style, types and tests (about 10 minutes)
+# make docs    the manual as a web site, in build/site
 # Each creates .venv and installs what it needs, in the tested versions.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow benchmark yardstick clean
+.PHONY: demo test test-slow docs benchmark yardstick clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -19,6 +20,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/phantoms.py

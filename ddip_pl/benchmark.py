@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from rich.console import Console
 
 from ddip_pl.data.readers import split, volume_name
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.report import write_report
+from ddip_pl.evaluation.table import read_runs, write_tables
+from ddip_pl.report.page import read_case, write_page
 
 
 @dataclass
@@ -143,8 +145,15 @@ def plan(
     return runs
 
 
+def write_report(folder: Path, methods: Sequence[str]) -> None:
+    """Write `report.html` with all finished runs that lie in a folder, methods in the given order."""
+    runs = groupby(read_runs(folder, methods), key=lambda run: (run["task"], run["volume"]))
+    if cases := [read_case(volume, [run["folder"] for run in group]) for (_, volume), group in runs]:
+        write_page(folder / "report.html", "Benchmark", cases)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not done yet, then write the report; the exit code is 2 if a run failed."""
+    """Run what is not done yet, then write tables and report; the exit code is 2 if a run failed."""
     parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
     parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
     parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or sweep files")
@@ -162,8 +171,9 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"[bold]{number}/{len(runs)}[/] {run.task}, {run.volume.name}, {run.method}: {state}")
         if not done and run.start():
             failed.append(run)
-        write_report(options.output, [run.method for run in runs])
+        write_tables(options.output, [run.method for run in runs])
+    write_report(options.output, [run.method for run in runs])
     for run in failed:
         console.print(f"[red]failed[/]: {run.task}, {run.volume.name}, {run.method}; see its message above")
-    console.print(f"table, CSV and figures in {options.output}")
+    console.print(f"table, CSV, figures and report.html in {options.output}")
     return 2 if failed else 0

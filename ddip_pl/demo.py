@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
 from ddip_pl.callbacks.progress import ReconstructionProgress
-from ddip_pl.callbacks.writer import VolumeWriter
+from ddip_pl.callbacks.writer import VolumeWriter, as_nifti
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import summary
+from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, summary
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
+from ddip_pl.report.page import Run, read_case, write_page
 
 ANGLES, SIGMA_Y = 30, 2e-4
 START = 150
@@ -63,7 +64,7 @@ def save_template(path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the demonstration and write table and figure."""
+    """Run the demonstration and write table, figure and page."""
     parser = Parser("ddip-pl demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report(results: dict[str, Result], folder: Path) -> None:
-    """Table and figure of all methods, FBP first."""
+    """Table, figure and page of all methods, FBP first."""
     measurement = next(iter(results.values())).measurement
     assert measurement.reference is not None
     images: dict[str, Tensor] = {"FBP": measurement.operator.pseudo_inverse(measurement.y)}
@@ -115,4 +116,9 @@ def report(results: dict[str, Result], folder: Path) -> None:
     console.print(f"The prior of ellipses: {prior:+.2f} dB. Its adaptation to the scan: {adaptation:+.2f} dB.")
     path = folder / "demo.png"
     compare(images, reference, measurement.affine, path)
-    console.print(f"Figure: {path}")
+    case = read_case(measurement.name, [folder / name.lower() / measurement.name for name in results])
+    fbp = measurement.operator.pseudo_inverse(measurement.y)
+    figures = figures_of_merit(fbp, measurement, reference)
+    case.runs.insert(0, Run("FBP", as_nifti(images["FBP"], measurement), figures, by_slice(images["FBP"], reference)))
+    write_page(folder / "report.html", f"A brain from {ANGLES} X-ray projections", [case])
+    console.print(f"Figure: {path}; to look around in it: {folder / 'report.html'}")

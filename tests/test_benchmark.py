@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_
         assert f"| {row['method']} |" in text
         assert f"{float(row['psnr']):.2f}" in text
     assert Path("out/sv_ct-phantom.png").read_bytes().startswith(b"\x89PNG")
+    report = Path("out/report.html").read_text()
+    assert re.findall(r'"name": "(.*?)"', report) == ["fbp", "dds, 1 step", "dds, 2 steps"]
 
     # Again, with one of them changed: only that one runs.
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*/*/*/metrics.json")}

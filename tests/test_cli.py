@@ -8,14 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
 from conftest import make_network
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML
 from safetensors.torch import load_file
 
 from ddip_pl import cli
+from ddip_pl.data.dicom import write_dicom
 from ddip_pl.data.readers import read_nifti, read_volume
 from ddip_pl.errors import InputError
 from ddip_pl.help import pages
@@ -141,7 +146,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     folder = reconstruct("test", *settings, "--data.slices", "4")
 
     expected = {"reconstruction.nii.gz", "reference.nii.gz", "metrics.json", "slices.csv", "trajectory.csv"}
-    expected |= {"config.yaml", "figures"}
+    expected |= {"config.yaml", "figures", "report.html"}
     expected |= {"lora"} if method == "d3ip" else set()
     assert {path.name for path in folder.iterdir()} == expected
     assert (folder / "figures" / "planes.png").read_bytes().startswith(b"\x89PNG")
@@ -158,6 +163,7 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     errors = ((found - truth) ** 2).mean((0, 1))
     assert metrics["psnr"] == pytest.approx(-10 * np.log10(errors.mean()), abs=1e-3)
     assert metrics["input_psnr"] > 15
+    assert 0 < metrics["input_residual"] < 0.1
     assert -1 <= metrics["ssim"] <= 1
     assert (metrics["task"], metrics["method"], metrics["slices"]) == ("sv_ct", method, 4)
     assert metrics["steps"] == 2
@@ -203,7 +209,7 @@ def test_baselines_leave_the_same_results(run, phantom_volume, method):
         )
         assert code == 0
         assert "phantom, 2 slices" in out
-        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures"}
+        expected = {"reconstruction.nii.gz", "metrics.json", "trajectory.csv", "config.yaml", "figures", "report.html"}
         assert {path.name for path in folder.iterdir()} - {"slices.csv", "reference.nii.gz"} == expected
         metrics = json.loads((folder / "metrics.json").read_text())
         assert ("psnr" in metrics) == (folder / "slices.csv").exists() == (command == "test")
@@ -420,6 +426,19 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
     }  # fmt: skip
     for name, array in arrays.items():
         nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    negative = nib.Nifti1Image(data, np.eye(4)).to_bytes()
+    (folder / "negative.nii").write_bytes(negative[:84] + b"\0\0\x80\xbf" + negative[88:])  # a voxel size of -1
+    for name in "gap", "compressed":
+        write_dicom(folder / name, np.tile(data, 2), np.eye(4), None, "some")
+    second = sorted((folder / "gap").iterdir())[1]
+    second.unlink()
+    header = dcmread(folder / "compressed" / second.name)
+    header.PixelData, header.file_meta.TransferSyntaxUID = encapsulate([b"\0" * 64]), MPEG2MPML
+    header["PixelData"].VR, header["PixelData"].is_undefined_length = "OB", True
+    header.save_as(folder / "compressed" / second.name)
+    with h5py.File(folder / "volumes.h5", "w") as file:
+        file["image"], file["other"] = data, data
+    (folder / "truncated.h5").write_bytes((folder / "volumes.h5").read_bytes()[:-1000])
     (folder / "text.nii.gz").write_text("no volume\n")
     (folder / "truncated.nii.gz").write_bytes((folder / "bone.nii.gz").read_bytes()[:400])
     (folder / "truncated.safetensors").write_bytes(tiny_prior.read_bytes()[:-1000])
@@ -446,6 +465,12 @@ BAD_INPUT = {
     "truncated volume": (["--data.path", "{bad}/truncated.nii.gz"], "truncated.nii.gz: not a readable NIfTI file"),
     "2d": (["--data.path", "{bad}/2d.nii.gz"], "2d.nii.gz: 2 dimensions"),
     "4d": (["--data.path", "{bad}/4d.nii.gz"], "4d.nii.gz: 4 dimensions"),
+    "negative voxel size": (["--data.path", "{bad}/negative.nii"], "negative.nii: not a readable NIfTI file"),
+    "series with a gap": (["--data.path", "{bad}/gap"], "slices are missing there"),
+    "compressed series": (["--data.path", "{bad}/compressed"], "no decoder for MPEG2 Main Profile / Main Level"),
+    "truncated HDF5": (["--data.path", "{bad}/truncated.h5"], "truncated.h5: not a readable HDF5 file"),
+    "wrong dataset": (["--data.path", "{bad}/volumes.h5:kspace"], "no dataset kspace; choose one as"),
+    "no dataset": (["--data.path", "{bad}/volumes.h5"], "2 3D datasets of real numbers; choose one as"),
     "nan": (["--data.path", "{bad}/nan.nii.gz"], "nan.nii.gz: 1 voxels are NaN"),
     "infinite": (["--data.path", "{bad}/infinite.nii.gz"], "infinite.nii.gz: 1 voxels are NaN or infinite"),
     "constant": (["--data.path", "{bad}/constant.nii.gz"], "constant.nii.gz: all voxels have the same value"),

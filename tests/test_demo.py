@@ -1,6 +1,7 @@
 """The demonstration, small: all methods run and are reported side by side."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def test_demo_reports_all_methods(tiny_prior: Path, tmp_path: Path, capsys: pyte
         assert f"{metrics['psnr']:.2f}" in printed
     assert f"{metrics['input_psnr']:.2f}" in printed
     assert metrics["adapted_parameters"] > 0
+    assert re.findall(r'"name": "(.*?)"', (tmp_path / "report.html").read_text()) == ["FBP", "DDS", "D3IP"]
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 

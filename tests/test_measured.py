@@ -1,8 +1,10 @@
 """Measured data from file to image: intensity, noise level, coil maps, and whole runs of simulate and predict."""
 
+import gc
 import json
 import re
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import yaml
 from conftest import make_network
 
 from ddip_pl import cli
+from ddip_pl.data import measured
 from ddip_pl.data.measured import MeasuredDataModule, noise_level, normalise
 from ddip_pl.data.measurement_file import read_measurement, write_measurement
 from ddip_pl.data.volumes import VolumeDataModule
@@ -23,8 +26,12 @@ from ddip_pl.evaluation.metrics import discrepancy
 from ddip_pl.physics import (
     SENSE,
     Birdcage,
+    FanBeamCT,
+    LinearOperator,
     Measurement,
+    NonCartesianMRI,
     ParallelBeamCT,
+    Radial,
     RandomLines,
     SingleCoilMRI,
     sensitivity,
@@ -145,6 +152,8 @@ NOISY = {
     "one coil": lambda: SingleCoilMRI(128, RandomLines(2), complex_image=True),
     "masks": lambda: SingleCoilMRI(128, torch.stack([RandomLines(2, seed=i)(128) for i in range(2)])),
     "CT": lambda: ParallelBeamCT(128, 60),
+    "CT, fan beam": lambda: FanBeamCT(128, 40),
+    "radial": lambda: NonCartesianMRI(128, Radial(12), Birdcage(3), density=torch.ones(12 * 256)),
 }
 
 
@@ -180,6 +189,20 @@ def test_no_noise_level():
     y = torch.ones(1, 1, 4, 4)
     with pytest.raises(InputError, match=r"some: its noise level cannot be estimated; give data\.sigma_y"):
         noise_level(Measurement(y, operator, 0.0, "some"))
+
+
+class Identity(LinearOperator):
+    """A modality that says no more than it must."""
+
+    def forward(self, x):
+        return x
+
+    adjoint = pseudo_inverse = forward
+
+
+def test_no_noise_level_by_default():
+    with pytest.raises(InputError, match="some: its noise level cannot be estimated"):
+        noise_level(Measurement(torch.ones(1, 1, 4, 4), Identity(), 0.0, "some"))
 
 
 def test_where_the_noise_level_comes_from(kspace):
@@ -243,7 +266,7 @@ def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
 # --- whole runs -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sv_ct", "csmri", "mri_3d"])
+@pytest.mark.parametrize("name", ["sv_ct", "fan_beam_ct", "csmri", "radial_mri", "mri_3d"])
 def test_from_volume_to_file_to_volume(run, phantom_volume, name):
     """What is reconstructed of the file is what is reconstructed of the volume, in its place and its units."""
     size = ("--data.size", 64)
@@ -296,6 +319,23 @@ def test_several_files(run, kspace):
     assert run("predict", "--data", "MeasuredDataModule", *method("fbp"), *paths, "--output", "out")[0] == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["a", "b"]
     np.testing.assert_allclose(volume("out/b"), 2 * volume("out/a"), rtol=0.01, atol=1e-3)
+
+
+def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
+    """All are read before the run, to find those that cannot be used, and again in their turn."""
+    for name in "abc":
+        save_kspace(Path(f"{name}.npy"), kspace[:1])
+    reads = []
+    monkeypatch.setattr(
+        measured, "read_measurement", lambda path, *a: (reads.append(path.stem), read_measurement(path, *a))[1]
+    )
+    data = MeasuredDataModule(["a.npy", "b.npy", "c.npy"])
+    data.setup("predict")
+    assert sorted(reads) == ["a", "b", "c"]
+    seen = [(scan.name, weakref.ref(scan)) for scan in data.predict_dataloader()]
+    gc.collect()
+    assert [(name, scan() is not None) for name, scan in seen] == [("a", False), ("b", False), ("c", True)]
+    assert reads[3:] == ["b", "c"]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

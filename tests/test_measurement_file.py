@@ -15,9 +15,12 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics import (
     SENSE,
     Birdcage,
+    FanBeamCT,
     LinearOperator,
     Measurement,
+    NonCartesianMRI,
     ParallelBeamCT,
+    Radial,
     RandomLines,
     RandomPoints,
     SingleCoilMRI,
@@ -94,6 +97,34 @@ def test_a_sinogram_in_hounsfield_units(tmp_path):
     assert measurement.sigma_y == pytest.approx(0.01 / measurement.operator.scale / PIXEL)
 
 
+SOURCE, PLATE = 150.0, 90.0  # distances from the axis of rotation, in mm
+FAN = {
+    "operator": "fan_beam", "detector_spacing": 1.5, "pixel_size": PIXEL, "image_size": 80, "source_distance": SOURCE,
+    "detector_distance": PLATE,
+}  # fmt: skip
+
+
+def fan_sinogram(slices: int = 2, views: int = 90) -> dict[str, object]:
+    """Line integrals of a disc beside the axis, by its distance from each ray."""
+    angles = np.arange(views) * 2 * np.pi / views
+    across = np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]  # along the detector
+    ahead = np.stack([-np.sin(angles), np.cos(angles)], axis=-1)[:, None]  # from the source to the detector
+    bins = PLATE * ahead + (np.arange(161) - 80)[:, None] * 1.5 * across
+    ray = bins + SOURCE * ahead
+    to_disc = np.array([10.0, -18.0]) + SOURCE * ahead
+    distance = (ray[..., 0] * to_disc[..., 1] - ray[..., 1] * to_disc[..., 0]) / np.linalg.norm(ray, axis=-1)
+    chords = 2 * MU * np.sqrt(np.clip(20.0**2 - distance**2, 0, None))
+    return {"data": np.stack([chords] * slices).astype(np.float32), "angles": angles}
+
+
+def test_a_fan_beam_comes_back_in_its_place_and_units(tmp_path):
+    [image, _] = image_of(read_measurement(save(tmp_path / "disc.h5", fan_sinogram(), FAN)))
+    rows, columns = (np.indices((80, 80)) - 39.5) * PIXEL
+    distance = np.hypot(rows - 10, columns + 18)
+    assert image[distance < 17].mean() == pytest.approx(MU, rel=0.01)
+    assert abs(image[(distance > 23) & (np.hypot(rows, columns) < 55)]).mean() < 0.05 * MU
+
+
 # --- k-space --------------------------------------------------------------------------------------------------
 
 MR = {"operator": "cartesian", "field_of_view": (200.0, 150.0)}
@@ -113,6 +144,53 @@ def test_several_coils_come_back_as_they_were(tmp_path):
     save(tmp_path / "five.h5", {"data": data, "coil_maps": maps, "mask": np.ones((30, 45))}, MR)
     found = image_of(read_measurement(tmp_path / "five.h5"))
     assert np.abs(found - image).max() < 1e-3 * np.abs(image).max()
+
+
+RADIAL = {"operator": "non_cartesian", "pixel_size": 2.5, "image_size": 24}
+
+
+def spokes(image: np.ndarray, count: int = 12, reach: float = 0.2) -> dict[str, np.ndarray]:
+    """The Fourier sum of images `(slices, coils, 24, 24)` along spokes up to `reach` / mm."""
+    angles = np.pi * np.arange(count)[:, None] / count
+    radius = np.linspace(-reach, reach, 48, endpoint=False)
+    trajectory = np.stack([radius * np.sin(angles), radius * np.cos(angles)], axis=-1).reshape(-1, 2)
+    place = 2.5 * (np.arange(24) - 12)
+    rows, columns = (np.exp(-2j * np.pi * np.outer(k, place)) for k in trajectory.T)
+    return {"data": np.einsum("kr,ncrs,ks->nck", rows, image, columns) / 24, "trajectory": trajectory}
+
+
+def test_samples_along_a_trajectory(tmp_path):
+    """By the sum over all pixels, for positions in 1/mm."""
+    image, maps = 40 * blob(24, 24, 2), Birdcage(3)(24).numpy()
+    datasets = spokes(maps * image[:, None], 40)
+    save(tmp_path / "scan.h5", datasets | {"coil_maps": maps}, RADIAL)
+    measurement = read_measurement(tmp_path / "scan.h5")
+    np.testing.assert_allclose(
+        (measurement.operator.scale * measurement.y).numpy(), datasets["data"], atol=1e-5 * np.abs(image).max()
+    )
+    x = torch.from_numpy(np.stack([image.real, image.imag], axis=1)).float()
+    assert measurement.residual(x).norm() < 2e-3 * measurement.y.norm()
+    assert np.abs(image_of(measurement) - image).max() < 0.05 * np.abs(image).max()
+    np.testing.assert_allclose(measurement.affine[:3, :3].norm(dim=0), [2.5, 2.5, 1])
+
+
+def test_the_density_of_the_samples_may_be_known(tmp_path):
+    datasets = spokes(blob(24, 24)[:, None])
+    density = np.linspace(1, 3, datasets["data"].shape[-1])
+    save(tmp_path / "scan.h5", datasets | {"density_compensation": density}, RADIAL)
+    found = read_measurement(tmp_path / "scan.h5").operator.density.numpy()
+    np.testing.assert_allclose(found, density / 2, rtol=1e-5)
+
+
+def test_coils_along_a_trajectory_are_calibrated(tmp_path):
+    """What is seen of the image with the calibrated maps is what is seen with the true ones."""
+    image, maps = blob(24, 24), Birdcage(4)(24).numpy()
+    save(tmp_path / "scan.h5", spokes(maps * image[:, None], 40), RADIAL)
+    measurement = read_measurement(tmp_path / "scan.h5", calibration=16)
+    found, expected = np.abs(image_of(measurement)), np.abs(image)
+    assert np.abs(found - expected)[expected > 0.3].max() < 0.05 * expected.max()
+    alike = np.abs((measurement.operator.coil_maps.numpy().conj() * maps).sum(1))
+    assert alike[expected > 0.3].min() > 0.99
 
 
 def test_values_beside_the_mask_do_not_count(tmp_path):
@@ -244,11 +322,16 @@ def masks(height: int, width: int) -> torch.Tensor:
 
 OPERATORS = {
     "CT": lambda: ParallelBeamCT(16, [0.1, 0.5, 1.4, 2.9], detectors=21, spacing=1.2),
+    "CT, fan beam": lambda: FanBeamCT(16, [0.1, 2.5, 4.4], source_distance=1.3, detectors=31, spacing=1.2),
     "one coil, real": lambda: SingleCoilMRI((15, 12), masks(15, 12)),
     "one coil, complex": lambda: SingleCoilMRI((15, 12), RandomLines(2), complex_image=True),
     "SENSE": lambda: SENSE((15, 12), RandomLines(2), Birdcage(3)),
     "SENSE, masks and maps": lambda: SENSE(
         (15, 12), masks(15, 12), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)((15, 12)) for i in range(4)])
+    ),
+    "radial, one coil": lambda: NonCartesianMRI(16, Radial(5)),
+    "radial, maps": lambda: NonCartesianMRI(
+        16, Radial(5), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)(16) for i in range(4)]), density=torch.arange(1, 161)
     ),
 }
 AFFINE = torch.tensor([[0.0, 0, 3, -20], [2, 0, 0, 10], [0, -2, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)
@@ -275,6 +358,8 @@ def test_round_trip(tmp_path, make):
         found.operator(written.reference), written.operator(written.reference), rtol=1e-3, atol=1e-4
     )
     torch.testing.assert_close(found.y / 1500, written.y, rtol=1e-3, atol=1e-4)
+    guess, expected = found.operator.pseudo_inverse(found.y) / 1500, written.operator.pseudo_inverse(written.y)
+    assert (guess - expected).norm() < 0.01 * expected.norm()
     assert found.sigma_y == pytest.approx(15, rel=1e-3)
     assert found.window == (-1000, -999)
     assert (found.name, found.units, found.margin) == ("scan", "HU", (1, 2, 0, 3))
@@ -302,10 +387,13 @@ def test_a_measurement_is_replaced_and_nothing_else(tmp_path):
         write_measurement(tmp_path / "notes.h5" / "file.h5", written)
 
 
-def test_pixels_that_are_not_square(tmp_path):
-    written = measured(OPERATORS["CT"]())
+@pytest.mark.parametrize(
+    ("name", "what"), [("CT", "sinograms"), ("CT, fan beam", "sinograms"), ("radial, one coil", "trajectories")]
+)
+def test_pixels_that_are_not_square(tmp_path, name, what):
+    written = measured(OPERATORS[name]())
     written.affine = AFFINE * torch.tensor([1.0, 1.5, 1, 1])
-    with pytest.raises(InputError, match=r"pixels of 3 x 2 mm; sinograms need square ones"):
+    with pytest.raises(InputError, match=f"pixels of 3 x 2 mm; {what} need square ones"):
         write_measurement(tmp_path / "file.h5", written)
     assert not list(tmp_path.iterdir())
 
@@ -362,6 +450,34 @@ def bad(tmp_path_factory) -> Path:
     np.save(folder / "plane.npy", kspace[0, 0])
     (folder / "truncated.npy").write_bytes((folder / "real.npy").read_bytes()[:-100])
 
+    fan = fan_sinogram(views=40)
+    for name, attributes in {
+        "fan source": {"source_distance": 60.0}, "fan detector": {"detector_distance": -5.0},
+        "fan nan": {"source_distance": float("nan")}, "fan text": {"source_distance": "far"},
+    }.items():  # fmt: skip
+        save(folder / f"{name}.h5", fan, FAN | attributes)
+    save(folder / "fan axes.h5", fan | {"data": fan["data"].swapaxes(1, 2)}, FAN)
+    save(folder / "fan no source.h5", fan, {key: value for key, value in FAN.items() if key != "source_distance"})
+
+    radial = spokes(Birdcage(3)(24).numpy() * blob(24, 24, 2)[:, None])
+    data, trajectory = radial["data"], radial["trajectory"]
+    one = {"data": data[:, :1]}
+    hole = data.copy()
+    hole[1, 2, 3] = np.nan
+    for name, datasets in {
+        "r axes": {"trajectory": trajectory.T}, "r units": {"trajectory": trajectory * 60}, "r nan": {"data": hole},
+        "r nan trajectory": {"trajectory": trajectory * np.nan}, "r zeros": {"data": 0 * data},
+        "r samples": {"data": data[..., :-1]}, "r spokes": {"data": data.reshape(2, 3, 12, 48)},
+        "r density": one | {"density_compensation": np.ones(48)}, "r real": {"data": np.abs(data)},
+        "r no density": one | {"density_compensation": np.zeros(576)},
+        "r maps": {"coil_maps": np.ones((1, 3, 32, 32), np.complex64)},
+    }.items():  # fmt: skip
+        save(folder / f"{name}.h5", radial | datasets, RADIAL)
+    save(folder / "r centre.h5", {"data": data[..., :96], "trajectory": trajectory[:96]}, RADIAL)
+    save(folder / "r no trajectory.h5", {"data": data}, RADIAL)
+    save(folder / "r image.h5", radial, RADIAL | {"image_size": 3})
+    save(folder / "r pixel.h5", radial, RADIAL | {"pixel_size": -2.5})
+
     image = blob(64, 40)
     for name, text in {
         "f radial": header(trajectory="radial"), "f 3d": header(z=12), "f header": "<xml>", "f other": "<a><b/></a>",
@@ -371,7 +487,6 @@ def bad(tmp_path_factory) -> Path:
     fastmri(folder / "f mask.h5", image, None, header(), mask=np.ones(32))
     save(folder / "f real.h5", {"kspace": np.abs(image), "ismrmrd_header": header()}, {})
     save(folder / "f no header.h5", {"kspace": image}, {})
-    save(folder / "ismrmrd.h5", {"dataset/xml": header(), "dataset/data": np.zeros(3)}, {})
     return folder
 
 
@@ -381,11 +496,11 @@ BAD_FILES = {
     "truncated.h5": "truncated.h5: damaged, or no HDF5 file",
     "text only.h5": "text only.h5: damaged, or no HDF5 file",
     "sinogram.h5": "no dataset 'data'; it has 'angles' (90,), 'sinogram' (4, 90, 101)",
-    "unknown.h5": "nor fastMRI's dataset 'kspace'; it has 'images/volume' (4, 90, 101)",
+    "unknown.h5": "nor ISMRMRD's group with 'xml' and 'data'; it has 'images/volume' (4, 90, 101)",
     "no angles.h5": "no dataset 'angles'; it has 'data' (4, 90, 101)",
     "no pixel.h5": "attribute 'pixel_size' is missing; expected 1 number",
     "text.h5": "attribute 'pixel_size' is wide; expected 1 number",
-    "cone.h5": "attribute 'operator' is 'cone_beam'; expected 'parallel_beam' or 'cartesian'",
+    "cone.h5": "attribute 'operator' is 'cone_beam'; expected one of parallel_beam, fan_beam, cartesian",
     "version.h5": "layout 2, this ddip-pl reads 1",
     "name.h5": "attribute 'name' is '../x'",
     "detectors first.h5": "(4, 101, 90) with 90 angles; expected (slices, angles, detectors); axis 2 looks like",
@@ -411,8 +526,8 @@ BAD_FILES = {
     "k coil.h5": "k-space of shape (2, 30, 44); expected 4 axes (slices, coils, ky, kx)",
     "k mask.h5": "mask of shape (44, 30) for k-space of shape (2, 3, 30, 44); expected (30, 44)",
     "k empty mask.h5": "the mask of a slice is all zero",
-    "k maps.h5": "coil maps of shape (1, 3, 44, 30) for k-space of shape (2, 3, 30, 44)",
-    "k maps of coils.h5": "coil maps of shape (1, 4, 30, 44) for k-space of shape (2, 3, 30, 44)",
+    "k maps.h5": "coil maps of shape (1, 3, 44, 30); expected (2, 3, 30, 44), or one slice of it",
+    "k maps of coils.h5": "coil maps of shape (1, 4, 30, 44); expected (2, 3, 30, 44)",
     "k maps of zero.h5": "coil maps of a slice are all zero",
     "k centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0",
     "k fov.h5": "pixel size is -6.66667 mm",
@@ -420,15 +535,35 @@ BAD_FILES = {
     "real.npy": "k-space of type float32; expected complex values",
     "plane.npy": "k-space of shape (30, 44); expected 4 axes",
     "truncated.npy": "truncated.npy: damaged, or no NumPy array",
-    "f radial.h5": "a radial trajectory with 1 partitions; only Cartesian 2D slices can be read",
+    "f radial.h5": "a radial trajectory with 1 partitions; fastMRI's files have Cartesian 2D slices",
     "f 3d.h5": "a cartesian trajectory with 12 partitions",
-    "f header.h5": "no ISMRMRD header with encodedSpace and reconSpace",
-    "f other.h5": "no ISMRMRD header with encodedSpace and reconSpace",
+    "f header.h5": "no ISMRMRD header with one encodedSpace and reconSpace",
+    "f other.h5": "no ISMRMRD header with one encodedSpace and reconSpace (0 encodings)",
     "f lengths.h5": "expected them positive",
     "f mask.h5": "mask of 32 lines for kspace of shape (1, 64, 40); expected 40",
     "f real.h5": "kspace is (1, 64, 40) of float64; expected (slices, coils, ky, kx) or (slices, ky, kx), complex",
     "f no header.h5": "no dataset 'ismrmrd_header'",
-    "ismrmrd.h5": "ISMRMRD cannot be read",
+    "fan source.h5": "source_distance 60 mm, detector_distance 90 mm; expected them positive, and the source outside",
+    "fan detector.h5": "source_distance 150 mm, detector_distance -5 mm; expected them positive",
+    "fan nan.h5": "source_distance nan mm",
+    "fan text.h5": "attribute 'source_distance' is far; expected 1 number",
+    "fan no source.h5": "attribute 'source_distance' is missing",
+    "fan axes.h5": "(2, 161, 40) with 40 angles; expected (slices, angles, detectors); axis 2 looks like the angles",
+    "r axes.h5": "trajectory of shape (2, 576) for 576 samples; expected (576, 2), of (ky, kx)",
+    "r samples.h5": "trajectory of shape (576, 2) for 575 samples",
+    "r units.h5": "trajectory with positions up to 12 / mm; pixels of 2.5 mm hold at most 0.2 / mm",
+    "r nan trajectory.h5": "trajectory with positions up to nan / mm",
+    "r nan.h5": "k-space has NaN or infinite values in slice 1",
+    "r zeros.h5": "k-space is all zero in slice 0",
+    "r real.h5": "k-space of type float64; expected complex values",
+    "r spokes.h5": "k-space of shape (2, 3, 12, 48); expected 3 axes (slices, coils, samples)",
+    "r density.h5": "density_compensation of shape (48,) for 576 samples",
+    "r no density.h5": "density_compensation of shape (576,) for 576 samples; expected one value for each, at least 0",
+    "r maps.h5": "coil maps of shape (1, 3, 32, 32); expected (2, 3, 24, 24), or one slice of it",
+    "r centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0 (",
+    "r no trajectory.h5": "no dataset 'trajectory'; it has 'data' (2, 3, 576)",
+    "r image.h5": "image_size is 3; expected at least 4 pixels",
+    "r pixel.h5": "pixel size is -2.5 mm",
 }
 
 

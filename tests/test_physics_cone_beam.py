@@ -217,4 +217,5 @@ def test_task(phantom_volume):
     assert len(measurement) == measurement.operator.coupled == 4
     assert measurement.y.shape[:2] == (1, 60)
     residual = measurement.residual(measurement.reference)
+    assert measurement.operator.noise_level(-residual) == pytest.approx(2e-4, rel=0.05)
     assert residual.std().item() == pytest.approx(2e-4, rel=0.05)

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
 from torch import Tensor
 
 import ddip_pl
@@ -22,13 +23,14 @@ from ddip_pl.adaptation.lora import save
 from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.figure import compare
-from ddip_pl.evaluation.metrics import discrepancy, magnitude, perceptual_distance, quality, relative_residual, summary
+from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, magnitude
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
+from ddip_pl.report.page import Run, read_case, write_page
 
 
 class VolumeWriter(Callback):
-    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a picture.
+    """Writes `<folder>/<volume>/`: the volume, its figures of merit, the adapted weights, the settings and a report.
 
     A volume's folder appears when it is complete, and not before.
 
@@ -106,22 +108,20 @@ class VolumeWriter(Callback):
     def _write_files(self, folder: Path, module: Method, result: Result, with_reference: bool) -> None:
         measurement = result.measurement
         images = measurement.unpad(result.images)
-        guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
+        padded_guess = measurement.operator.pseudo_inverse(measurement.y)
+        guess = measurement.unpad(padded_guess)
         reference = None
         if with_reference and measurement.reference is not None:
             reference = measurement.unpad(measurement.reference)
         metrics: dict[str, Any] = {"task": self.task, "method": self.method}
+        input_figures = figures_of_merit(padded_guess, measurement, reference)
+        metrics |= figures_of_merit(result.images, measurement, reference)
+        metrics |= {f"input_{name}": value for name, value in input_figures.items()}
         if reference is not None:
-            metrics |= summary(images, reference)
-            if (lpips := perceptual_distance(images, reference)) is not None:
-                metrics["lpips"] = lpips
-            metrics |= {f"input_{name}": value for name, value in summary(guess, reference).items()}
-            write_table(folder / "slices.csv", [{"slice": i} | row for i, row in enumerate(quality(images, reference))])
+            write_table(folder / "slices.csv", by_slice(images, reference))
         metrics |= {
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,
-            "residual": relative_residual(result.images, measurement),
-            **({"discrepancy": discrepancy(result.images, measurement)} if measurement.sigma_y else {}),
             "sigma_y": measurement.sigma_y,
             **({"units": measurement.units} if measurement.units else {}),
             "slices": len(measurement),
@@ -139,8 +139,11 @@ class VolumeWriter(Callback):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "config.yaml").write_text(self.config)
         write_table(folder / "trajectory.csv", [{"step": i + 1} | row for i, row in enumerate(result.trajectory)])
-        if result.weights:
+        if any(".lora_A." in name for name in result.weights):
             save(result.weights, folder / "lora")
+        elif result.weights:  # of another kind
+            weights = {name: weight.cpu().contiguous() for name, weight in result.weights.items()}
+            save_file(weights, folder / "weights.safetensors")
         write_volume(folder / "reconstruction.nii.gz", images, measurement)
         if self.dicom:
             values, affine = in_units(images, measurement), measurement.affine.numpy()
@@ -152,11 +155,20 @@ class VolumeWriter(Callback):
         (folder / "figures").mkdir()
         panels = {"input": guess, self.method: images}
         compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
+        case = read_case(measurement.name, [folder])
+        rows = [] if reference is None else by_slice(guess, reference)
+        case.runs.insert(0, Run("input", as_nifti(guess, measurement), input_figures, rows))
+        write_page(folder / "report.html", f"{measurement.name}, {self.task}, {self.method}", [case])
 
 
 def write_volume(path: Path, images: Tensor, measurement: Measurement) -> None:
     """Images in [0, 1] as a NIfTI volume, in the units and the place of what was measured."""
-    nib.save(nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy()), path)  # type: ignore[attr-defined]
+    nib.save(as_nifti(images, measurement), path)  # type: ignore[attr-defined]
+
+
+def as_nifti(images: Tensor, measurement: Measurement) -> nib.Nifti1Image:  # type: ignore[name-defined]
+    """Images in [0, 1] as a NIfTI image, in the units and the place of what was measured."""
+    return nib.Nifti1Image(in_units(images, measurement), measurement.affine.numpy())  # type: ignore[attr-defined]
 
 
 def write_hdf5(path: Path, images: Tensor, measurement: Measurement) -> None:

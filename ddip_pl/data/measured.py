@@ -1,7 +1,9 @@
 """Measurements from file: what a scanner measured, for `predict`."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,6 @@ from ddip_pl.data.measurement_file import read_measurement
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.physics.mri import CartesianMRI
-from ddip_pl.physics.noise import kspace_noise, sinogram_noise
 
 BRIGHT = 99.5  # per cent of the voxels are darker than 1
 
@@ -39,16 +39,33 @@ def normalise(measurement: Measurement) -> Measurement:
 
 
 def noise_level(measurement: Measurement) -> float:
-    """Standard deviation of the noise, estimated from the measurement; see `kspace_noise` and `sinogram_noise`.
+    """Standard deviation of the noise, estimated from the measurement in the way of its operator.
 
     Raises:
         InputError: there is none to be seen.
     """
-    operator, y = measurement.operator, measurement.y
-    sigma_y = kspace_noise(y, operator.mask) if isinstance(operator, CartesianMRI) else sinogram_noise(y)
+    sigma_y = measurement.operator.noise_level(measurement.y)
     if not 0 < sigma_y < float("inf"):
         raise InputError(f"measurement {measurement.name}: its noise level cannot be estimated; give data.sigma_y")
     return sigma_y
+
+
+class Scans(Sequence[Measurement]):
+    """Measurements that are read when their turn comes; only the last one is kept in memory.
+
+    Args:
+        paths: files.
+        read: makes a measurement of one of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Measurement]):
+        self.paths, self.read = paths, lru_cache(maxsize=1)(read)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Measurement:  # type: ignore[override]
+        return self.read(self.paths[index])
 
 
 class MeasuredDataModule(MeasurementDataModule):
@@ -80,8 +97,9 @@ class MeasuredDataModule(MeasurementDataModule):
     def setup(self, stage: str) -> None:
         if stage == "test":
             raise InputError("what a scanner measured has no truth to compare with; use ddip-pl predict")
-        self.measurements = [self.read(path) for path in self.paths]
-        names = Counter(measurement.name for measurement in self.measurements)
+        self.measurements = Scans(self.paths, self.read)
+        # All are read once, so that none is found to be bad in the middle of the run; the first one stays.
+        names = Counter(measurement.name for measurement in reversed(self.measurements))
         if not names or max(names.values()) > 1:
             raise InputError(f"data.path has {sorted(names.elements())}; give scans that differ in their names")
 

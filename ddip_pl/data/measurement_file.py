@@ -13,15 +13,20 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ddip_pl.data.acquisition import Acquisition, KSpace, Sinogram
+from ddip_pl.data.acquisition import Acquisition
+from ddip_pl.data.ismrmrd_file import is_ismrmrd, read_ismrmrd
+from ddip_pl.data.kspace import KSpace, NonCartesianKSpace
 from ddip_pl.data.raw import read_array, read_fastmri
+from ddip_pl.data.sinogram import FanBeamSinogram, Sinogram
 from ddip_pl.data.volumes import span
 from ddip_pl.errors import InputError
-from ddip_pl.physics.ct import ParallelBeamCT
+from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.mri import SENSE, CartesianMRI
+from ddip_pl.physics.nufft import NonCartesianMRI
 
 VERSION = 1
+OPERATORS = ("parallel_beam", "fan_beam", "cartesian", "non_cartesian")
 ISOTROPIC = 0.05  # relative difference of height and width up to which a pixel counts as square
 
 
@@ -31,41 +36,11 @@ def write_measurement(path: str | Path, measurement: Measurement) -> None:
     What is made of it later has the intensities of `window` again. The reference is not written.
 
     Raises:
-        InputError: there is no layout for the operator, pixels of CT are not square, or another file is in the way.
+        InputError: there is no layout for the operator, pixels of CT or along a trajectory are not square, or another
+            file is in the way.
     """
-    path, operator = Path(path), measurement.operator
-    low, high = measurement.window
-    height, width = (float(measurement.affine[:3, axis].norm()) for axis in (1, 0))  # of a pixel
-    unit = operator.scale * (high - low)
-    datasets: dict[str, np.ndarray] = {"affine": measurement.affine.numpy()}
-    attributes: dict[str, Any] = {
-        "version": VERSION, "name": measurement.name, "units": measurement.units, "rescale_intercept": low,
-        "margin": measurement.margin,
-    }  # fmt: skip
-    if isinstance(operator, ParallelBeamCT):
-        if abs(height - width) > ISOTROPIC * width:
-            raise InputError(f"pixels of {height:g} x {width:g} mm; sinograms need square ones, see data.plane")
-        pixel = (height * width) ** 0.5
-        unit *= pixel
-        datasets |= {"data": measurement.y[:, 0].numpy(force=True) * np.float32(unit), "angles": operator.angles}
-        attributes |= {
-            "operator": "parallel_beam", "image_size": operator.image_size, "pixel_size": pixel,
-            "detector_spacing": operator.spacing * pixel,
-        }  # fmt: skip
-    elif isinstance(operator, CartesianMRI):
-        rows, columns = operator.shape
-        datasets |= {"data": measurement.y.numpy(force=True) * np.float32(unit)}
-        datasets |= {"mask": operator.mask[:, 0].numpy(force=True)}
-        if isinstance(operator, SENSE):
-            datasets["coil_maps"] = operator.coil_maps.numpy(force=True)
-        attributes |= {
-            "operator": "cartesian", "channels": operator.channels, "field_of_view": (rows * height, columns * width),
-        }  # fmt: skip
-    else:
-        raise InputError(f"no file layout for measurements by {type(operator).__name__}; see docs/measurements.md")
-    if measurement.sigma_y >= 0:
-        attributes["sigma_y"] = measurement.sigma_y * unit
-
+    path = Path(path)
+    datasets, attributes = _layout(measurement)
     if path.exists() and not _is_ours(path):
         raise InputError(f"{path} exists and holds no measurement of ours; choose another name")
     try:
@@ -81,10 +56,56 @@ def write_measurement(path: str | Path, measurement: Measurement) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def _layout(measurement: Measurement) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Datasets and attributes of a measurement's file."""
+    operator, (low, high) = measurement.operator, measurement.window
+    height, width = (float(measurement.affine[:3, axis].norm()) for axis in (1, 0))  # of a pixel
+    pixel, unit = (height * width) ** 0.5, operator.scale * (high - low)
+    datasets: dict[str, np.ndarray] = {"affine": measurement.affine.numpy()}
+    attributes: dict[str, Any] = {
+        "version": VERSION, "name": measurement.name, "units": measurement.units, "rescale_intercept": low,
+        "margin": measurement.margin,
+    }  # fmt: skip
+    if not isinstance(operator, CartesianMRI) and abs(height - width) > ISOTROPIC * width:
+        what = "trajectories" if isinstance(operator, NonCartesianMRI) else "sinograms"
+        raise InputError(f"pixels of {height:g} x {width:g} mm; {what} need square ones, see data.plane")
+    y = measurement.y
+    if isinstance(operator, ParallelBeamCT | FanBeamCT):
+        y, unit = y[:, 0], unit * pixel
+        datasets |= {"angles": operator.angles}
+        attributes |= {
+            "operator": "parallel_beam", "image_size": operator.image_size, "pixel_size": pixel,
+            "detector_spacing": operator.spacing * pixel,
+        }  # fmt: skip
+        if isinstance(operator, FanBeamCT):
+            source, detector = (distance * operator.image_size * pixel for distance in operator.distances)
+            attributes |= {"operator": "fan_beam", "source_distance": source, "detector_distance": detector}
+    elif isinstance(operator, CartesianMRI):
+        rows, columns = operator.shape
+        datasets |= {"mask": operator.mask[:, 0].numpy(force=True)}
+        attributes |= {
+            "operator": "cartesian", "channels": operator.channels, "field_of_view": (rows * height, columns * width),
+        }  # fmt: skip
+    elif isinstance(operator, NonCartesianMRI):
+        datasets |= {
+            "trajectory": operator.trajectory.T.numpy(force=True).astype(np.float64) / (2 * np.pi * pixel),
+            "density_compensation": operator.density.numpy(force=True),
+        }
+        attributes |= {"operator": "non_cartesian", "image_size": operator.image_size, "pixel_size": pixel}
+    else:
+        raise InputError(f"no file layout for measurements by {type(operator).__name__}; see docs/measurements.md")
+    if isinstance(operator, SENSE | NonCartesianMRI):
+        datasets["coil_maps"] = operator.coil_maps.numpy(force=True)
+    datasets["data"] = y.numpy(force=True) * np.float32(unit)
+    if measurement.sigma_y >= 0:
+        attributes["sigma_y"] = measurement.sigma_y * unit
+    return datasets, attributes
+
+
 def read_measurement(
     path: str | Path, slices: int | None = None, first: int | None = None, calibration: int = 24
 ) -> Measurement:
-    """Read what a scanner measured: HDF5 of our own layout or of fastMRI, or a NumPy array of k-space.
+    """Read what a scanner measured: HDF5 of our own layout, of ISMRMRD or of fastMRI, or a NumPy array of k-space.
 
     Several coils without maps are calibrated by ESPIRiT.
 
@@ -114,11 +135,11 @@ def _read(path: Path, slices: int | None, first: int | None) -> Acquisition:
             return _read_own(path, file, slices, first)
         if "kspace" in file:
             return read_fastmri(path, file, slices, first)
-        if any({"xml", "data"} <= set(group) for group in file.values() if isinstance(group, h5py.Group)):
-            raise InputError(f"measurement {path}: ISMRMRD cannot be read; see docs/measurements.md for what can")
+        if is_ismrmrd(file):
+            return read_ismrmrd(path, file, slices, first)
         raise InputError(
-            f"measurement {path}: neither our attribute 'operator' nor fastMRI's dataset 'kspace'; it has "
-            f"{_contents(file)}; see docs/measurements.md"
+            f"measurement {path}: neither our attribute 'operator' nor fastMRI's dataset 'kspace' nor ISMRMRD's group "
+            f"with 'xml' and 'data'; it has {_contents(file)}; see docs/measurements.md"
         )
 
 
@@ -186,25 +207,34 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
         "slope": slope, "intercept": intercept,
     }  # fmt: skip
 
-    if attributes["operator"] == "parallel_beam":
-        [pixel], [detector], [size] = (numbers(n, 1) for n in ("pixel_size", "detector_spacing", "image_size"))
-        angles = np.array(dataset("angles"), np.float64)
-        return Sinogram(**common, pixel=(pixel, pixel), angles=angles, detector_spacing=detector, image_size=int(size))
-    if attributes["operator"] == "cartesian":
+    def optional(name: str, axes: int) -> np.ndarray | None:
+        """One for all slices, or those of the chosen ones."""
+        if name not in file:
+            return None
+        each = file[name].ndim == axes and len(file[name]) == depth > 1
+        return np.array(file[name][chosen] if each else file[name])
+
+    kind = attributes["operator"]
+    if kind == "cartesian":
         height, width = numbers("field_of_view", 2)
         rows, columns = data.shape[-2:] if data.ndim > 1 else (1, 1)
-
-        def optional(name: str, axes: int) -> np.ndarray | None:
-            """One for all slices, or those of the chosen ones."""
-            if name not in file:
-                return None
-            each = file[name].ndim == axes and len(file[name]) == depth > 1
-            return np.array(file[name][chosen] if each else file[name])
-
         [channels] = numbers("channels", 1, (2,))
         return KSpace(
             **common, pixel=(height / rows, width / columns), mask=optional("mask", 3),
             coil_maps=optional("coil_maps", 4), channels=int(channels),
         )  # fmt: skip
-    kind = attributes["operator"]
-    raise InputError(f"{source}: attribute 'operator' is {kind!r}; expected 'parallel_beam' or 'cartesian'")
+    if kind not in OPERATORS:
+        raise InputError(f"{source}: attribute 'operator' is {kind!r}; expected one of {', '.join(OPERATORS)}")
+    [pixel], [size] = (numbers(n, 1) for n in ("pixel_size", "image_size"))
+    common |= {"pixel": (pixel, pixel), "image_size": int(size)}
+    if kind == "non_cartesian":
+        return NonCartesianKSpace(
+            **common, trajectory=np.array(dataset("trajectory"), np.float64),
+            density=optional("density_compensation", 2), coil_maps=optional("coil_maps", 4),
+        )  # fmt: skip
+    [spacing] = numbers("detector_spacing", 1)
+    common |= {"angles": np.array(dataset("angles"), np.float64), "detector_spacing": spacing}
+    if kind == "parallel_beam":
+        return Sinogram(**common)
+    [to_source], [to_detector] = (numbers(n, 1) for n in ("source_distance", "detector_distance"))
+    return FanBeamSinogram(**common, source_distance=to_source, detector_distance=to_detector)

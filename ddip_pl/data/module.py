@@ -1,6 +1,7 @@
 """What the command line can choose as data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
@@ -15,7 +16,7 @@ class MeasurementDataModule(LightningDataModule, ABC):
         measurements: of one volume each.
     """
 
-    measurements: list[Measurement]
+    measurements: Sequence[Measurement]
 
     @abstractmethod
     def setup(self, stage: str) -> None:

@@ -177,6 +177,7 @@ class VolumeDataModule(MeasurementDataModule):
             affine=torch.from_numpy(affine) @ to_slices,
             margin=margin,
             header=volume.header,
+            units=volume.units,
         )
         if min(measurement.unpad(x).shape[-2:]) < SMALLEST:
             rows, columns = images.shape[1:]

@@ -64,3 +64,27 @@ def discrepancy(images: Tensor, measurement: Measurement) -> float:
     with torch.no_grad():
         noise = measurement.sigma_y * (measurement.values * len(measurement.y)) ** 0.5
         return float(measurement.residual(images).norm()) / noise if noise else float("inf")
+
+
+def figures_of_merit(images: Tensor, measurement: Measurement, reference: Tensor | None) -> dict[str, float]:
+    """Nearness to the reference, where there is one, and to the data.
+
+    Args:
+        images: `(slices, channels, height, width)`, with padding.
+        measurement: what they were reconstructed from.
+        reference: the truth, without padding.
+    """
+    figures: dict[str, float] = {}
+    if reference is not None:
+        figures |= summary(measurement.unpad(images), reference)
+        if (lpips := perceptual_distance(measurement.unpad(images), reference)) is not None:
+            figures["lpips"] = lpips
+    figures["residual"] = relative_residual(images, measurement)
+    if measurement.sigma_y:
+        figures["discrepancy"] = discrepancy(images, measurement)
+    return figures
+
+
+def by_slice(images: Tensor, reference: Tensor) -> list[dict[str, float]]:
+    """PSNR and SSIM of each slice, with its number."""
+    return [{"slice": i} | row for i, row in enumerate(quality(images, reference))]

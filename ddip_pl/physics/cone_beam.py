@@ -18,6 +18,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.ct import as_angles, as_count, as_length
+from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
 
 CACHE_VERSION = 1  # raise it when the norm of a geometry changes
@@ -154,6 +155,9 @@ class ConeBeamCT(LinearOperator):
             ValueError: `y` has another shape.
         """
         return conjugate_gradient(self.normal, self.adjoint(y), self.iterations, coupled=self.coupled)
+
+    def noise_level(self, y: Tensor) -> float:
+        return sinogram_noise(y)
 
     def for_volume(self, slices: int) -> ConeBeamCT:
         """The operator of a volume of so many slices."""

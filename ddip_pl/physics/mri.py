@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cg import conjugate_gradient
+from ddip_pl.physics.noise import kspace_noise
 from ddip_pl.physics.operator import ImageSize, LinearOperator, height_width, spectral_norm
 from ddip_pl.physics.sampling import Sampling
 from ddip_pl.physics.sensitivity import CoilMaps
@@ -81,6 +82,12 @@ class CartesianMRI(LinearOperator):
 
     def sampled(self, y: Tensor) -> Tensor:
         return torch.where(self.mask, y, 0)
+
+    def noise_level(self, y: Tensor) -> float:
+        """See `kspace_noise`."""
+        rows, columns = (torch.linspace(-1, 1, length, device=y.device) for length in self.shape)
+        radius = torch.where(self.mask[:, 0], torch.hypot(rows[:, None], columns), torch.nan)
+        return kspace_noise(y.flatten(2), radius.flatten(1))
 
     def select(self, slices: slice | Sequence[int] | Tensor) -> CartesianMRI:
         """The operator of some slices, with the masks and maps of these."""

@@ -9,21 +9,19 @@ MEDIAN = 0.6744897501960817  # of the modulus of a standard normal variable
 SMOOTH = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0])  # fourth difference; 0 for what is locally a cubic polynomial
 
 
-def kspace_noise(y: Tensor, mask: Tensor) -> float:
+def kspace_noise(y: Tensor, radius: Tensor) -> float:
     """Standard deviation of the noise in k-space, `E |n|^2 = sigma^2`; the root mean square over coils.
 
     The median absolute deviation of each coil at the outermost measured frequencies, where an image has the least
     energy. It is too high where that is not below the noise: in images of sharp edges with next to no noise.
 
     Args:
-        y: `(slices, coils, ky, kx)`, complex.
-        mask: `(slices or 1, 1, ky, kx)`, True where measured.
+        y: `(slices, coils, samples)`, complex.
+        radius: `(slices or 1, samples)`, distance from the zero frequency in any unit; nan where nothing is measured.
     """
-    rows, columns = (torch.linspace(-1, 1, length, device=y.device) for length in y.shape[-2:])
-    radius = torch.hypot(rows[:, None], columns).expand(mask.shape)
-    limits = [np.quantile(r[m].cpu(), 1 - OUTERMOST) for r, m in zip(radius, mask, strict=True)]
-    outer = mask & (radius >= torch.tensor(np.array(limits), device=y.device).view(-1, 1, 1, 1))
-    levels = [torch.view_as_real(coil[outer[:, 0].expand(coil.shape)]).abs().median() / MEDIAN for coil in y.unbind(1)]
+    limits = np.nanquantile(radius.numpy(force=True), 1 - OUTERMOST, axis=1, keepdims=True)
+    outer = (radius >= torch.from_numpy(limits).to(radius)).expand(len(y), -1)
+    levels = [torch.view_as_real(coil[outer]).abs().median() / MEDIAN for coil in y.unbind(1)]
     return float(torch.stack(levels).square().mean().mul(2).sqrt())  # two parts of a complex value
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cg import conjugate_gradient
+from ddip_pl.physics.noise import kspace_noise
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
 from ddip_pl.physics.sensitivity import CoilMaps
 from ddip_pl.physics.trajectory import Trajectory
@@ -37,9 +38,10 @@ class NonCartesianMRI(LinearOperator):
         maps: sensitivities (slices or 1, coils, image_size, image_size), complex; or what makes them; by default one
             coil that sees everything alike.
         iterations: conjugate-gradient steps of the pseudo-inverse.
+        density: compensation for the density of the samples, (samples,), of any mean; by default that of Pipe & Menon.
 
     Raises:
-        InputError: positions or maps are of another shape, or out of range.
+        InputError: positions, maps or density are of another shape, or out of range.
     """
 
     channels = 2
@@ -55,6 +57,7 @@ class NonCartesianMRI(LinearOperator):
         trajectory: Trajectory | Tensor,
         maps: CoilMaps | Tensor | None = None,
         iterations: int = 10,
+        density: Tensor | None = None,
     ) -> None:
         super().__init__()
         if image_size < 4:
@@ -71,7 +74,14 @@ class NonCartesianMRI(LinearOperator):
                 f"coils, {image_size}, {image_size}), finite and not all zero"
             )
         grid = (image_size, image_size)
-        density = tkbn.calc_density_compensation_function(positions, grid)[0, 0].real
+        if density is None:
+            density = tkbn.calc_density_compensation_function(positions, grid)[0, 0].real
+        density = density.float()
+        if density.shape != positions.shape[1:] or not (density >= 0).all() or not 0 < density.sum() < torch.inf:
+            raise InputError(
+                f"density compensation of shape {tuple(density.shape)}; {positions.shape[1]} samples need "
+                f"({positions.shape[1]},), at least 0 and not all 0"
+            )
         self._complex_buffer("maps", OVERSAMPLING * maps)
         self.register_buffer("trajectory", positions, persistent=False)
         self.register_buffer("density", density / density.mean(), persistent=False)
@@ -109,7 +119,7 @@ class NonCartesianMRI(LinearOperator):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A few conjugate-gradient steps on `A^T W A x = A^T W y` from 0, with density compensation W.
 
-        (Pruessmann et al. 2001; W of Pipe & Menon 1999.)
+        (Pruessmann et al. 2001; by default W of Pipe & Menon 1999.)
 
         Raises:
             ValueError: `y` is not (slices, coils, samples).
@@ -121,6 +131,10 @@ class NonCartesianMRI(LinearOperator):
 
         return conjugate_gradient(normal, self.adjoint(self.density * y), self.iterations)
 
+    def noise_level(self, y: Tensor) -> float:
+        """See `kspace_noise`."""
+        return kspace_noise(y, self.trajectory.norm(dim=0, keepdim=True))
+
     def select(self, slices: slice | Sequence[int] | Tensor) -> NonCartesianMRI:
         """The operator of some slices, with the maps of these."""
         part = copy.copy(self)
@@ -130,6 +144,11 @@ class NonCartesianMRI(LinearOperator):
     def extra_repr(self) -> str:
         coils, samples = self.maps.shape[1], self.trajectory.shape[1]
         return f"image_size={self.image_size}, channels=2, coils={coils}, samples={samples}, scale={self.scale:.4g}"
+
+    @property
+    def coil_maps(self) -> Tensor:
+        """Sensitivities (slices or 1, coils, image_size, image_size), complex64, as they were given."""
+        return (self.scale / OVERSAMPLING * _complex(self.maps)).to(torch.complex64)
 
     def _check_samples(self, y: Tensor) -> None:
         expected = self.maps.shape[1], self.trajectory.shape[1]

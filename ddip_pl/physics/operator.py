@@ -58,6 +58,10 @@ class LinearOperator(nn.Module, ABC):
         """The operator of a volume of so many slices; here itself, as it serves all slices alike."""
         return self
 
+    def noise_level(self, y: Tensor) -> float:
+        """Standard deviation of the noise, estimated from the measurement `y`; here nan, as there is no way to tell."""
+        return float("nan")
+
     def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
         """The operator of some slices of the volume; here itself, as it serves all slices alike."""
         return self

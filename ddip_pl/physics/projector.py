@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
+from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
 
 CACHE_VERSION = 2  # raise it when the content of a cache file changes its meaning
@@ -90,6 +91,10 @@ class Projector(LinearOperator):
             ValueError: `y` has another shape.
         """
         return self._apply_matrix(y, self._sinogram_shape, self._image_shape, *reversed(self._matrices()))
+
+    def noise_level(self, y: Tensor) -> float:
+        """See `sinogram_noise`."""
+        return sinogram_noise(y)
 
     def extra_repr(self) -> str:
         first, last = self.angles[[0, -1]]

@@ -28,7 +28,7 @@ def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (run["task"], run["volume"], order.get(run["method"], len(order))))
 
 
-def write_report(folder: Path, methods: Sequence[str] = ()) -> None:
+def write_tables(folder: Path, methods: Sequence[str] = ()) -> None:
     """Write `benchmark.csv`, `benchmark.md` and a figure for each task and volume; methods come in the given order."""
     runs = read_runs(folder, methods)
     if not runs:

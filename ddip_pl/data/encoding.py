@@ -1,0 +1,82 @@
+"""What an ISMRMRD header says of k-space; fastMRI's files have the same."""
+
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ddip_pl.errors import InputError
+
+NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an ISMRMRD header says of k-space, along x (readout), y (lines) and z (partitions).
+
+    Attributes:
+        matrix: samples.
+        encoded: field of view that these belong to, in mm.
+        wanted: field of view that is to be reconstructed, in mm.
+        trajectory: "cartesian", or another.
+        centre: line and partition of the zero frequency; by default in the middle.
+        embedded: whether the lines that calibrate the coils are part of the image's k-space.
+    """
+
+    matrix: tuple[int, int, int]
+    encoded: tuple[float, float, float]
+    wanted: tuple[float, float, float]
+    trajectory: str
+    centre: tuple[int, int]
+    embedded: bool
+
+    @property
+    def spacing(self) -> float:
+        """Of slices or partitions, in mm."""
+        return self.wanted[2] if self.matrix[2] == 1 else self.encoded[2] / self.matrix[2]
+
+    def beside(self, axis: int, length: int) -> tuple[int, int]:
+        """How many of `length` positions lie before and behind the field of view that is wanted."""
+        kept = min(length, max(1, round(length * self.wanted[axis] / self.encoded[axis])))
+        before = length // 2 - kept // 2
+        return before, length - kept - before
+
+
+def parse_header(xml: str | bytes, source: str) -> Encoding:
+    """Read an ISMRMRD header.
+
+    Raises:
+        InputError: it is no such header, or of several encodings.
+    """
+    try:
+        found = ElementTree.fromstring(xml).findall(f"{NAMESPACE}encoding")
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} encodings")
+        [encoding] = found
+
+        def value(*names: str) -> str | None:
+            return encoding.findtext("/".join(NAMESPACE + name for name in names))
+
+        def lengths(space: str, name: str) -> tuple[float, float, float]:
+            x, y, z = (float(value(space, name, axis) or "nan") for axis in "xyz")
+            return x, y, z
+
+        def centre(step: int, length: float) -> int:
+            return int(value("encodingLimits", f"kspace_encoding_step_{step}", "center") or length // 2)
+
+        x, y, z = lengths("encodedSpace", "matrixSize")
+        header = Encoding(
+            matrix=(int(x), int(y), int(z)),
+            encoded=lengths("encodedSpace", "fieldOfView_mm"),
+            wanted=lengths("reconSpace", "fieldOfView_mm"),
+            trajectory=value("trajectory") or "cartesian",
+            centre=(centre(1, y), centre(2, z)),
+            embedded=value("parallelImaging", "calibrationMode") == "embedded",
+        )
+    except (ElementTree.ParseError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source}: no ISMRMRD header with one encodedSpace and reconSpace ({reason})") from error
+    numbers = np.array([*header.matrix, *header.encoded, *header.wanted])
+    if not ((numbers > 0) & (numbers < np.inf)).all():
+        raise InputError(f"{source}: the header has matrix sizes and fields of view {numbers}; expected them positive")
+    return header

@@ -1,0 +1,1 @@
+"""`report.html`: a reconstruction to look at, in one file."""

@@ -1,0 +1,44 @@
+"""Volumes as text that is small enough for a page: averaged, quantised, compressed."""
+
+import base64
+import zlib
+from typing import Any
+
+import numpy as np
+
+LEVELS = 4095  # of 12 bits; the lowest code, 0, stands for no value
+
+
+def coarsen(data: np.ndarray, factor: int) -> np.ndarray:
+    """Means over cubes of `factor` voxels along each axis; the border is repeated where a cube hangs over it."""
+    edge = [(0, -length % factor) for length in data.shape]
+    padded = np.pad(data, edge, mode="edge")
+    cubes = padded.reshape([part for length in padded.shape for part in (length // factor, factor)])
+    return cubes.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def quantise(data: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Codes of 12 bits over the range of the finite values.
+
+    Returns:
+        Codes as uint16, and `low` and `step`: a code c > 0 stands for `low + step * c`, off by at most `step / 2`, and
+        0 for a voxel without a finite value.
+    """
+    finite = np.isfinite(data)
+    smallest, largest = (float(data[finite].min()), float(data[finite].max())) if finite.any() else (0.0, 0.0)
+    step = (largest - smallest) / (LEVELS - 1) or 1.0
+    scaled = np.where(finite, (data.astype(np.float64) - smallest) / step, 0)
+    return np.where(finite, np.rint(scaled) + 1, 0).astype(np.uint16), smallest - step, step
+
+
+def pack(data: np.ndarray) -> dict[str, Any]:
+    """A volume `(x, y, z)` as JSON.
+
+    Codes follow each other with x fastest; each is written as its difference to the one before, all low bytes first and
+    then all high bytes, which compresses to half of what the codes themselves do.
+    """
+    codes, low, step = quantise(data)
+    flat = codes.ravel(order="F")
+    differences = np.diff(flat, prepend=np.uint16(0))
+    planes = np.concatenate([differences & 0xFF, differences >> 8]).astype(np.uint8)
+    return {"low": low, "step": step, "codes": base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()}

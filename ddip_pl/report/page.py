@@ -1,0 +1,161 @@
+"""What a report shows, and the writing of its page."""
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from nibabel.processing import resample_from_to
+
+from ddip_pl.evaluation.comparison import read_table
+from ddip_pl.report.pack import coarsen, pack
+
+BUDGET = 15_000_000  # bytes of a page
+COARSEST = 64  # voxels along an axis that are averaged
+
+
+@dataclass
+class Run:
+    """One reconstruction of a volume.
+
+    Attributes:
+        name: of the method.
+        image: the volume, its first axes columns, rows, slices.
+        figures: of merit, cost and origin, as in `metrics.json`.
+        slices: figures of each slice, with its number under `slice`.
+        trajectory: figures of each step.
+        config: settings, YAML.
+    """
+
+    name: str
+    image: Nifti1Image
+    figures: dict[str, Any] = field(default_factory=dict)
+    slices: list[dict[str, float]] = field(default_factory=list)
+    trajectory: list[dict[str, float]] = field(default_factory=list)
+    config: str = ""
+
+
+@dataclass
+class Case:
+    """Reconstructions of one volume from one task, to be seen side by side.
+
+    Attributes:
+        task: name of the task.
+        volume: name of the volume.
+        runs: reconstructions; the last one is shown first.
+        reference: the truth, where it is known.
+    """
+
+    task: str
+    volume: str
+    runs: list[Run]
+    reference: Nifti1Image | None = None
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run from its folder `<run>/<volume>`."""
+    figures, slices = json.loads((folder / "metrics.json").read_text()), folder / "slices.csv"
+    return Run(
+        name=figures["method"],
+        image=Nifti1Image.from_filename(folder / "reconstruction.nii.gz"),
+        figures=figures,
+        slices=read_table(slices) if slices.is_file() else [],
+        trajectory=read_table(folder / "trajectory.csv"),
+        config=(folder / "config.yaml").read_text(),
+    )
+
+
+def read_case(volume: str, folders: Sequence[Path]) -> Case:
+    """Finished runs of one task and volume; the reference is that of the run with the most slices."""
+    runs = [read_run(folder) for folder in folders]
+    longest = max(range(len(runs)), key=lambda i: runs[i].image.shape[2])
+    path = folders[longest] / "reference.nii.gz"
+    reference = Nifti1Image.from_filename(path) if path.is_file() else None
+    return Case(runs[0].figures["task"], volume, runs, reference)
+
+
+def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
+    """Write the page, with volumes as fine as its budget of bytes allows.
+
+    Args:
+        path: HTML file to write.
+        title: heading of the page.
+        cases: what can be chosen on it, the first one shown first.
+    """
+    folder = files("ddip_pl.report")
+    parts = {name: (folder / name).read_text() for name in ("page.html", "style.css", "viewer.js")}
+    factor = 1
+    while True:
+        data = json.dumps(plain([as_json(case, factor) for case in cases]), allow_nan=False)
+        page = Template(parts["page.html"]).substitute(
+            title=html.escape(title), style=parts["style.css"], script=parts["viewer.js"],
+            data=data.replace("<", "\\u003c"),
+        )  # fmt: skip
+        if len(page) <= BUDGET or factor >= COARSEST:
+            break
+        factor = max(factor + 1, math.floor(factor * (len(page) / BUDGET) ** (1 / 3)))
+    path.write_text(page, encoding="utf-8")
+
+
+def as_json(case: Case, factor: int) -> dict[str, Any]:
+    """A case for the viewer: all volumes on one RAS+ grid, which is that of the reference or of the largest run."""
+    template = case.reference or max((run.image for run in case.runs), key=lambda image: image.shape[2])
+    grid = nib.as_closest_canonical(template)  # type: ignore[attr-defined]
+    shape = [-(-length // factor) for length in grid.shape]
+    to_fine = np.diag([factor, factor, factor, 1.0])
+    to_fine[:3, 3] = (factor - 1) / 2
+    axis, _ = nib.io_orientation(template.affine)[2]  # type: ignore[attr-defined]
+    return {
+        "task": case.task,
+        "volume": case.volume,
+        "units": case.runs[-1].figures.get("units", ""),
+        "shape": shape,
+        "affine": (grid.affine @ to_fine).tolist(),
+        "window": display_window(case),
+        "factor": factor,
+        "axis": int(axis),
+        "runs": [
+            {
+                "name": run.name, "figures": run.figures, "trajectory": run.trajectory, "config": run.config,
+                "slices": places(run, grid, int(axis), factor), **pack(coarsen(on_grid(run.image, grid), factor)),
+            }
+            for run in case.runs
+        ],
+        "reference": case.reference and pack(coarsen(on_grid(case.reference, grid), factor)),
+    }  # fmt: skip
+
+
+def display_window(case: Case) -> list[float]:
+    """Values for black and white: the range of the reference, or without one that of the last run but for outliers."""
+    shown = np.asarray((case.reference or case.runs[-1].image).dataobj)
+    shown = shown[np.isfinite(shown)]
+    return np.percentile(shown, (0, 100) if case.reference else (0.1, 99.9)).tolist() if shown.size else [0.0, 1.0]
+
+
+def on_grid(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
+    """Voxels of an image on another grid, each the nearest one, NaN outside."""
+    moved = resample_from_to(image, (grid.shape, grid.affine), order=0, mode="grid-constant", cval=np.nan)
+    return np.asarray(moved.dataobj, dtype=np.float32)
+
+
+def places(run: Run, grid: Nifti1Image, axis: int, factor: int) -> list[dict[str, float]]:
+    """Figures of each slice, with the index on the grid where it lies."""
+    step, first = (np.linalg.inv(grid.affine) @ run.image.affine)[axis, 2:]
+    return [row | {"place": round(first + step * row["slice"]) // factor} for row in run.slices]
+
+
+def plain(value: Any) -> Any:
+    """The same with infinity and NaN as text, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

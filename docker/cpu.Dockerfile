@@ -1,0 +1,16 @@
+# docker build -f docker/cpu.Dockerfile -t ddip-pl:cpu .
+FROM python:3.11.13-slim-bookworm
+
+WORKDIR /build
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY configs configs
+COPY ddip_pl ddip_pl
+# PyTorch's own index has builds without CUDA, which pip takes for newer than those of the same version from PyPI.
+RUN pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu .
+
+RUN useradd --uid 1000 ddip && install -d -m 1777 /cache /data
+ENV HOME=/cache XDG_CACHE_HOME=/cache
+USER 1000
+WORKDIR /data
+ENTRYPOINT ["ddip-pl"]
+CMD ["--help"]

@@ -1,0 +1,16 @@
+# docker build -f docker/cuda.Dockerfile -t ddip-pl:cuda .
+# PyTorch from PyPI brings CUDA's libraries; the driver is the host's.
+FROM python:3.11.13-slim-bookworm
+
+WORKDIR /build
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY configs configs
+COPY ddip_pl ddip_pl
+RUN pip install --no-cache-dir -c constraints.txt .
+
+RUN useradd --uid 1000 ddip && install -d -m 1777 /cache /data
+ENV HOME=/cache XDG_CACHE_HOME=/cache NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000
+WORKDIR /data
+ENTRYPOINT ["ddip-pl"]
+CMD ["--help"]

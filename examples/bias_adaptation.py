@@ -1,0 +1,59 @@
+"""An adaptation of one's own: the biases of the network and nothing else (BitFit, Ben Zaken et al. 2022)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddip_pl.adaptation.adaptation import Adaptation, Figures
+from ddip_pl.errors import InputError
+from ddip_pl.estimators import PosteriorMean
+from ddip_pl.physics import Measurement
+from ddip_pl.prior.denoiser import Denoiser
+
+
+class BiasAdaptation(Adaptation):
+    """One step of Adam on the biases at each timestep, for `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`.
+
+    Args:
+        slices: K, random slices that a step looks at.
+        learning_rate: of Adam.
+    """
+
+    def __init__(self, slices: int = 3, learning_rate: float = 1e-3):
+        self.slices, self.learning_rate = slices, learning_rate
+
+    def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
+        if not 1 <= self.slices <= len(measurement):
+            raise InputError(
+                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; give others"
+            )
+        self.denoiser, self.measurement = denoiser, measurement
+        parameters = denoiser.network.named_parameters()
+        self.biases = {n: nn.Parameter(p.detach().clone()) for n, p in parameters if n.endswith("bias")}
+        self.optimizer = torch.optim.Adam(self.biases.values(), self.learning_rate)
+        denoiser.weights = self.biases  # which the network computes with from now on, instead of its own
+
+    @torch.enable_grad()
+    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
+        chosen = torch.randperm(len(x_t))[: self.slices]
+        part = self.measurement[chosen]
+        mean = estimator(self.denoiser, x_t[chosen], t, part).mean
+        loss = part.residual(mean).abs().square().flatten(1).sum(1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.on_gradient_step(1, 1)
+        return {"loss": loss.item()}
+
+    def finish(self) -> dict[str, Tensor]:
+        self.denoiser.weights = {}
+        return {name: bias.detach() for name, bias in self.biases.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"biases": {n: b.detach() for n, b in self.biases.items()}, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state["biases"].items():
+            self.biases[name].data.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])

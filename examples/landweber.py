@@ -1,0 +1,32 @@
+"""An estimator of one's own: gradient descent from the prior's mean."""
+
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+from ddip_pl.estimators import Memory, PosteriorMean
+from ddip_pl.physics import Measurement
+
+
+class Landweber(PosteriorMean):
+    """A few steps `x <- x - step A^T (A x - y)` from `x0_hat` (Landweber 1951).
+
+    They descend along the gradient of `1/2 ||A x - y||^2`, and as `||A|| = 1` they converge with any step below 2.
+
+    Args:
+        iterations: number of steps.
+        step: their length.
+
+    Raises:
+        InputError: there is no step, or one that diverges.
+    """
+
+    def __init__(self, iterations: int = 10, step: float = 1.0):
+        if iterations < 1 or not 0 < step < 2:
+            raise InputError(f"Landweber with {iterations} steps of {step}; give at least 1, and 0 < step < 2")
+        self.iterations, self.step = iterations, step
+
+    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+        x = x0_hat
+        for _ in range(self.iterations):
+            x = x - self.step * measurement.operator.adjoint(measurement.residual(x))
+        return x, {}  # nothing to remember until the next diffusion step
