@@ -115,7 +115,8 @@ class VolumeDataModule(MeasurementDataModule):
 
     Args:
         path: NIfTI or HDF5 file, or folder with a DICOM series or `.npy` slices, see `read_volume`.
-        operator: makes the measurement operator for an image size, for example `ParallelBeamCT` with its angles.
+        operator: makes the measurement operator for an image size, for example `ParallelBeamCT` with its angles; where
+            it couples slices, their number is that of the volume.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1].
         plane: of the slices.
         slices: number of slices, the central ones; by default all.
@@ -167,6 +168,7 @@ class VolumeDataModule(MeasurementDataModule):
             offset = 2 * torch.pi * torch.rand(1, generator=generator)
             phase = offset + torch.randn(1, 4, 4, generator=generator)  # as of the phantoms that priors learn from
             x = with_phase(x, phase.expand(len(x), -1, -1))
+        operator = operator.for_volume(len(x))
         measurement = Measurement(
             y=simulate(x, operator, self.sigma_y, generator),
             operator=operator,

@@ -131,6 +131,9 @@ class NonCartesianMRI(LinearOperator):
 
         return conjugate_gradient(normal, self.adjoint(self.density * y), self.iterations)
 
+    def visible(self, x: Tensor) -> Tensor:
+        return torch.where((self.maps != 0).any(-1).any(1, keepdim=True), x, 0)
+
     def noise_level(self, y: Tensor) -> float:
         """See `kspace_noise`."""
         return kspace_noise(y, self.trajectory.norm(dim=0, keepdim=True))

@@ -150,6 +150,11 @@ class Reconstruction(Method):
                 f"{type(measurement.operator).__name__} needs {channels}; choose another --model.prior"
             )
         self.warn_if_far(*measurement.operator.adjoint(measurement.y).shape[2:])
+        if self.adaptation.slicewise and measurement.operator.coupled > 1:
+            raise InputError(
+                f"{type(measurement.operator).__name__} measures slices together, and the adaptation takes them one by "
+                "one; choose d3ip or d3ip_mbir, or a method without adaptation"
+            )
         assert isinstance(self.trainer, ReconstructionTrainer), "use ReconstructionTrainer instead of Trainer"
         loop = self.trainer.reverse_diffusion
         images = loop.run(measurement)
