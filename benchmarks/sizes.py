@@ -1,7 +1,7 @@
 """What a prior does at sizes that it was not trained at, and which pixels its attention should see there.
 
-It prints three tables: the error of the predicted noise in phantoms drawn at each size, PSNR of DDS from few steps next
-to total variation, and time and memory of one forward pass.
+It prints four tables: the error of the predicted noise in phantoms drawn at each size; of volumes, PSNR of denoising in
+one step, and of DDS from few steps, both next to total variation; time and memory of one forward pass.
 
     python benchmarks/sizes.py --ct ct_thorax.nii.gz --mri dicom_mr_t1
 """
@@ -13,7 +13,7 @@ import multiprocessing
 import resource
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI
+from ddip_pl.physics.operator import height_width
 from ddip_pl.prior.checkpoint import load_prior
-from ddip_pl.prior.schedule import diffuse, noise_schedule
+from ddip_pl.prior.schedule import diffuse, noise_schedule, tweedie
 from ddip_pl.prior.unet import AttentionBlock, UNet, mirrored
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
 from ddip_pl.reconstruction.module import SHIPPED_PRIORS
 
 Size = tuple[int, int]
 Way = Callable[[AttentionBlock, Tensor, Size], Tensor]
-TIMESTEPS = (20, 100, 400)
-STRENGTHS = (0.01, 0.03, 0.1)  # of total variation, in units of sigma_y; the best for the image itself is shown
+TIMESTEPS, DENOISING = (20, 100, 400), (20, 50, 100)
 
 # --- ways of attention at another size than that of training ------------------------------------------------
 # Each is given a block, its input and the size that the block's input had in training.
@@ -149,9 +149,20 @@ def dds(measurement: Measurement, prior: str, way: Way, steps: int) -> Tensor:
     return results[0].images
 
 
-def best_tv(measurement: Measurement) -> float:
-    """PSNR of total variation with the strength that suits the image best."""
-    return max(psnr(tv_reconstruction(measurement, s * measurement.sigma_y, 3e-3), measurement) for s in STRENGTHS)
+def denoise(x: Tensor, prior: str, t: int) -> tuple[float, float]:
+    """PSNR of denoised images at a timestep: the network's posterior mean, and total variation."""
+    abar = noise_schedule()[t]
+    x_t = diffuse(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(t)), abar)
+    mean = tweedie(x_t, load_prior(prior)(x_t, torch.full((len(x),), t)), abar)
+    everything = SingleCoilMRI((x.shape[2], x.shape[3]), torch.ones(x.shape[2:]))  # unitary
+    sigma = float(((1 - abar) / abar).sqrt())
+    noisy = Measurement(everything(x_t / abar.sqrt()), everything, sigma, "noisy", x)
+    return psnr(mean, noisy), best_tv(noisy, (0.3, 0.5, 0.7, 1.0))
+
+
+def best_tv(measurement: Measurement, strengths: Sequence[float]) -> float:
+    """PSNR of total variation with the strength, in units of sigma_y, that suits the image best."""
+    return max(psnr(tv_reconstruction(measurement, s * measurement.sigma_y, 3e-3), measurement) for s in strengths)
 
 
 def psnr(images: Tensor, measurement: Measurement) -> float:
@@ -231,6 +242,14 @@ def main() -> None:
     tasks = [("sv_ct", path, (-1000.0, 1000.0), ct, 2e-4) for path in arguments.ct]
     tasks += [("mri_3d", path, None, mri, 0.01) for path in arguments.mri]
     if tasks:
+        head("volume", "size", *(f"denoised at t = {t}, network / TV" for t in DENOISING))
+    for _, path, window, _, _ in tasks:
+        for size in arguments.sizes:
+            m = measure(path, window, lambda size: SingleCoilMRI(size, torch.ones(height_width(size))), 0.0, size)
+            assert m.reference is not None
+            scores = [denoise(m.reference, prior, t) for t in DENOISING]
+            row(Path(path).name, "x".join(map(str, size)), *(f"{net:.2f} / {tv:.2f}" for net, tv in scores))
+    if tasks:
         head("volume", "task", "size", "input", *ways, "TV")
     for task, path, window, operator, sigma_y in tasks:
         for size in arguments.sizes:
@@ -245,7 +264,7 @@ def main() -> None:
                 "x".join(map(str, size)),
                 psnr(m.operator.pseudo_inverse(m.y), m),
                 *figures,
-                best_tv(m),
+                best_tv(m, (0.01, 0.03, 0.1)),
             )
 
     if arguments.slices:

@@ -73,7 +73,7 @@ def test_sizes_between_multiples_change_little_but_at_the_margin(t: int) -> None
     assert cut.shape == (2, 1, 230, 180)
     change = (cut - whole[..., :230, :180]).square().mean((0, 1))
     assert change[:200, :150].mean().sqrt() < 0.01  # of noise of standard deviation 1
-    assert change.mean().sqrt() < 0.03
+    assert change.mean().sqrt() < 0.05
 
 
 def test_predicts_noise_in_larger_images_better_as_a_whole_than_in_parts() -> None:
