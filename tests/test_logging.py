@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 import wandb
 import yaml
 from test_cli import CONFIGS, D3IP, DDS, FIT, TASK
@@ -234,10 +235,12 @@ def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prio
         patch.setattr(DiffusionCheckpoint, "on_diffusion_step_end", interrupt)
         assert run("test", *given, *CSV) == 1
     assert [row["step"] for row in csv_rows()] == ["1", "2", "3"]  # a crash does not lose what was logged
-    assert run("test", *given, *CSV, "--wandb", "offline", "--ckpt_path", "out/last.ckpt") == 0
+    more = ("--wandb", "offline", "--images_every", "3", "--ckpt_path", "out/last.ckpt")
+    assert run("test", *given, *CSV, *more) == 0
     assert [row["step"] for row in csv_rows(1) if row["diffusion/t"]] == ["1", "2", "3", "4"]
     assert [row["diffusion/residual"] for row in csv_rows(1)][:3] == [row["diffusion/residual"] for row in csv_rows()]
-    assert Log(Path("out")).steps("diffusion/t") == [1, 2, 3, 4]
+    log = Log(Path("out"))
+    assert (log.steps("diffusion/t"), log.steps("images/estimate")) == ([1, 2, 3, 4], [3, 4])
 
 
 def test_a_run_that_is_refused_leaves_no_log(phantom_volume, tiny_prior):
@@ -286,16 +289,17 @@ def test_the_writer_comes_first(tmp_path):
 
 
 def test_three_planes_in_one_picture():
-    volume = np.zeros((4, 6, 8))
+    volume = np.zeros((5, 7, 9))
     volume[2], volume[:, 3], volume[:, :, 4] = 0.2, 0.4, 0.6  # in the middle: a slice, a row, a column
-    image = tri_planar(volume, thickness=2.2)
-    assert (image.dtype, image.shape) == (np.uint8, (6 + 2 * (2 * 4), 8))
+    affine = torch.diag(torch.tensor([1.0, -1.0, 2.2, 1.0], dtype=torch.float64))
+    image = tri_planar(volume, affine)
+    assert (image.dtype, image.shape) == (np.uint8, (7 + 2 * (2 * 5), 9))
     assert image[0, 0] == 51
     assert (image[3, 0], image[0, 4]) == (102, 153)
-    assert (image[6:14, 0] == 102).all()
-    assert (image[14:, 0] == 153).all()
-    assert not image[14:, 6:].any()  # rows are fewer than columns
-    assert tri_planar(np.full((2, 2, 2), 3.0), 0.1).max() == 255
+    assert (image[7:17, 0] == 102).all()
+    assert (image[17:, 0] == 153).all()
+    assert not image[17:, 7:].any()  # rows are fewer than columns
+    assert tri_planar(np.full((2, 2, 2), 3.0), affine).max() == 255
 
 
 # --- fit ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics import (
     SENSE,
+    ConeBeamCT,
     EquispacedLines,
     FanBeamCT,
     LinearOperator,
@@ -71,6 +72,7 @@ OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
     "CT": lambda n: ParallelBeamCT(n, 7),
     "CT, limited angle": lambda n: ParallelBeamCT(n, 6, angular_range=1.5),
     "CT, fan beam": lambda n: FanBeamCT(n, 9, iterations=3),
+    "CT, cone beam": lambda n: ConeBeamCT(n, 7, slices=SLICES, iterations=3),
     "single coil, real": lambda n: SingleCoilMRI(n, RandomPoints(2)),
     "single coil, real, no pairs": lambda n: SingleCoilMRI(n, without_pairs(n)),
     "single coil, real, masks": lambda n: SingleCoilMRI(n, half_masks(n)),
@@ -84,7 +86,7 @@ OPERATORS: dict[str, Callable[[int], LinearOperator]] = {
     "spiral, maps": lambda n: NonCartesianMRI(n, Spiral(3, 1.5), smooth_maps(n, slices=SLICES)),
     "SENSE, masks and maps": lambda n: SENSE(n, half_masks(n), smooth_maps(n, slices=SLICES)),
 }
-BY_CG = SENSE | NonCartesianMRI | FanBeamCT  # pseudo-inverse by conjugate gradients, which are not linear
+BY_CG = SENSE | NonCartesianMRI | FanBeamCT | ConeBeamCT  # pseudo-inverse by conjugate gradients, which are not linear
 NON_CARTESIAN = ["radial", "radial, coils", "spiral, maps"]
 NOT_SQUARE = "single coil, real", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps"
 for name in NOT_SQUARE:  # even by odd, or odd by even
@@ -111,11 +113,11 @@ def inner(a, b):
 
 
 def dense(operator):
-    """The matrix of each slice, `(slices, values, pixels)` real, complex values as pairs."""
-    shape = operator.channels, *height_width(operator.image_size)
+    """The matrix of each slice, or of the coupled ones, `(systems, values, pixels)` real, complex values as pairs."""
+    shape = operator.coupled, operator.channels, *height_width(operator.image_size)
     columns = []
     for pixel in torch.eye(math.prod(shape), dtype=torch.float64):
-        x = pixel.view(1, *shape).repeat(SLICES, 1, 1, 1)
+        x = pixel.view(shape).repeat(SLICES // operator.coupled, 1, 1, 1)
         y = operator(x)
         columns.append((torch.view_as_real(y) if y.is_complex() else y).flatten(1))
     return torch.stack(columns, dim=2)
@@ -235,7 +237,7 @@ def test_gpu_equals_cpu(make):
 
 
 @pytest.mark.parametrize("slices", [slice(1, 3), [2, 0], torch.tensor([1]), slice(None)], ids=str)
-@table(OPERATORS)
+@table({name: make for name, make in OPERATORS.items() if "cone" not in name})  # tests/test_coupled.py
 def test_select(make, slices):
     """The operator of some slices does with these what that of all slices does."""
     operator = make(12)
@@ -278,9 +280,10 @@ def test_noise_at_measured_values_only(make):
     assert values == pytest.approx(measured.double().mean().item(), rel=0.01)
     if len(measured.unique()) == 1:
         assert values == measured[0]
-    assert Measurement(noise, operator, 0.3, "some").values == values
-    variance = noise.abs().square().sum() / (SLICES * values)
-    assert variance.item() == pytest.approx(0.09, rel=5 / (SLICES * values) ** 0.5)
+    measurement = Measurement(noise, operator, 0.3, "some")
+    assert (len(measurement), measurement.values) == (SLICES, values)
+    variance = noise.abs().square().sum() / (len(noise) * values)
+    assert variance.item() == pytest.approx(0.09, rel=5 / (len(noise) * values) ** 0.5)
     if noise.is_complex():
         ratio = noise.real.square().sum() / noise.imag.square().sum()
         assert ratio.item() == pytest.approx(1, rel=10 / (SLICES * values) ** 0.5)

@@ -75,7 +75,7 @@ class TrainedAdaptation(Adaptation):
         return self.horizon <= t <= STEPS - self.horizon
 
     def losses(self, estimator: PosteriorMean, x_t: Tensor, t: int, chosen: Tensor) -> Tensor:
-        """`|| y_i - A D_theta(x_t^i | y_i) ||^2` for each of the chosen slices."""
+        """`|| y_i - A D_theta(x_t^i | y_i) ||^2` for each of the chosen slices, or of all if they are coupled."""
         part = self.measurement[chosen]
         estimate = (self.loss_estimator or estimator)(self.denoiser, x_t[chosen], t, part)
         return part.residual(estimate.mean).abs().square().flatten(1).sum(1)

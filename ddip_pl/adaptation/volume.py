@@ -1,5 +1,6 @@
 """D3IP: one set of LoRA weights for the whole volume (Chung & Ye 2024, Algorithm 2)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from ddip_pl.prior.denoiser import Denoiser
 class VolumeAdaptation(TrainedAdaptation):
     """AdamW on `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`, the mean over slices estimated from a few random ones.
 
-    Its cost and the number of adapted parameters do not depend on the number of slices.
+    Its cost and the number of adapted parameters do not depend on the number of slices. Where slices are coupled, the
+    loss is that of the K slices with all others held at their posterior mean, found once at each timestep.
 
     Args:
         slices: K, random slices of one gradient step.
@@ -54,6 +56,7 @@ class VolumeAdaptation(TrainedAdaptation):
     def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
         if not self.within_horizon(t):
             return {}
+        self.hold(estimator, x_t, t)
         self.lora.load_state_dict(self.latest)
         first: Tensor | None = None
         for step in range(self.steps):
@@ -71,6 +74,13 @@ class VolumeAdaptation(TrainedAdaptation):
         self.use_average()
         assert first is not None
         return self.figures(first, loss, self.average)
+
+    @torch.no_grad()
+    def hold(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> None:
+        """Estimate all slices if they are coupled; the loss of some holds the others there."""
+        if self.measurement.operator.coupled > 1:
+            estimate = estimator(self.denoiser, x_t, t, self.measurement).mean
+            self.measurement = replace(self.measurement, estimate=estimate)
 
     @torch.no_grad()
     def use_average(self) -> None:

@@ -60,8 +60,9 @@ class DeepImagePrior(Baseline):
         network = UNet(config).to(guess)
         noise = 0.1 * torch.rand(slices, INPUT_CHANNELS, height, width).to(guess)
         optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
-        batches = torch.arange(slices).split(self.batch_size)
-        enough = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * slices
+        coupled = measurement.operator.coupled > 1  # measured together, fitted together
+        batches = torch.arange(slices).split(slices if coupled else self.batch_size)
+        enough = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(measurement.y)
         average = None
         for _ in range(self.iterations):
             optimizer.zero_grad()
@@ -69,7 +70,7 @@ class DeepImagePrior(Baseline):
             for chosen in batches:
                 with torch.enable_grad():
                     output = network(noise[chosen], noise.new_zeros(len(chosen)))
-                    part = measurement[chosen]
+                    part = measurement if coupled else measurement[chosen]
                     part.operator.pseudo_inverse(part.residual(output)).square().sum().backward()
                 outputs.append(output.detach())
             optimizer.step()

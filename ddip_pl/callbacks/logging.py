@@ -131,9 +131,9 @@ class RunLogging(ReconstructionCallback):
         """Three planes of each of the images `(slices, channels, height, width)`."""
         import wandb
 
-        width, _, thickness = self.measurement.affine[:3, :3].norm(dim=0).tolist()
+        affine = self.measurement.affine
         volumes = {name: magnitude(self.measurement.unpad(x))[:, 0].cpu().numpy() for name, x in images.items()}
-        return {f"images/{name}": wandb.Image(tri_planar(x, thickness / width)) for name, x in volumes.items()}
+        return {f"images/{name}": wandb.Image(tri_planar(x, affine)) for name, x in volumes.items()}
 
     def results(self, folder: Path) -> dict[str, Any]:
         """The writer's figure and table of slices."""

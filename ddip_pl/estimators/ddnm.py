@@ -32,5 +32,7 @@ class DDNM(PosteriorMean):
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         operator = measurement.operator
         gradient = -operator.adjoint(measurement.residual(x0_hat))
-        correction = conjugate_gradient(operator.normal, gradient, self.iterations, tolerance=self.tolerance)
+        correction = conjugate_gradient(
+            operator.normal, gradient, self.iterations, tolerance=self.tolerance, coupled=operator.coupled
+        )
         return x0_hat + correction, {}

@@ -41,6 +41,11 @@ class DDS(PosteriorMean):
         if gamma is None:
             noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values
             decrease = residual.abs().square().flatten(1).sum(1) - noise if self.discrepancy else None
-            return x0_hat + conjugate_gradient(operator.normal, gradient, self.iterations, decrease), {}
-        correction = conjugate_gradient(lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations)
+            correction = conjugate_gradient(
+                operator.normal, gradient, self.iterations, decrease, coupled=operator.coupled
+            )
+            return x0_hat + correction, {}
+        correction = conjugate_gradient(
+            lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations, coupled=operator.coupled
+        )
         return x0_hat + correction, {}

@@ -14,6 +14,8 @@ from ddip_pl.prior.denoiser import Denoiser
 class DPS(PosteriorMean):
     """`x0_hat - step / sqrt(abar_{t-1}) grad_{x_t} || y - A x0_hat(x_t) ||`, with a norm of its own for every slice.
 
+    Where slices are coupled, it is their root mean square norm, so that a slice goes as far as it would by itself.
+
     Published (Algorithm 1) is the step behind the sampler's: `x_{t-1} = x'_{t-1} - step grad`. As the sampler makes
     `sqrt(abar_{t-1}) mean` of the mean, that is the same as the above in a mean that it goes on from; exactly so when
     all timesteps are made, one by one.
@@ -49,9 +51,10 @@ class DPS(PosteriorMean):
 
     def direction(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
         """`grad || y - A x0_hat ||` with respect to `x0_hat`; 0 for a slice that fits exactly."""
-        residual = measurement.residual(x0_hat)
-        length = torch.linalg.vector_norm(residual.flatten(1), dim=1).view(-1, *[1] * (x0_hat.ndim - 1))
-        return divide(measurement.operator.adjoint(residual), length, length > 0)
+        operator, residual = measurement.operator, measurement.residual(x0_hat)
+        lengths = torch.linalg.vector_norm(residual.flatten(1), dim=1) / operator.coupled**0.5
+        lengths = lengths.repeat_interleave(operator.coupled).view(-1, *[1] * (x0_hat.ndim - 1))
+        return divide(operator.adjoint(residual), lengths, lengths > 0)
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         raise NotImplementedError("DPS needs the gradient through the network; call it with the denoiser")

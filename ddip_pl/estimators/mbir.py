@@ -60,7 +60,7 @@ class DiffusionMBIR(PosteriorMean):
         if not measurement.sigma_y > 0:
             raise InputError("data.sigma_y is 0, and DiffusionMBIR's strength is in units of it; give the noise level")
         strength, rho = self.strength * measurement.sigma_y, self.rho * measurement.sigma_y
-        noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(x0_hat)
+        noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(measurement.y)
         x = x0_hat
         if memory:
             split = Split(memory["d"], memory["u"])

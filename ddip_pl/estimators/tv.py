@@ -68,12 +68,12 @@ def admm_step(
     """
     operator = measurement.operator
 
-    def normal(v: Tensor) -> Tensor:  # of the whole volume, as the slices are coupled
-        return (operator.normal(v[0]) + rho * differences_adjoint(differences(v[0], axes), axes))[None]
+    def normal(v: Tensor) -> Tensor:
+        return operator.normal(v) + rho * differences_adjoint(differences(v, axes), axes)
 
     gap = split.d - split.u - differences(x, axes)
     gradient = rho * differences_adjoint(gap, axes) - operator.adjoint(measurement.residual(x))
-    x = x + conjugate_gradient(normal, gradient[None], iterations)[0]
+    x = x + conjugate_gradient(normal, gradient, iterations, coupled=len(x))  # by the differences
     d = differences(x, axes)
     shrunk = shrink(d + split.u, strength / rho)
     return x, Split(shrunk, split.u + d - shrunk)

@@ -62,7 +62,7 @@ def relative_residual(images: Tensor, measurement: Measurement) -> float:
 def discrepancy(images: Tensor, measurement: Measurement) -> float:
     """`|| A x - y || / (sigma_y sqrt(number of values))`, 1 where what is left is the noise; inf without noise."""
     with torch.no_grad():
-        noise = measurement.sigma_y * (measurement.values * len(measurement)) ** 0.5
+        noise = measurement.sigma_y * (measurement.values * len(measurement.y)) ** 0.5
         return float(measurement.residual(images).norm()) / noise if noise else float("inf")
 
 

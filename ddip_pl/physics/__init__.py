@@ -1,5 +1,6 @@
 """Measurement operators, `y = A x + n`."""
 
+from ddip_pl.physics.cone_beam import ConeBeamCT
 from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
@@ -12,6 +13,7 @@ from ddip_pl.physics.trajectory import Radial, Spiral
 __all__ = [
     "SENSE",
     "Birdcage",
+    "ConeBeamCT",
     "EquispacedLines",
     "FanBeamCT",
     "LinearOperator",

@@ -1,4 +1,4 @@
-"""Conjugate gradients (Hestenes & Stiefel 1952), differentiable, with inner products of their own for every slice."""
+"""Conjugate gradients (Hestenes & Stiefel 1952), differentiable, for many systems at once."""
 
 from collections.abc import Callable
 
@@ -12,36 +12,41 @@ def conjugate_gradient(
     iterations: int,
     decrease: Tensor | None = None,
     tolerance: float = 0.0,
+    coupled: int = 1,
 ) -> Tensor:
     """Solve `normal(x) = b` from `x = 0`, in a fixed number of steps or until the solution is good enough.
 
+    Every slice is a system of its own, with its own inner products, or so many `coupled` neighbours are.
+
     Args:
-        normal: symmetric, positive semi-definite and linear; acts on each slice by itself.
+        normal: symmetric, positive semi-definite and linear; acts on each system by itself.
         b: `(slices, ...)`.
-        decrease: `(slices,)`; a slice is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
+        decrease: `(systems,)`; a system is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
             `normal = A^T A` and `b = A^T r` that is the decrease of the squared residual, `||r||^2 - ||r - A x||^2`.
-            The last step of a slice is shortened so that it hits the value exactly.
-        tolerance: a slice is left alone as soon as `|b - normal(x)|` is at most this share of `|b|`.
+            The last step of a system is shortened so that it hits the value exactly.
+        tolerance: a system is left alone as soon as `|b - normal(x)|` is at most this share of `|b|`.
+        coupled: number of slices of a system.
 
     Returns:
-        `x`, of the shape of `b`; a slice that is solved before the last step stays as it is.
+        `x`, of the shape of `b`; a system that is solved before the last step stays as it is.
     """
+    b = b.unflatten(0, (-1, coupled))
 
     def inner(u: Tensor, v: Tensor) -> Tensor:
-        return per_slice((u * v).flatten(1).sum(1))
+        return per_system((u * v).flatten(1).sum(1))
 
-    def per_slice(value: Tensor) -> Tensor:
+    def per_system(value: Tensor) -> Tensor:
         return value.view(-1, *[1] * (b.ndim - 1))
 
     x, r = torch.zeros_like(b), b
     p, rho = r, inner(r, r)
     # What is left of a residual below this is rounding, and following it leads out of the range of `normal`.
     floor = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * rho.detach()
-    left = None if decrease is None else per_slice(decrease)
+    left = None if decrease is None else per_system(decrease)
     for _ in range(iterations):
         if tolerance and not (rho > floor).any():
             break
-        q = normal(p)
+        q = normal(p.flatten(0, 1)).unflatten(0, (-1, coupled))
         active = rho > floor if left is None else (rho > floor) & (left > 0)
         alpha = divide(rho, inner(p, q), active)
         if left is not None:
@@ -55,7 +60,7 @@ def conjugate_gradient(
         rho_next = inner(r, r)
         p = r + divide(rho_next, rho, active) * p
         rho = rho_next
-    return x
+    return x.flatten(0, 1)
 
 
 def divide(numerator: Tensor, denominator: Tensor, active: Tensor) -> Tensor:

@@ -51,14 +51,14 @@ class ParallelBeamCT(Projector):
         filter: Literal["ram-lak", "hann"] = "ram-lak",
         cache_dir: str | Path | None = None,
     ) -> None:
-        image_size, spacing = _count("image_size", image_size), _length("spacing", spacing)
-        directions = _angles(angles, _length("angular_range", angular_range))
+        image_size, spacing = as_count("image_size", image_size), as_length("spacing", spacing)
+        directions = as_angles(angles, as_length("angular_range", angular_range))
         if detectors is None:
             detectors = math.ceil(math.sqrt(2) * image_size / spacing)
         if filter not in FILTERS:
             raise InputError(f"filter is {filter!r}; expected one of {', '.join(FILTERS)}")
         super().__init__(
-            "linear", "parallel", image_size, directions, _count("detectors", detectors), spacing, cache_dir=cache_dir
+            "linear", "parallel", image_size, directions, as_count("detectors", detectors), spacing, cache_dir=cache_dir
         )
         self.filter = filter
 
@@ -120,23 +120,23 @@ class FanBeamCT(Projector):
         iterations: int = 20,
         cache_dir: str | Path | None = None,
     ) -> None:
-        image_size = _count("image_size", image_size)
-        directions = _angles(angles, _length("angular_range", angular_range))
-        source = _length("source_distance", source_distance) * image_size
-        detector = _length("detector_distance", detector_distance) * image_size
+        image_size = as_count("image_size", image_size)
+        directions = as_angles(angles, as_length("angular_range", angular_range))
+        source = as_length("source_distance", source_distance) * image_size
+        detector = as_length("detector_distance", detector_distance) * image_size
         radius = image_size / math.sqrt(2)
         if source <= radius:
             raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the image")
         magnification = (source + detector) / source
-        spacing = magnification if spacing is None else _length("spacing", spacing)
+        spacing = magnification if spacing is None else as_length("spacing", spacing)
         if detectors is None:
             widest = (source + detector) * radius / math.sqrt(source**2 - radius**2)  # a tangent to the image's circle
             detectors = math.ceil(2 * widest / spacing)
         super().__init__(
-            "line_fanflat", "fanflat", image_size, directions, _count("detectors", detectors), spacing,
+            "line_fanflat", "fanflat", image_size, directions, as_count("detectors", detectors), spacing,
             (source, detector), cache_dir,
         )  # fmt: skip
-        self.iterations = _count("iterations", iterations)
+        self.iterations = as_count("iterations", iterations)
         self.distances = (source_distance, detector_distance)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
@@ -154,21 +154,24 @@ class FanBeamCT(Projector):
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-def _count(name: str, value: int) -> int:
+def as_count(name: str, value: int) -> int:
+    """A setting that counts something; raises `InputError` if it cannot."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     return int(value)
 
 
-def _length(name: str, value: float) -> float:
+def as_length(name: str, value: float) -> float:
+    """A setting that is a length; raises `InputError` if it cannot be one."""
     if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value!r}; expected a positive, finite number")
     return float(value)
 
 
-def _angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
+def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
+    """Equidistant angles or given ones, in radians; raises `InputError` if they cannot be used."""
     if isinstance(angles, (int, np.integer)):
-        return np.arange(_count("angles", angles)) * (angular_range / angles)
+        return np.arange(as_count("angles", angles)) * (angular_range / angles)
     try:
         explicit = np.array(angles, dtype=np.float64)
     except (TypeError, ValueError):  # text, ragged lists

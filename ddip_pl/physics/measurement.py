@@ -19,7 +19,7 @@ class Measurement:
     """`y = A x + n` for all slices of one volume.
 
     Attributes:
-        y: measurement in the scale of the unit-norm operator, first axis slices.
+        y: measurement in the scale of the unit-norm operator; first axis slices, or groups of coupled ones.
         operator: `A`.
         sigma_y: standard deviation of `n`, in the same scale; of complex values `E |n|^2 = sigma_y^2`.
         name: of the volume; its results are filed under it.
@@ -29,6 +29,8 @@ class Measurement:
         margin: rows above and below, columns left and right that are padding and not image.
         header: of the DICOM series that the volume was read from, if it was, for series derived from it.
         units: of the intensities, where they are known.
+        estimate: images `(slices, channels, height, width)` at which slices are held while others are looked at; for
+            coupled slices only.
     """
 
     y: Tensor
@@ -41,14 +43,20 @@ class Measurement:
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
     header: Dataset | None = None
     units: str = ""
+    estimate: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.y) * self.operator.coupled
 
     def __getitem__(self, slices: slice | Tensor) -> Measurement:
-        """The measurement of some slices only."""
-        reference = None if self.reference is None else self.reference[slices]
-        return replace(self, y=self.y[slices], operator=self.operator.select(slices), reference=reference)
+        """The measurement of some slices only; of coupled ones, what the estimate of the others does not explain."""
+        operator, reference = self.operator.select(slices), None if self.reference is None else self.reference[slices]
+        if self.operator.coupled == 1:
+            y = self.y[slices]
+        else:
+            assert self.estimate is not None, "coupled slices cannot be told apart without an estimate of the volume"
+            y = operator(self.estimate[slices]) - self.residual(self.estimate)
+        return replace(self, y=y, operator=operator, reference=reference, estimate=None)
 
     def to(self, *args: object, **kwargs: object) -> Measurement:
         """The same on another device, as `Tensor.to`."""
@@ -57,7 +65,7 @@ class Measurement:
 
     @property
     def values(self) -> int:
-        """Number of measured values of a slice."""
+        """Number of measured values of a slice, or of those that are measured together."""
         return self.operator.values(self.y)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -65,7 +73,8 @@ class Measurement:
         return self.operator(x) - self.y
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Images without the padding that fitted them to the prior's size."""
+        """Images without the padding that fitted them to the prior's size, and 0 where nothing is measured."""
+        x = self.operator.visible(x)
         top, bottom, left, right = self.margin
         return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 

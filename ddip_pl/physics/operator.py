@@ -16,15 +16,19 @@ ImageSize = int | tuple[int, int]  # height and width in pixels, one number wher
 class LinearOperator(nn.Module, ABC):
     """`y = A x` with `A` of unit spectral norm; `x` and `y` are batches of slices, (slices, ...).
 
+    Where slices are coupled, measured together, the first axis of `y` is as many times shorter.
+
     A subclass sets `scale` and writes `forward`, `adjoint` and `pseudo_inverse`, all differentiable.
 
     Attributes:
         scale: spectral norm of the physical operator, divided out: physical measurement = scale * A(x).
         channels: of an image: 1 for real images, 2 for complex ones.
+        coupled: number of slices that are measured together; 1 where each is measured by itself.
     """
 
     scale: float = 1.0
     channels: int = 1
+    coupled: int = 1
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -43,12 +47,20 @@ class LinearOperator(nn.Module, ABC):
         return self.adjoint(self(x))
 
     def values(self, y: Tensor) -> int:
-        """Number of measured values of a slice of the measurement `y`; the mean number where slices differ."""
+        """Number of measured values of a slice, or of coupled ones, `y[0]`; the mean number where slices differ."""
         return y[0].numel()
 
     def sampled(self, y: Tensor) -> Tensor:
         """`y` with zeros where nothing is measured."""
         return y
+
+    def visible(self, x: Tensor) -> Tensor:
+        """Images `x` with zeros where no measured value depends on them."""
+        return x
+
+    def for_volume(self, slices: int) -> LinearOperator:
+        """The operator of a volume of so many slices; here itself, as it serves all slices alike."""
+        return self
 
     def noise_level(self, y: Tensor) -> float:
         """Standard deviation of the noise, estimated from the measurement `y`; here nan, as there is no way to tell."""
