@@ -23,7 +23,7 @@ from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, summary
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Reconstruction, Result
-from ddip_pl.report.page import Run, read_case, write_page
+from ddip_pl.report.page import Shown, read_case, write_page
 
 ANGLES, SIGMA_Y = 30, 2e-4
 START = 150
@@ -119,6 +119,6 @@ def report(results: dict[str, Result], folder: Path) -> None:
     case = read_case(measurement.name, [folder / name.lower() / measurement.name for name in results])
     fbp = measurement.operator.pseudo_inverse(measurement.y)
     figures = figures_of_merit(fbp, measurement, reference)
-    case.runs.insert(0, Run("FBP", as_nifti(images["FBP"], measurement), figures, by_slice(images["FBP"], reference)))
+    case.runs.insert(0, Shown("FBP", as_nifti(images["FBP"], measurement), figures, by_slice(images["FBP"], reference)))
     write_page(folder / "report.html", f"A brain from {ANGLES} X-ray projections", [case])
     console.print(f"Figure: {path}; to look around in it: {folder / 'report.html'}")

@@ -9,7 +9,7 @@ import pytest
 
 from ddip_pl import cli
 from ddip_pl.callbacks.writer import write_table
-from ddip_pl.evaluation.comparison import draw, read_runs
+from ddip_pl.evaluation.comparison import by_subject, draw, read_runs
 
 DDS, TV = {"psnr": 33.456, "ssim": 0.91}, {"psnr": 31.2, "ssim": 0.92}
 
@@ -65,7 +65,8 @@ def test_what_cannot_be_compared_stands_apart_and_nothing_twice(run, tmp_path):
 
 def test_methods_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = read_runs([save_run(tmp_path / "k=1", "d3ip", DDS), save_run(tmp_path / "k=6", "d3ip", DDS)])
-    assert [run.label for run in runs] == ["d3ip (k=1)", "d3ip (k=6)"]
+    [(_, rivals)] = by_subject(runs)
+    assert list(rivals) == ["d3ip (k=1)", "d3ip (k=6)"]
 
 
 def test_runs_without_reference(run, tmp_path):

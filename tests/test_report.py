@@ -21,7 +21,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from ddip_pl.report import page
 from ddip_pl.report.pack import coarsen, pack, quantise
-from ddip_pl.report.page import Case, Run, as_json, read_case, write_page
+from ddip_pl.report.page import Case, Shown, as_json, read_case, write_page
 
 BROWSERS = ("google-chrome", "chromium", "chromium-browser")
 NASTY = "</script><script>hacked = 1</script><b>&amp;\"'$data{}"
@@ -36,10 +36,10 @@ def image(seed: int, low: float = -1000, high: float = 1000, shape: tuple[int, .
     return Nifti1Image(data, AFFINE)
 
 
-def runs_of(count: int = 2) -> list[Run]:
+def runs_of(count: int = 2) -> list[Shown]:
     """The first is nearest to the truth, and slowest."""
     return [
-        Run(
+        Shown(
             f"method {i}", image(i),
             {"psnr": 30.0 - i, "ssim": 0.9 - 0.1 * (i % 2), "residual": 0.01, "seconds": 9.0 - i},
             [{"slice": k, "psnr": 30.0 - i + k, "ssim": 0.9} for k in range(SHAPE[2])],
@@ -124,7 +124,7 @@ def test_volumes_are_those_of_the_files_turned_to_the_patient() -> None:
 
 def test_a_coarse_grid_lies_where_the_fine_one_does() -> None:
     """The centre of the volume has the same place in the scanner on both."""
-    fine, coarse = (as_json(Case("t", "v", [Run("a", image(0, shape=(8, 6, 4)))]), factor) for factor in (1, 2))
+    fine, coarse = (as_json(Case("t", "v", [Shown("a", image(0, shape=(8, 6, 4)))]), factor) for factor in (1, 2))
     assert coarse["shape"] == [4, 3, 2]
     centre = [np.array(grid["affine"]) @ [*(np.array(grid["shape"]) - 1) / 2, 1] for grid in (fine, coarse)]
     assert np.allclose(*centre)
@@ -136,7 +136,7 @@ def test_figures_of_a_slice_are_found_where_the_slice_is(turn: tuple[int, int, i
     affine = AFFINE[np.ix_([*turn, 3], [0, 1, 2, 3])] @ np.diag([1, 1, -1, 1])
     data = np.broadcast_to(np.arange(SHAPE[2], dtype=np.float32), SHAPE)
     rows = [{"slice": k, "psnr": 30.0 + k} for k in range(SHAPE[2])]
-    shown = as_json(Case("t", "v", [Run("a", Nifti1Image(data, affine), {}, rows)]), 1)
+    shown = as_json(Case("t", "v", [Shown("a", Nifti1Image(data, affine), {}, rows)]), 1)
     voxels = unpacked(shown["runs"][0], tuple(shown["shape"]))
     assert shown["axis"] == turn.index(2)
     for row in shown["runs"][0]["slices"]:
@@ -147,7 +147,7 @@ def test_a_run_of_fewer_slices_lies_among_those_of_the_others() -> None:
     whole = image(0)
     part = Nifti1Image(np.asarray(whole.dataobj)[..., 3:5], AFFINE @ nib.affines.from_matvec(np.eye(3), [0, 0, 3]))
     rows = [{"slice": 0, "psnr": 30.0}, {"slice": 1, "psnr": 31.0}]
-    shown = as_json(Case("t", "v", [Run("part", part, {}, rows), Run("whole", whole)], whole), 1)
+    shown = as_json(Case("t", "v", [Shown("part", part, {}, rows), Shown("whole", whole)], whole), 1)
     voxels = unpacked(shown["runs"][0], tuple(shown["shape"]))
     assert np.array_equal(np.isfinite(voxels).any(axis=(0, 1)), [3 <= k < 5 for k in range(SHAPE[2])])
     expected = nib.as_closest_canonical(whole).get_fdata()[..., 3:5]
@@ -158,13 +158,13 @@ def test_a_run_of_fewer_slices_lies_among_those_of_the_others() -> None:
 def test_without_a_reference_outliers_do_not_darken_the_picture() -> None:
     data = np.random.default_rng(0).uniform(0, 1, (30, 30, 30)).astype(np.float32)
     data[0, 0, 0] = 1000
-    shown = as_json(Case("t", "v", [Run("a", Nifti1Image(data, AFFINE))]), 1)
+    shown = as_json(Case("t", "v", [Shown("a", Nifti1Image(data, AFFINE))]), 1)
     assert shown["reference"] is None
     assert shown["window"] == pytest.approx([0, 1], abs=0.01)
 
 
 def test_a_page_stays_in_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = Case("t", "v", [Run("a", image(0, shape=(64, 64, 64))), Run("b", image(1, shape=(64, 64, 64)))])
+    noise = Case("t", "v", [Shown("a", image(0, shape=(64, 64, 64))), Shown("b", image(1, shape=(64, 64, 64)))])
     path = tmp_path / "report.html"
     write_page(path, "noise", [noise])
     full = path.stat().st_size
@@ -178,7 +178,7 @@ def test_a_page_stays_in_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_text_is_escaped_and_figures_that_are_no_numbers_are_text(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    run = Run(NASTY, image(0), {"psnr": math.inf, "task": NASTY, "nested": {"a": [math.nan]}}, config=NASTY)
+    run = Shown(NASTY, image(0), {"psnr": math.inf, "task": NASTY, "nested": {"a": [math.nan]}}, config=NASTY)
     write_page(path, NASTY, [Case(NASTY, NASTY, [run])])
     text = path.read_text()
     assert text.count("<script") == text.count("</script") == 2
@@ -396,7 +396,7 @@ def test_errors_are_those_against_the_reference(show: Callable[..., Viewer]) -> 
     reference = image(9, 0, 100)
     data = reference.get_fdata().astype(np.float32)
     data[:, :, 4] += np.where(np.arange(SHAPE[1]) < 8, 5, -5)  # front rows too bright, the others too dark
-    viewer = show(Case("t", "v", [Run("a", Nifti1Image(data, AFFINE))], reference))
+    viewer = show(Case("t", "v", [Shown("a", Nifti1Image(data, AFFINE))], reference))
     assert viewer.run("return document.getElementById('gain-choice').hidden")
     viewer.choose("right", "absolute 0")
     assert not viewer.run("return document.getElementById('gain-choice').hidden")
@@ -529,8 +529,8 @@ def test_fits_on_a_phone(show: Callable[..., Viewer], dark: bool) -> None:
 
 
 def test_predicted_volume_needs_no_reference(show: Callable[..., Viewer]) -> None:
-    run = Run("dds", image(1), {"residual": 0.01, "seconds": 3.0})
-    viewer = show(Case("measured", "scan", [Run("input", image(0)), run]))
+    run = Shown("dds", image(1), {"residual": 0.01, "seconds": 3.0})
+    viewer = show(Case("measured", "scan", [Shown("input", image(0)), run]))
     assert viewer.texts("#right option") == ["input", "dds"]
     assert viewer.texts("#figures thead th") == ["Method", "Residual", "Time (s)"]
     assert viewer.run("return document.getElementById('by-slice').hidden")
@@ -539,7 +539,7 @@ def test_predicted_volume_needs_no_reference(show: Callable[..., Viewer]) -> Non
 
 
 def test_names_are_text_in_the_browser_too(show: Callable[..., Viewer]) -> None:
-    run = Run(NASTY, image(0), {"method": NASTY, "psnr": math.inf, "prior": NASTY}, config=NASTY)
+    run = Shown(NASTY, image(0), {"method": NASTY, "psnr": math.inf, "prior": NASTY}, config=NASTY)
     viewer = show(Case(NASTY, NASTY, [run], image(1)), case_of(), title=NASTY)
     assert viewer.texts("h1") == [NASTY]
     assert viewer.texts("#figures tbody th") == [NASTY]
@@ -560,7 +560,7 @@ def test_a_coarse_page_says_so(show: Callable[..., Viewer], monkeypatch: pytest.
 def test_voxels_without_a_value_are_not_painted(show: Callable[..., Viewer]) -> None:
     whole = image(0)
     part = Nifti1Image(np.asarray(whole.dataobj)[..., 3:5], AFFINE @ nib.affines.from_matvec(np.eye(3), [0, 0, 3]))
-    viewer = show(Case("t", "v", [Run("whole", whole), Run("part", part)], whole))
+    viewer = show(Case("t", "v", [Shown("whole", whole), Shown("part", part)], whole))
     shown = viewer.picture("coronal")[::-1, :, 3]  # from foot to head
     assert np.array_equal((shown == 255).all(axis=1), [3 <= k < 5 for k in range(SHAPE[2])])
     viewer.choose("axial", 0)

@@ -26,7 +26,7 @@ from ddip_pl.evaluation.figure import compare
 from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, magnitude
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
-from ddip_pl.report.page import Run, read_case, write_page
+from ddip_pl.report.page import Shown, read_case, write_page
 
 
 class VolumeWriter(Callback):
@@ -157,7 +157,7 @@ class VolumeWriter(Callback):
         compare(panels, reference, measurement.affine, folder / "figures" / "planes.png")
         case = read_case(measurement.name, [folder])
         rows = [] if reference is None else by_slice(guess, reference)
-        case.runs.insert(0, Run("input", as_nifti(guess, measurement), input_figures, rows))
+        case.runs.insert(0, Shown("input", as_nifti(guess, measurement), input_figures, rows))
         write_page(folder / "report.html", f"{measurement.name}, {self.task}, {self.method}", [case])
 
 

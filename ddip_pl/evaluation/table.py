@@ -1,7 +1,6 @@
 """Table, CSV and figures of all runs that lie in a folder."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ddip_pl.evaluation.runs import finished, read_run
+
 COLUMNS = (
     "task", "volume", "method", "psnr", "ssim", "lpips", "input_psnr", "residual", "seconds", "slices",
     "adapted_parameters", "peak_memory_bytes", "device",
@@ -20,10 +21,8 @@ WIDTH, ZOOM = 3.0, 0.3  # of a panel, in inches; of an inset's section, as a sha
 
 
 def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Figures of all finished runs `<folder>/<task>/<volume>/<method>/<volume>`, methods in that order, then others."""
-    runs = []
-    for path in sorted(folder.glob("*/*/*/*/metrics.json")):
-        runs.append(json.loads(path.read_text()) | {"volume": path.parent.name, "folder": path.parent})
+    """Figures of all finished runs below a folder, by task and volume, methods in the given order, then others."""
+    runs = [read_run(path).metrics | {"volume": path.name, "folder": path} for path in finished(folder)]
     order = {method: place for place, method in enumerate(methods)}
     return sorted(runs, key=lambda run: (run["task"], run["volume"], order.get(run["method"], len(order))))
 

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
-from ddip_pl.evaluation.comparison import read_table
+from ddip_pl.evaluation import runs
 from ddip_pl.report.pack import coarsen, pack
 
 BUDGET = 15_000_000  # bytes of a page
@@ -23,7 +23,7 @@ COARSEST = 64  # voxels along an axis that are averaged
 
 
 @dataclass
-class Run:
+class Shown:
     """One reconstruction of a volume.
 
     Attributes:
@@ -56,30 +56,24 @@ class Case:
 
     task: str
     volume: str
-    runs: list[Run]
+    runs: list[Shown]
     reference: Nifti1Image | None = None
 
 
-def read_run(folder: Path) -> Run:
+def read_shown(folder: Path) -> Shown:
     """A finished run from its folder `<run>/<volume>`."""
-    figures, slices = json.loads((folder / "metrics.json").read_text()), folder / "slices.csv"
-    return Run(
-        name=figures["method"],
-        image=Nifti1Image.from_filename(folder / "reconstruction.nii.gz"),
-        figures=figures,
-        slices=read_table(slices) if slices.is_file() else [],
-        trajectory=read_table(folder / "trajectory.csv"),
-        config=(folder / "config.yaml").read_text(),
-    )
+    run = runs.read_run(folder)
+    image = Nifti1Image.from_filename(folder / "reconstruction.nii.gz")
+    return Shown(run.method, image, run.metrics, run.slices, run.trajectory, (folder / "config.yaml").read_text())
 
 
 def read_case(volume: str, folders: Sequence[Path]) -> Case:
     """Finished runs of one task and volume; the reference is that of the run with the most slices."""
-    runs = [read_run(folder) for folder in folders]
-    longest = max(range(len(runs)), key=lambda i: runs[i].image.shape[2])
+    shown = [read_shown(folder) for folder in folders]
+    longest = max(range(len(shown)), key=lambda i: shown[i].image.shape[2])
     path = folders[longest] / "reference.nii.gz"
     reference = Nifti1Image.from_filename(path) if path.is_file() else None
-    return Case(runs[0].figures["task"], volume, runs, reference)
+    return Case(shown[0].figures["task"], volume, shown, reference)
 
 
 def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
@@ -146,7 +140,7 @@ def on_grid(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
     return np.asarray(moved.dataobj, dtype=np.float32)
 
 
-def places(run: Run, grid: Nifti1Image, axis: int, factor: int) -> list[dict[str, float]]:
+def places(run: Shown, grid: Nifti1Image, axis: int, factor: int) -> list[dict[str, float]]:
     """Figures of each slice, with the index on the grid where it lies."""
     step, first = (np.linalg.inv(grid.affine) @ run.image.affine)[axis, 2:]
     return [row | {"place": round(first + step * row["slice"]) // factor} for row in run.slices]
