@@ -4,7 +4,7 @@ Every run is a `ddip-pl test` in a process of its own, so that its peak memory i
 What is finished is skipped the next time, what was interrupted is continued, and the report is made from the folders
 that lie there: runs of several commands with the same output come into one table.
 
-A sweep file names variations of methods:
+A file of methods names variations of them:
 
     methods:
       d3ip, K = 1:
@@ -26,6 +26,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from ddip_pl.callbacks.logging import WandbMode
 from ddip_pl.data.readers import split, volume_name
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.table import read_runs, write_tables
@@ -43,6 +44,7 @@ class Run:
         configs: files with settings, later ones first in precedence.
         settings: further settings by name.
         folder: of the results.
+        wandb: see `ddip-pl test --wandb`.
     """
 
     task: str
@@ -51,13 +53,14 @@ class Run:
     configs: list[Path]
     settings: dict[str, Any]
     folder: Path
+    wandb: WandbMode = "disabled"
 
     @property
     def arguments(self) -> list[str]:
         """Of `ddip-pl`."""
         configs = [argument for config in self.configs for argument in ("--config", str(config))]
         settings = [argument for name, value in self.settings.items() for argument in (f"--{name}", as_argument(value))]
-        names = ["--task", self.task, "--method", self.method]
+        names = ["--task", self.task, "--method", self.method, "--wandb", self.wandb]
         return ["test", *configs, "--data.path", str(self.volume), *settings, *names, "--output", str(self.folder)]
 
     @property
@@ -102,7 +105,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Config and further settings of each method, by name, from method configs and sweep files.
+    """Config and further settings of each method, by name, from method configs and files of methods.
 
     Raises:
         InputError: a file is neither.
@@ -115,7 +118,7 @@ def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]
             continue
         for name, settings in content["methods"].items():
             if not isinstance(settings, dict) or "config" not in settings:
-                raise InputError(f"sweep {path}: {name!r} has no config; name the file of its method")
+                raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
             config = path.parent / settings["config"]
             read_config(config)
             methods[name] = config, {key: value for key, value in settings.items() if key != "config"}
@@ -123,7 +126,12 @@ def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]
 
 
 def plan(
-    tasks: Sequence[Path], methods: Sequence[Path], volumes: Sequence[Path], settings: dict[str, Any], output: Path
+    tasks: Sequence[Path],
+    methods: Sequence[Path],
+    volumes: Sequence[Path],
+    settings: dict[str, Any],
+    output: Path,
+    wandb: WandbMode = "disabled",
 ) -> list[Run]:
     """All runs, task by task and volume by volume.
 
@@ -141,7 +149,7 @@ def plan(
             for name, (config, changes) in rows.items():
                 place = re.sub(r"[^\w.=-]+", "_", name)
                 folder = output / task / volume_name(volume) / place
-                runs.append(Run(task, name, volume, [path, config], settings | changes, folder))
+                runs.append(Run(task, name, volume, [path, config], settings | changes, folder, wandb))
     return runs
 
 
@@ -156,13 +164,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run what is not done yet, then write tables and report; the exit code is 2 if a run failed."""
     parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
     parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
-    parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or sweep files")
+    parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or files of methods")
     parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="volumes to measure and reconstruct")
     parser.add_argument("--slices", type=int, help="central slices of each volume [all]")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the results")
+    parser.add_argument("--wandb", type=WandbMode, default="disabled", help="log every run to Weights & Biases")
     options = parser.parse_args(arguments)
     settings = {} if options.slices is None else {"data.slices": options.slices}
-    runs = plan(options.tasks, options.methods, options.volumes, settings, options.output)
+    runs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)
     console = Console()
     failed = []
     for number, run in enumerate(runs, 1):

@@ -1,8 +1,6 @@
 """The command line: `ddip-pl test | predict | simulate | benchmark | compare | demo | fit | validate`."""
 
-import inspect
 import logging
-import re
 import sys
 import time
 import traceback
@@ -10,12 +8,13 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import Namespace
-from lightning import Callback, Trainer, seed_everything
+import yaml
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -23,57 +22,30 @@ import ddip_pl.baselines
 import ddip_pl.data.measured  # noqa: F401 (and --data what is in there)
 from ddip_pl.benchmark import main as benchmark
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
+from ddip_pl.callbacks.logging import RunLogging, WandbMode, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.compare import main as compare
 from ddip_pl.data.ellipses import EllipsesDataModule
-from ddip_pl.data.measurement_file import write_measurement
 from ddip_pl.data.module import MeasurementDataModule
-from ddip_pl.data.volumes import SIZE, VolumeDataModule
+from ddip_pl.data.readers import volume_name
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.comparison import read_runs, tables
 from ddip_pl.help import COMMANDS, EXAMPLES, show, usage
+from ddip_pl.parser import Parser
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
 from ddip_pl.reconstruction.module import Method, Reconstruction
 from ddip_pl.shipped import find_configs
-
-USUAL: dict[str, type] = {"model": Reconstruction, "data": VolumeDataModule}
-HINT = "; see ddip-pl COMMAND --help"
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong with the settings in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
-        if missing := re.fullmatch(r'Parser key "(\w+)": the following arguments are required: (.*)', line):
-            line = f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
-        raise InputError(line + HINT)
-
-    def add_lightning_class_args(
-        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
-    ) -> list[str]:
-        """The choice of method and data, with one of each whose settings need no class to be named."""
-        if not subclass_mode:
-            return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
-        usual = USUAL[nested_key]
-        settings = ", ".join(f"--{nested_key}.{name}" for name in inspect.signature(usual).parameters)
-        return self.add_subclass_arguments(  # type: ignore[return-value]
-            lightning_class, nested_key, default={"class_path": f"{usual.__module__}.{usual.__name__}"},
-            help=f"Class, by default {usual.__name__}, and its settings; those of a class NAME are explained by "
-            f"--{nested_key}.help NAME, those of {usual.__name__} are {settings}.",
-        )  # fmt: skip
-
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        try:
-            return super().parse_path(cfg_path, *args, **kwargs)
-        except (TypeError, ValueError, OmegaConfBaseException) as error:
-            raise InputError(f"config {cfg_path}: {error}") from error
+from ddip_pl.simulate import main as simulate
 
 
 class CLI(LightningCLI):
     """What all commands share: settings of the trainer that cannot be used are bad input, and no fault of ours."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        help = "Log to Weights & Biases; offline needs no account."
+        parser.add_argument("--wandb", type=WandbMode, default="disabled", help=help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -96,8 +68,21 @@ class PriorCLI(CLI):
         return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         parser.link_arguments("model.network.image_size", "data.image_size")
         parser.link_arguments("model.network.in_channels", "data.channels")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand]
+        folder = Path(settings.trainer.default_root_dir or ".")
+        if settings.trainer.logger in (None, True):
+            kwargs["logger"] = CSVLogger(folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        if settings.wandb != "disabled":
+            config = yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_none=False))
+            about = {"name": folder.resolve().name, "group": "prior", "job_type": self.subcommand, "config": config}
+            trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
+        return trainer
 
 
 class ReconstructionCLI(CLI):
@@ -108,6 +93,8 @@ class ReconstructionCLI(CLI):
         return {name: LightningCLI.subcommands()[name] for name in ("test", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--images_every", type=int, default=10, help="Steps from one logged picture to the next.")
         parser.add_argument("--task", default="task", help="Name of the task, for the results.")
         parser.add_argument("--method", default="method", help="Name of the method, for the results.")
         parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
@@ -121,7 +108,15 @@ class ReconstructionCLI(CLI):
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         trainer = super().instantiate_trainer(**kwargs)
         writer = VolumeWriter(folder, task, method, config, settings.dicom, settings.hdf5)
+        logger = None
+        if settings.wandb != "disabled":
+            paths = settings.data.init_args.get("path", "volume")
+            volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
+            about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": self.subcommand}
+            tags = [name[:64] for name in (task, method, volume)]  # W&B takes no longer ones
+            logger = wandb_logger(settings.wandb, folder, tags=tags, **about)
         callbacks: list[Callback] = [ReconstructionProgress(), writer]
+        callbacks.append(RunLogging(writer, logger, settings.images_every))
         if isinstance(self.model, Reconstruction):  # no baseline can go on from a checkpoint
             callbacks.append(DiffusionCheckpoint(folder))
         trainer.callbacks += callbacks  # type: ignore[attr-defined]
@@ -133,27 +128,6 @@ class ReconstructionCLI(CLI):
         Console().print(*tables(read_runs(self.writer.written)))
 
     after_predict = after_test
-
-
-def simulate(arguments: Sequence[str]) -> None:
-    """`ddip-pl simulate`: the measurement of a volume, as a file that `predict` reads.
-
-    Raises:
-        InputError: the volume or the settings cannot be used, or the file cannot be written.
-    """
-    parser = Parser(prog="ddip-pl simulate", parser_mode="omegaconf", description="Measure a volume.")
-    parser.add_argument("--config", action="config", help="Task, as of ddip-pl test.")
-    parser.add_argument("--task", default="task", help="Name of the task, not used here.")
-    parser.add_argument("--seed_everything", type=int, default=0, help="Decides about the noise.")
-    parser.add_argument("--output", type=Path, required=True, help="HDF5 file to write.")
-    parser.add_lightning_class_args(VolumeDataModule, "data", subclass_mode=True)
-    settings = parser.parse_args(list(arguments))
-    seed_everything(settings.seed_everything, verbose=False)
-    with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
-        data = parser.instantiate_classes(settings).data
-    measurement = data.simulate(data.operator(data.size or SIZE))
-    write_measurement(settings.output, measurement)
-    print(f"{measurement.name}, {len(measurement)} slices; measurement in {settings.output}")
 
 
 def run(command: str, arguments: Sequence[str]) -> int:

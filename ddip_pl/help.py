@@ -41,6 +41,7 @@ RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
     "--dicom true": "write the volume as a DICOM series too",
     "--hdf5 true": "write the volume as an HDF5 file too, complex values kept",
+    "--images_every": "diffusion steps from one picture in the log to the next [10]",
 }
 RUN = {
     "--config": "file with settings; several are put together, later ones first in precedence, options before all",
@@ -48,7 +49,8 @@ RUN = {
     "--seed_everything": "seed of all random numbers [0]",
     "--trainer.accelerator": "cpu, gpu, mps or auto [auto]",
     "--trainer.precision": "such as 16-mixed or bf16-mixed [32-true]",
-    "--trainer.logger": "a logger of Lightning's [none]",
+    "--wandb": "log to Weights & Biases: disabled, online, or offline, which needs no account [disabled]",
+    "--trainer.logger": "a logger of Lightning's",
     "--print_config": "show all settings, run nothing",
     "--debug": "show where an error comes from",
 }

@@ -15,7 +15,7 @@ from ddip_pl.errors import InputError
 ROOT = Path(__file__).parents[1]
 TASK = ROOT / "configs/task/sv_ct.yaml"
 FBP = ROOT / "configs/method/fbp.yaml"
-SWEEPS = sorted((ROOT / "configs/sweep").glob("*.yaml"))
+ABLATIONS = sorted((ROOT / "configs/ablation").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def sweep(path: Path, prior: Path) -> Path:
+def methods_file(path: Path, prior: Path) -> Path:
     """FBP and DDS with one and with two steps of a tiny prior."""
     dds = {"config": str(ROOT / "configs/method/dds.yaml"), "model.prior": str(prior), "model.start": 100}
     methods = {
@@ -43,7 +43,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_volume, monkeypatch, capfd):
     arguments = [
-        "benchmark", "--tasks", str(TASK), "--methods", str(sweep(folder / "sweep.yaml", tiny_prior)),
+        "benchmark", "--tasks", str(TASK), "--methods", str(methods_file(folder / "methods.yaml", tiny_prior)),
         "--volumes", str(phantom_volume), "--slices", "4", "--output", "out",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
@@ -62,9 +62,9 @@ def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_
     # Again, with one of them changed: only that one runs.
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*/*/*/metrics.json")}
     assert len(stamps) == 3
-    changed = yaml.safe_load(Path("sweep.yaml").read_text())
+    changed = yaml.safe_load(Path("methods.yaml").read_text())
     changed["methods"]["dds, 1 step"]["model.start"] = 200
-    Path("sweep.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    Path("methods.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
     assert cli.main() == 0
     again = {path.parts[3] for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
@@ -73,7 +73,7 @@ def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_
 
 
 def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, phantom_volume, monkeypatch, capfd):
-    path = sweep(folder / "sweep.yaml", tiny_prior)
+    path = methods_file(folder / "methods.yaml", tiny_prior)
     content = yaml.safe_load(path.read_text())
     content["methods"] = {"broken": content["methods"]["dds, 1 step"] | {"model.steps": 0}} | content["methods"]
     del content["methods"]["dds, 1 step"], content["methods"]["dds, 2 steps"]
@@ -113,7 +113,7 @@ def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
         ("a: [", "config"),
     ],
 )
-def test_bad_sweeps_are_refused_before_anything_runs(folder, phantom_volume, content, message):
+def test_bad_files_of_methods_are_refused_before_anything_runs(folder, phantom_volume, content, message):
     path = folder / "bad.yaml"
     if content is not None:
         path.write_text(content)
@@ -127,8 +127,8 @@ def test_missing_volume_is_refused_before_anything_runs(folder):
         benchmark.main(["--tasks", str(TASK), "--methods", str(FBP), "--volumes", "no.nii.gz"])
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_sweeps_that_come_with_the_project_name_settings_that_exist(path, phantom_volume, monkeypatch, capsys):
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_ablations_name_settings_that_exist(path, phantom_volume, monkeypatch, capsys):
     """Each variation is parsed by the command line as a run of its own."""
     for run in benchmark.plan([TASK], [path], [phantom_volume], {}, Path("out")):
         monkeypatch.setattr(sys, "argv", ["ddip-pl", *run.arguments, "--print_config"])

@@ -460,7 +460,7 @@ ADAPTATION = "--model.adaptation.init_args."
 # What is given on top of a run that would do, and what the line must say about it.
 BAD_INPUT = {
     "missing volume": (["--data.path", "{bad}/none.nii"], "{bad}/none.nii: no such file"),
-    "folder as volume": (["--data.path", "{bad}"], "{bad}: no DICOM images and no .npy slices"),
+    "folder as volume": (["--data.path", "{bad}/occupied"], "{bad}/occupied: no DICOM images and no .npy slices"),
     "text as volume": (["--data.path", "{bad}/text.nii.gz"], "text.nii.gz: not a readable NIfTI file"),
     "truncated volume": (["--data.path", "{bad}/truncated.nii.gz"], "truncated.nii.gz: not a readable NIfTI file"),
     "2d": (["--data.path", "{bad}/2d.nii.gz"], "2d.nii.gz: 2 dimensions"),

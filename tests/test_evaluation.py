@@ -1,5 +1,6 @@
 """Figures of merit against NumPy and SciPy, and the picture."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib.image
@@ -69,12 +70,21 @@ def test_residual_is_relative() -> None:
     assert relative_residual(1.5 * x, measurement) == pytest.approx(0.5, abs=1e-5)
 
 
-def test_planes_are_the_central_cuts_with_the_last_slice_on_top() -> None:
-    volume = np.arange(4 * 6 * 8).reshape(4, 6, 8)
-    in_plane, across_rows, across_columns = planes(volume)
-    assert np.array_equal(in_plane, volume[2])
-    assert np.array_equal(across_rows[0], volume[3, 3])
-    assert np.array_equal(across_columns[-1], volume[0, :, 4])
+@pytest.mark.parametrize("signs", list(itertools.product((-1, 1), repeat=3)))
+def test_planes_are_the_central_cuts_as_radiologists_see_them(signs: tuple[int, int, int]) -> None:
+    ras = np.arange(5 * 7 * 9).reshape(5, 7, 9)  # to the patient's right, front and head
+    stored = ras[tuple(slice(None, None, sign) for sign in signs)].transpose(2, 1, 0)  # slices, rows, columns
+    affine = torch.diag(torch.tensor([*signs, 1], dtype=torch.float64))
+    axial, coronal, sagittal = planes(stored, affine)
+    assert np.array_equal(axial, ras[::-1, ::-1, 4].T)
+    assert np.array_equal(coronal, ras[::-1, 3, ::-1].T)
+    assert np.array_equal(sagittal, ras[2, ::-1, ::-1].T)
+
+
+def test_planes_of_slices_in_another_plane() -> None:
+    volume, affine = np.arange(3 * 5 * 7).reshape(3, 5, 7), torch.zeros(4, 4, dtype=torch.float64)
+    affine[1, 0], affine[2, 1], affine[0, 2] = 1, -1, 1  # columns to the front, rows downwards, slices to the right
+    assert np.array_equal(planes(volume, affine)[0], volume[1, :, ::-1])
 
 
 @pytest.mark.parametrize("with_reference", [True, False])

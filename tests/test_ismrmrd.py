@@ -204,6 +204,16 @@ def test_a_partial_echo_with_samples_to_discard(tmp_path):
     np.testing.assert_allclose(found[..., 8:31, :], kspace[..., 8:31, :], atol=1e-5)
 
 
+def test_partial_fourier(tmp_path):
+    """The first four lines are missing, and the counter begins behind them."""
+    kspace = transform(images(1))[0]
+    lines = [line(kspace[None, :, step], step - 4) for step in range(4, Y)]
+    path = save(tmp_path / "a.h5", lines, header().replace("<center>10", "<center>6"))
+    kspace[:, :4] = 0
+    expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
+    np.testing.assert_allclose(image_of(read_measurement(path))[0], expected[8:24], atol=1e-5)
+
+
 @pytest.mark.parametrize("chosen", [{}, {"slices": 2, "first": 1}])
 def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
     """Eight partitions of 5 mm, of which the header wants four."""

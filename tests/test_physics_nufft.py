@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics import SENSE, Birdcage, NonCartesianMRI, Radial, Spiral
+from ddip_pl.physics import SENSE, Birdcage, Measurement, NonCartesianMRI, Radial, Spiral
+from ddip_pl.physics.operator import LinearOperator
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -130,3 +131,23 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", ["cartesian", "radial"])
+def test_visible_is_what_the_coils_see(kind: str) -> None:
+    maps = torch.randn(2, 3, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    maps[0, :, :4] = maps[1, :, :, 10:] = 0
+    maps[:, 0] = 0  # a coil that is broken
+    if kind == "cartesian":
+        operator: LinearOperator = SENSE(16, torch.ones(16, 16, dtype=torch.bool), maps)
+    else:
+        operator = NonCartesianMRI(16, Radial(8), maps)
+    x = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(1))
+    seen = operator.visible(x)
+    torch.testing.assert_close(operator(seen), operator(x))
+    expected = x.clone()
+    expected[0, :, :4] = expected[1, :, :, 10:] = 0
+    assert torch.equal(seen, expected)
+    assert torch.equal(operator.select([1]).visible(x[1:]), expected[1:])
+    measurement = Measurement(operator(x), operator, 0.0, "x", margin=(3, 0, 0, 2))
+    assert torch.equal(measurement.unpad(x), expected[:, :, 3:, :-2])

@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_network
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.errors import InputError
@@ -58,7 +61,7 @@ def test_list_of_averaged_parameters_gives_the_output_of_the_same_weights_by_nam
         assert relative_error(network(by_name["x"], by_name["t"]), by_name["eps"]) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (4, 4), (20, 36), (30, 33), (1, 7), (3, 32)])
+@pytest.mark.parametrize("size", [(32, 32), (4, 4), (20, 36), (30, 33), (1, 7), (3, 32), (115, 90)])
 def test_images_may_have_any_size(size: tuple[int, int]) -> None:
     network = make_network(image_size=32, channel_mult=(1, 1, 1), attention_resolutions=(8,))
     eps = evaluate(network, image(2, 1, *size), 500)
@@ -72,6 +75,31 @@ def test_images_are_filled_up_with_their_reflection() -> None:
     by_hand = torch.cat([x, x[:, :, 6:]], dim=2).expand(-1, -1, -1, 4)
     assert torch.equal(mirrored(x, 4), by_hand)
     assert torch.equal(evaluate(network, x, 500), evaluate(network, by_hand, 500)[:, :, :7, :1])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Keeps the number of values of the largest tensor that any operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.values = max([self.values, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_memory_grows_with_the_pixels_and_not_with_pairs_of_them(new_order: bool, adapted: bool) -> None:
+    network, t = make_network(use_new_attention_order=new_order).requires_grad_(adapted), torch.tensor([400])
+    largest = []
+    for size in (64, 128):
+        with LargestTensor() as mode:
+            eps = network(image(1, 1, size, size), t)
+            if adapted:
+                eps.sum().backward()
+        largest.append(mode.values)
+    assert largest[1] == 4 * largest[0]
 
 
 def test_slices_of_a_batch_do_not_see_each_other() -> None:

@@ -1,6 +1,7 @@
 """The reverse diffusion loop: what it computes, how it adapts, that it can be killed and continued."""
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import torch
 from conftest import make_network
 from lightning import seed_everything
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ddip_pl.adaptation import Adaptation, VolumeAdaptation
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate, Memory, PosteriorMean
-from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines
+from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines, SingleCoilMRI
+from ddip_pl.physics.operator import height_width
 from ddip_pl.prior.checkpoint import save_prior
 from ddip_pl.prior.schedule import ddim_step, noise_schedule, slerp, tweedie
 from ddip_pl.prior.unet import UNet
@@ -78,6 +81,48 @@ def test_loop_is_the_papers_algorithm(tiny_prior: Path, phantom_volume: Path) ->
             mean, _ = DDS(5).condition(tweedie(x, eps, abar[t]), measurement, {})
             x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85)
     assert torch.allclose(result.images, x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "far"),
+    [(32, False), (16, False), (15, True), (128, False), (129, True), ((129, 8), True), ((128, 8), False)],
+)
+def test_it_is_said_when_images_are_far_from_the_priors_size(
+    tiny_prior: Path, size: int | tuple[int, int], far: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    operator = SingleCoilMRI(size, torch.ones(height_width(size)))
+    height, width = height_width(size)
+    measurement = Measurement(operator(torch.ones(1, 1, height, width)), operator, 0.1, "flat")
+    messages: list[list[str]] = []
+    name = "ddip_pl.reconstruction.module"
+    keep = Keep(1, lambda trainer: messages.append([r.getMessage() for r in caplog.records if r.name == name]))
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[keep],
+        enable_model_summary=False,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "ddip_pl"):
+        trainer.predict(Reconstruction(str(tiny_prior), DDS(1), steps=1), DataLoader([measurement], batch_size=None))  # type: ignore[arg-type]
+    expected = [
+        f"images of {height} x {width} pixels are far from the prior's 32 x 32, results may suffer; "
+        "bring volumes to data.size 32, or train a prior near this size with ddip-pl fit (docs/sizes.md)"
+    ]
+    assert messages == [expected if far else []]  # said before the first step
+
+
+@pytest.mark.parametrize("planes", ["slices", "all"])
+def test_no_more_slices_than_the_batch_size_pass_through_the_network_at_once(
+    tiny_prior: Path, thick_volume: Path, planes: Any
+) -> None:
+    seen: list[int] = []
+    module = Reconstruction(str(tiny_prior), steps=3, batch_size=3, planes=planes)
+    module.denoiser.network.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    data = VolumeDataModule(str(thick_volume), partial(ParallelBeamCT, angles=12), 2e-4, slices=8)
+    ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    ).predict(module, data)  # fmt: skip
+    assert max(seen) == 3
+    assert sum(seen) == (24 if planes == "slices" else 8 + 32 + 32)
 
 
 def test_same_seed_same_volume(tiny_prior: Path, phantom_volume: Path) -> None:

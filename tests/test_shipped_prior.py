@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddip_pl.data.ellipses import VALIDATION_SEED, EllipsesDataModule, RandomEllipses, phantoms
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
-from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
+from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI, simulate
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
@@ -52,6 +52,60 @@ def test_denoises_held_out_phantoms_as_its_card_says(t: int) -> None:
     with torch.no_grad():
         eps = load_prior(SHIPPED_PRIORS[1])(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
     assert float((eps - noise).square().mean()) == pytest.approx(card()["validation_loss"][str(t)], rel=0.25)
+
+
+def crops(height: int, width: int) -> torch.Tensor:
+    """The middle of phantoms of twice the prior's size."""
+    ellipses = default_collate([RandomEllipses(2, VALIDATION_SEED, "uniform")[i] for i in range(2)])["ellipses"]
+    top, left = (256 - height) // 2, (256 - width) // 2
+    return phantoms(ellipses, 256)[..., top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize("t", [20, 200])
+@torch.no_grad()
+def test_sizes_between_multiples_change_little_but_at_the_margin(t: int) -> None:
+    """The same image with 10 rows and 12 columns that the network would else fill up by itself."""
+    x_t = diffuse(
+        crops(240, 192), torch.randn(2, 1, 240, 192, generator=torch.Generator().manual_seed(0)), noise_schedule()[t]
+    )
+    network, time = load_prior(SHIPPED_PRIORS[1]), torch.full((2,), t)
+    whole, cut = network(x_t, time), network(x_t[..., :230, :180], time)
+    assert cut.shape == (2, 1, 230, 180)
+    change = (cut - whole[..., :230, :180]).square().mean((0, 1))
+    assert change[:200, :150].mean().sqrt() < 0.01  # of noise of standard deviation 1
+    assert change.mean().sqrt() < 0.05
+
+
+def test_predicts_noise_in_larger_images_better_as_a_whole_than_in_parts() -> None:
+    x = crops(256, 256)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    network = load_prior(SHIPPED_PRIORS[1])
+    x_t = diffuse(x, noise, noise_schedule()[100])
+    with torch.no_grad():
+        whole = network(x_t, torch.tensor([100, 100]))
+        parts = [
+            torch.cat([network(p, torch.tensor([100, 100])) for p in r.split(128, 3)], 3) for r in x_t.split(128, 2)
+        ]
+    errors = [float((eps - noise).square().mean()) for eps in (whole, torch.cat(parts, 2))]
+    assert errors[0] < 0.97 * errors[1]
+
+
+def test_reconstructs_images_of_another_size_and_shape() -> None:
+    operator = SingleCoilMRI((230, 180), PoissonDisc(acceleration=4))
+    seed_everything(0, verbose=False)
+    x = crops(230, 180)[:1]
+    measurement = Measurement(simulate(x, operator, 0.01), operator, 0.01, "phantom", reference=x)
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (result,) = trainer.predict(
+        Reconstruction(estimator=DDS(15, discrepancy=1), steps=8, start=150, spacing=3),
+        DataLoader([measurement], batch_size=None),
+    )  # type: ignore[arg-type, misc]
+    assert result.images.shape == x.shape
+    guess = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
+    assert summary(result.images, x)["psnr"] > guess + 3
 
 
 def test_reconstructs_held_out_phantoms_far_better_than_fbp() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ddip_pl.data.readers import read_nifti, read_volume
 from ddip_pl.data.volume import Volume
 from ddip_pl.data.volumes import VolumeDataModule, cut, fit, normalise
 from ddip_pl.errors import InputError
-from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
+from ddip_pl.physics import Measurement, ParallelBeamCT, SingleCoilMRI, simulate
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.reconstruction.module import Reconstruction, Result
 
@@ -147,6 +148,23 @@ def test_values_stay_between_zero_and_one(rows, columns, seed):
     assert fitted.max() <= 1
 
 
+@settings(deadline=None)
+@given(size=st.tuples(*[st.integers(4, 40)] * 2), old=st.tuples(*[st.integers(4, 40)] * 2), enlarge=st.booleans())
+def test_height_and_width_may_differ(size, old, enlarge):
+    fitted, (top, bottom, left, right), affine = fit(torch.ones(1, 1, *old), size, enlarge)
+    assert fitted.shape == (1, 1, *size)
+    inside = fitted[0, 0, top : size[0] - bottom, left : size[1] - right]
+    torch.testing.assert_close(inside, torch.ones_like(inside))
+    assert fitted.sum() == pytest.approx(inside.numel(), rel=1e-5)
+    shares = [new / length for new, length in zip(inside.shape, size, strict=True)]
+    assert max(shares) == 1 or (not enlarge and tuple(inside.shape) == old)
+    stretch = [affine[1, 1] * inside.shape[0] / old[0], affine[0, 0] * inside.shape[1] / old[1]]
+    assert stretch == pytest.approx([1, 1])
+    factors = [new / length for new, length in zip(inside.shape, old, strict=True)]
+    assert abs(factors[0] - factors[1]) <= 0.5 / old[0] + 0.5 / old[1]
+    assert enlarge or max(factors) <= 1
+
+
 def test_shrinking_averages_what_it_cannot_show():
     checkerboard = torch.eye(2).repeat(48, 48)[None, None]  # left to interpolation, every third pixel would be seen
     inner = fit(checkerboard, 32, enlarge=False)[0][..., 2:-2, 2:-2]
@@ -239,6 +257,18 @@ def test_simulated_volume(data, operator, phantom_volume):
     assert measurement.margin == (2, 2, 0, 0)
     images = measurement.unpad(measurement.reference)[:, 0].numpy()
     np.testing.assert_allclose(images, (volume.data.T[1:5, ::-1] + 1000) / 2000, atol=1e-6)
+
+
+@pytest.mark.parametrize("complex_image", [False, True])
+def test_volume_at_its_own_height_and_width(phantom_volume, complex_image):
+    """28 x 32 pixels in the file: nothing is scaled, and nothing is padded."""
+    data = VolumeDataModule(str(phantom_volume), None, 0.0, window=(-1000.0, 1000.0), size=(28, 32))
+    operator = SingleCoilMRI((28, 32), torch.ones(28, 32), complex_image)
+    measurement = data.simulate(operator)
+    assert measurement.margin == (0, 0, 0, 0)
+    images = measurement.reference.norm(dim=1).numpy()
+    np.testing.assert_allclose(images, (read_nifti(phantom_volume).data.T[:, ::-1] + 1000) / 2000, atol=1e-6)
+    torch.testing.assert_close(operator.pseudo_inverse(measurement.y), measurement.reference)
 
 
 def test_default_window_leaves_out_the_brightest_voxels(data, operator, phantom_volume):
@@ -425,3 +455,10 @@ def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, module, o
     assert header.StudyInstanceUID == source.header.StudyInstanceUID
     assert header.SeriesInstanceUID != source.header.SeriesInstanceUID
     assert header.SeriesDescription == "task method"
+
+
+def test_units_of_the_volume_are_those_of_its_measurement(tmp_path):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("ct", data=numbered(3, 16, 16).data).attrs["units"] = "HU"
+    data = VolumeDataModule(str(tmp_path / "scan.h5"), lambda size: ParallelBeamCT(size, angles=4), 0.01)
+    assert data.simulate(data.operator(16)).units == "HU"

@@ -48,7 +48,7 @@ class SampleImages(Callback):
         matplotlib.image.imsave(folder / f"step-{trainer.global_step:07d}.png", image, cmap="gray", vmin=0, vmax=1)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [image], step=trainer.global_step)
+                logger.log_image("samples", [image], step=trainer.global_step - 1)  # as the validation
 
 
 class ExportPrior(Callback):

@@ -101,13 +101,13 @@ def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tenso
     image = F.avg_pool2d(normalise(render(ellipses, 2 * size)), 2)  # pixels are means over their area
     row, column = (frequency(size, device=image.device) for frequency in (torch.fft.fftfreq, torch.fft.rfftfreq))
     transfer = torch.exp(-2 * (torch.pi * blur) ** 2 * (row[:, None] ** 2 + column**2))
-    image = torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=(size, size)) * smooth(shading, size).exp()
+    image = torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=(size, size)) * smooth(shading, (size, size)).exp()
     return level + (1 - level) * ((image - low) / (high - low)).clamp(0, 1)
 
 
-def smooth(field: Tensor, size: int) -> Tensor:
-    """A field on a coarse grid `(batch, 4, 4)` as images `(batch, 1, size, size)` float32."""
-    return F.interpolate(field[:, None].float(), size=(size, size), mode="bicubic", align_corners=True)
+def smooth(field: Tensor, size: tuple[int, int]) -> Tensor:
+    """A field on a coarse grid `(batch, 4, 4)` as images `(batch, 1, height, width)` float32."""
+    return F.interpolate(field[:, None].float(), size=size, mode="bicubic", align_corners=True)
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def normalise(image: Tensor) -> Tensor:
 
 
 def with_phase(image: Tensor, phase: Tensor) -> Tensor:
-    """Complex images `(batch, 2, size, size)`, real and imaginary part, with this smooth phase, `(batch, 4, 4)`."""
-    angle = smooth(phase, image.shape[-1])
+    """Complex images `(batch, 2, height, width)`, real and imaginary part, with this smooth phase, `(batch, 4, 4)`."""
+    angle = smooth(phase, (image.shape[2], image.shape[3]))
     return torch.cat([image * angle.cos(), image * angle.sin()], dim=1)
 
 

@@ -15,7 +15,7 @@ from ddip_pl.data.readers import read_volume, volume_name
 from ddip_pl.data.volume import Volume
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement, simulate
-from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.physics.operator import ImageSize, LinearOperator, height_width
 
 Plane = Literal["axial", "coronal", "sagittal"]
 MEASUREMENT = 0x5CA7  # keeps the noise of the measurement apart from that of sampling
@@ -87,8 +87,8 @@ def cut(volume: Volume, plane: Plane, first: int | None, count: int | None) -> t
     return np.ascontiguousarray(images), volume.affine @ to_volume
 
 
-def fit(images: Tensor, size: int, enlarge: bool) -> tuple[Tensor, tuple[int, int, int, int], Tensor]:
-    """Bring images `(slices, 1, rows, columns)` to `size` x `size`, in proportion, and pad what is left with 0.
+def fit(images: Tensor, size: ImageSize, enlarge: bool) -> tuple[Tensor, tuple[int, int, int, int], Tensor]:
+    """Bring images `(slices, 1, rows, columns)` to `size`, in proportion, and pad what is left with 0.
 
     Larger images are shrunk; smaller ones grow with `enlarge`, or else are padded only.
 
@@ -96,13 +96,14 @@ def fit(images: Tensor, size: int, enlarge: bool) -> tuple[Tensor, tuple[int, in
         The images, the padding `(top, bottom, left, right)`, and the affine `(4, 4)` from (column, row, slice) of the
         new image without its padding to those of the old one.
     """
+    height, width = height_width(size)
     old = images.shape[-2:]
-    factor = size / max(old) if enlarge else min(1.0, size / max(old))
+    factor = min(height / old[0], width / old[1], float("inf") if enlarge else 1.0)
     new = [max(1, round(length * factor)) for length in old]
     if new != list(old):
         images = F.interpolate(images, size=new, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    margin = (top, size - new[0] - top, left, size - new[1] - left)
+    top, left = (height - new[0]) // 2, (width - new[1]) // 2
+    margin = (top, height - new[0] - top, left, width - new[1] - left)
     affine = torch.eye(4, dtype=torch.float64)
     for axis, step in ((0, old[1] / new[1]), (1, old[0] / new[0])):
         affine[axis, axis], affine[axis, 3] = step, (step - 1) / 2
@@ -121,20 +122,21 @@ class VolumeDataModule(MeasurementDataModule):
         slices: number of slices, the central ones; by default all.
         first: index of the first slice, where not the central ones are wanted.
         window: intensities that become 0 and 1; by default the smallest, and the 99.9th percentile.
-        size: height and width of the reconstruction; by default the prior's, or 128 for a method without one.
+        size: height and width of the reconstruction, one number where they are the same (CT needs that); by default the
+            prior's, or 128 for a method without one.
         enlarge: scale slices that are smaller than that until they fill it; otherwise they are padded, pixel for pixel.
     """
 
     def __init__(
         self,
         path: str,
-        operator: Callable[[int], LinearOperator],
+        operator: Callable[[ImageSize], LinearOperator],
         sigma_y: float,
         plane: Plane = "axial",
         slices: int | None = None,
         first: int | None = None,
         window: tuple[float, float] | None = None,
-        size: int | None = None,
+        size: ImageSize | None = None,
         enlarge: bool = True,
     ):
         super().__init__()
@@ -146,7 +148,7 @@ class VolumeDataModule(MeasurementDataModule):
 
     def setup(self, stage: str) -> None:
         method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        if self.size is not None and self.size < 1:
+        if self.size is not None and min(np.atleast_1d(self.size)) < 1:
             raise InputError(f"data.size is {self.size}; give at least 1 pixel")
         self.measurements = [self.simulate(self.operator(self.size or method.image_size or SIZE))]
 

@@ -13,10 +13,29 @@ PLANES = ("sagittal", "coronal", "axial")
 WIDTH, THINNEST = 2.8, 0.5  # of a panel, in inches; a stack of few slices is stretched to the second
 
 
-def planes(volume: np.ndarray) -> list[np.ndarray]:
-    """Central cuts of `(slices, rows, columns)`: a slice, and the two across the slices."""
+def planes(volume: np.ndarray, affine: Tensor) -> list[np.ndarray]:
+    """Central cuts of `(slices, rows, columns)`: a slice, and the two across the slices.
+
+    They are seen as radiologists do: the patient's right, front and head are left or on top, whichever way the axes go.
+    """
+    axes = affine[:3, :3].flip(1)  # of slices, rows, columns
+    ascending = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))[0] > 0
+    turned = volume[tuple(slice(None, None, -1 if up else 1) for up in ascending.tolist())]
     slices, rows, columns = (length // 2 for length in volume.shape)
-    return [volume[slices], volume[::-1, rows], volume[::-1, :, columns]]
+    return [turned[slices], turned[:, rows], turned[:, :, columns]]
+
+
+def tri_planar(volume: np.ndarray, affine: Tensor) -> np.ndarray:
+    """The central cuts of `(slices, rows, columns)` in [0, 1], one below the other, as 8-bit grey `(height, width)`.
+
+    Slices are repeated as often, roughly, as they are thicker than pixels are wide. See `planes` for the arguments.
+    """
+    width, _, thickness = affine[:3, :3].norm(dim=0).tolist()
+    within, *across = planes(volume, affine)
+    cuts = [within, *(cut.repeat(max(1, round(thickness / width)), axis=0) for cut in across)]
+    width = max(cut.shape[1] for cut in cuts)
+    image = np.concatenate([np.pad(cut, ((0, 0), (0, width - cut.shape[1]))) for cut in cuts])
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
 
 
 def compare(
@@ -53,7 +72,7 @@ def compare(
     figure = Figure(figsize=(WIDTH * len(panels), sum(heights) + 0.8), layout="constrained")
     axes = figure.subplots(3, len(panels), squeeze=False, height_ratios=heights)
     for column, (name, volume) in enumerate(panels.items()):
-        for row, (cut, (plane, _, _)) in enumerate(zip(planes(volume), cuts, strict=True)):
+        for row, (cut, (plane, _, _)) in enumerate(zip(planes(volume, affine), cuts, strict=True)):
             ax = axes[row, column]
             colours = "inferno" if name.startswith("error") else "gray"
             ax.imshow(cut, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")

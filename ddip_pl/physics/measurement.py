@@ -73,7 +73,8 @@ class Measurement:
         return self.operator(x) - self.y
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Images without the padding that fitted them to the prior's size."""
+        """Images without the padding that fitted them to the prior's size, and 0 where nothing is measured."""
+        x = self.operator.visible(x)
         top, bottom, left, right = self.margin
         return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 

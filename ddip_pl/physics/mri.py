@@ -83,6 +83,9 @@ class CartesianMRI(LinearOperator):
     def sampled(self, y: Tensor) -> Tensor:
         return torch.where(self.mask, y, 0)
 
+    def visible(self, x: Tensor) -> Tensor:
+        return torch.where((self.maps != 0).any(-1).any(1, keepdim=True), x, 0)
+
     def noise_level(self, y: Tensor) -> float:
         """See `kspace_noise`."""
         rows, columns = (torch.linspace(-1, 1, length, device=y.device) for length in self.shape)

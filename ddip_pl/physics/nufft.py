@@ -60,8 +60,8 @@ class NonCartesianMRI(LinearOperator):
         density: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise InputError(f"image_size is {image_size}; give at least 4 pixels")
+        if not isinstance(image_size, int) or image_size < 4:
+            raise InputError(f"image_size is {image_size}; give one number of at least 4 pixels, images are square")
         if iterations < 1:
             raise InputError(f"iterations of NonCartesianMRI is {iterations}; give at least 1")
         self.image_size, self.iterations = image_size, iterations
@@ -130,6 +130,9 @@ class NonCartesianMRI(LinearOperator):
             return self._combined(TOEPLITZ(self._coil_images(x), _complex(self.weighted_kernel), norm="ortho"))
 
         return conjugate_gradient(normal, self.adjoint(self.density * y), self.iterations)
+
+    def visible(self, x: Tensor) -> Tensor:
+        return torch.where((self.maps != 0).any(-1).any(1, keepdim=True), x, 0)
 
     def noise_level(self, y: Tensor) -> float:
         """See `kspace_noise`."""

@@ -54,6 +54,10 @@ class LinearOperator(nn.Module, ABC):
         """`y` with zeros where nothing is measured."""
         return y
 
+    def visible(self, x: Tensor) -> Tensor:
+        """Images `x` with zeros where no measured value depends on them."""
+        return x
+
     def for_volume(self, slices: int) -> LinearOperator:
         """The operator of a volume of so many slices; here itself, as it serves all slices alike."""
         return self

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ThroughputMonitor
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -106,7 +106,12 @@ class DiffusionPrior(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        return [ThroughputMonitor(batch_size_fn=len)] if self.trainer.loggers else []
+        return [ThroughputMonitor(batch_size_fn=len), LearningRateMonitor("step")] if self.trainer.loggers else []
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient, before it is clipped."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["prior"] = describe(self.network)

@@ -133,7 +133,10 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, added to its input."""
+    """Self-attention over all pixels, however many there are, added to its input.
+
+    At sizes other than that of training nothing is better than this (docs/sizes.md).
+    """
 
     def __init__(self, channels: int, config: UNetConfig):
         super().__init__()
@@ -150,10 +153,10 @@ class AttentionBlock(nn.Module):
         batch, channels, height, width = x.shape
         flat = x.reshape(batch, channels, height * width)
         qkv = self.qkv(self.norm(flat))
-        if self.heads_first:
-            q, k, v = qkv.reshape(batch, self.heads, 3, channels // self.heads, -1).transpose(-1, -2).unbind(2)
-        else:
-            q, k, v = qkv.reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(-1, -2).unbind(1)
+        split = (self.heads, 3) if self.heads_first else (3, self.heads)
+        # Only with the channels of a pixel side by side is attention computed without a matrix of all pairs of pixels.
+        pixels = qkv.reshape(batch, *split, channels // self.heads, -1).transpose(-1, -2).contiguous()
+        q, k, v = pixels.unbind(2 if self.heads_first else 1)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
         return (flat + self.proj_out(h)).reshape(x.shape)
 

@@ -115,8 +115,6 @@ class ReverseDiffusionLoop(_Loop):
 
     def on_advance_end(self) -> None:
         row = self.trajectory[-1]
-        for logger in self.trainer.loggers:
-            logger.log_metrics({f"diffusion/{name}": value for name, value in row.items()}, self.step)
         for callback in reconstruction_callbacks(self.trainer):
             callback.on_diffusion_step_end(self.trainer, self.step, self.steps, row, self.images)
 

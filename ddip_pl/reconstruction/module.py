@@ -1,5 +1,6 @@
 """Reconstruction of a measured volume: what a method is, and the one composed of prior, estimator and adaptation."""
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,7 +28,10 @@ SHIPPED_PRIORS = {  # by image channels
 }
 SHIPPED_SIZE = 128
 
+SMALLEST, LARGEST = 0.5, 4  # image sizes that the prior is good for, as shares of its own (docs/sizes.md)
 THINNEST = 8  # slices; images of one row or three made the result worse (docs/results/prior.md)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -145,6 +149,7 @@ class Reconstruction(Method):
                 f"the prior has {self.denoiser.network.in_channels} image channels, "
                 f"{type(measurement.operator).__name__} needs {channels}; choose another --model.prior"
             )
+        self.warn_if_far(*measurement.operator.adjoint(measurement.y).shape[2:])
         if self.adaptation.slicewise and measurement.operator.coupled > 1:
             raise InputError(
                 f"{type(measurement.operator).__name__} measures slices together, and the adaptation takes them one by "
@@ -154,6 +159,17 @@ class Reconstruction(Method):
         loop = self.trainer.reverse_diffusion
         images = loop.run(measurement)
         return Result(measurement, images, loop.trajectory, loop.weights, peak_memory(self.device))
+
+    def warn_if_far(self, height: int, width: int) -> None:
+        """Say it if images of `height` x `width` pixels are far from the size that the prior is made for."""
+        size = self.image_size
+        assert size is not None, "a prior has a size"
+        if not SMALLEST * size <= max(height, width) <= LARGEST * size:
+            log.warning(
+                "images of %d x %d pixels are far from the prior's %d x %d, results may suffer; "
+                "bring volumes to data.size %d, or train a prior near this size with ddip-pl fit (docs/sizes.md)",
+                height, width, size, size, size,
+            )  # fmt: skip
 
     def planes_of(self, measurement: Measurement) -> tuple[Plane, ...]:
         """The planes that the prior denoises in turn."""

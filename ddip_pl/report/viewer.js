@@ -435,7 +435,8 @@ function buildCurves() {
     const lines = [...quantities].filter((column) => stem(column) === name).map((column) => ({
       name: column.slice(name.length + 1), chosen: !column.endsWith("_before"), points: points(column),
     }));
-    if (lines[0].points.length > 1) curves.push(chart(`${heading(label, unit)} by step`, unit ?? "", "step", lines, {}));
+    const title = `${heading(label, unit)} by step`;
+    if (lines[0].points.length > 1) curves.push(chart(title, unit ?? "", "step", lines, {}));
   }
   byId("curves").replaceChildren(...curves);
 }

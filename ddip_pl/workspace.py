@@ -1,0 +1,79 @@
+"""`python -m ddip_pl.workspace ENTITY/PROJECT`: a W&B dashboard that compares methods and sweeps."""
+
+import argparse
+import sys
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+STEP = "trainer/global_step"
+ADAPTATION = "model.init_args.adaptation.init_args"
+
+
+def trajectory(title: str, *names: str, log: bool = False) -> wr.LinePlot:
+    """Figures of every diffusion step, one line a method."""
+    return wr.LinePlot(title=title, x=STEP, y=[f"diffusion/{name}" for name in names], log_y=log,
+                       groupby=wr.Config("method"))  # fmt: skip
+
+
+def against(x: wr.Config | wr.SummaryMetric, title: str, log: bool = False) -> wr.ScatterPlot:
+    """PSNR of every run over a setting or a figure."""
+    return wr.ScatterPlot(title=title, x=x, y=wr.SummaryMetric("psnr"), log_x=log)
+
+
+def workspace(entity: str, project: str) -> ws.Workspace:
+    """The dashboard. Runs are not grouped as a whole, or those of a sweep would become one point."""
+    sections = {
+        "Quality": [
+            wr.BarPlot(title="PSNR (dB)", metrics=[wr.SummaryMetric("psnr")], groupby=wr.Config("method")),
+            wr.BarPlot(title="SSIM", metrics=[wr.SummaryMetric("ssim")], groupby=wr.Config("method")),
+            against(wr.SummaryMetric("seconds"), "PSNR against time (s)", log=True),
+            against(wr.Config("data.init_args.operator.init_args.angles"), "PSNR against the number of views"),
+        ],
+        "Adaptation": [
+            against(wr.Config(f"{ADAPTATION}.slices"), "PSNR against K"),
+            against(wr.Config(f"{ADAPTATION}.steps"), "PSNR against L"),
+            against(wr.Config(f"{ADAPTATION}.rank"), "PSNR against the LoRA rank"),
+            against(wr.Config(f"{ADAPTATION}.learning_rate"), "PSNR against the learning rate", log=True),
+        ],
+        "Trajectory": [
+            trajectory("Data residual", "residual", log=True),
+            trajectory("Loss before and after the gradient steps", "loss_before", "loss_after", log=True),
+            trajectory("Norm of the LoRA update", "lora_norm"),
+            trajectory("Seconds a step", "seconds"),
+        ],
+        "Images": [
+            wr.MediaBrowser(title="Input, reconstruction, reference, error", media_keys=["planes"], num_columns=1),
+            wr.MediaBrowser(title="Along the trajectory", media_keys=["images/x0_hat", "images/estimate"],
+                            mode="grid", grid_x_axis="step", grid_y_axis="run"),
+        ],
+    }  # fmt: skip
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="Reconstructions",
+        sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            order=[ws.Ordering(ws.Summary("psnr"), ascending=False)],
+            pinned_columns=[
+                *("config:task.value", "config:volume.value", "config:method.value"),
+                *("summary:psnr", "summary:ssim", "summary:seconds", "summary:residual"),
+            ],
+        ),
+    )
+
+
+def main() -> int:
+    """Save the dashboard to a project and print its address."""
+    parser = argparse.ArgumentParser("python -m ddip_pl.workspace", description=__doc__)
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="project that the runs are in")
+    entity, _, project = parser.parse_args().project.partition("/")
+    if not entity or not project or "/" in project:
+        parser.error("give the project as ENTITY/PROJECT")
+    print(workspace(entity, project).save().url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
