@@ -55,14 +55,14 @@ def test_adjoint(dtype, tolerance, geometry):
 
 def test_line_integrals_of_ellipsoids():
     """Smooth ones, `(1 - r^2)^2`, so that voxels can stand for them; the integral is in closed form."""
-    size, slices, thickness, distances = 64, 24, 1.6, (1.5, 0.7)
+    size, slices, thickness, distances = 64, 40, 1.6, (1.1, 0.7)
     angles = [0.0, 0.6, math.pi / 2, 2.5, 3.9, 5.5]
     operator = ConeBeamCT(size, angles, slices, thickness, *distances)
     operator.scale = 1.0  # cheaper
     ellipsoids = [  # value; centre and semi-axes along (row, column, slice), in pixels
         (1.0, (5.0, -8.0, 3.0), (20.0, 14.0, 15.0)),
-        (-0.6, (-2.0, 9.0, -5.0), (10.0, 13.0, 12.0)),
-        (0.8, (-15.0, -6.0, 5.0), (12.0, 9.0, 11.0)),
+        (0.6, (-2.0, 9.0, -16.0), (14.0, 15.0, 14.0)),
+        (-0.8, (-13.0, -6.0, 17.0), (13.0, 12.0, 13.0)),
     ]
     rows, steps = (np.arange(n) - (n - 1) / 2 for n in (size, slices))
     volume = np.zeros((slices, size, size))

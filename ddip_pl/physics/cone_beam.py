@@ -157,6 +157,7 @@ class ConeBeamCT(LinearOperator):
         return conjugate_gradient(self.normal, self.adjoint(y), self.iterations, coupled=self.coupled)
 
     def noise_level(self, y: Tensor) -> float:
+        """See `sinogram_noise`."""
         return sinogram_noise(y)
 
     def for_volume(self, slices: int) -> ConeBeamCT:
