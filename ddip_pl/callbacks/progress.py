@@ -49,7 +49,10 @@ class ReconstructionProgress(ReconstructionCallback):
     def on_diffusion_step_end(
         self, trainer: Trainer, step: int, steps: int, row: Mapping[str, float], images: Mapping[str, Tensor]
     ) -> None:
-        figures = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if name not in NOT_SHOWN)
+        shown = {name: value for name, value in row.items() if name not in NOT_SHOWN}
+        figures = "  ".join(
+            f"{name.removesuffix('_after').replace('_', ' ')} {value:.3g}" for name, value in shown.items()
+        )
         self.bars.update(self.steps, total=steps, completed=step, figures=figures)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
