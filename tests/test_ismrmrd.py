@@ -232,6 +232,28 @@ def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
     np.testing.assert_allclose((measurement.affine.numpy() @ [10, 8, 0, 1])[:3], place, atol=1e-4)
 
 
+def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(tmp_path):
+    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header wants one."""
+    truth = np.moveaxis(images(8), 0, 2)  # x, y, z
+    measured = np.random.default_rng(1).random((Y, 8)) < 0.5
+    kspace = transform(truth, (0, 1, 2)) * measured
+    lines = [line(kspace[None, :, i, p], i, partition=p) for i, p in np.argwhere(measured)]
+    path = save(tmp_path / "a.h5", lines, header(z=8, fov_z=40.0))
+    measurement = read_measurement(path)
+    assert torch.equal(measurement.operator.mask[0, 0], torch.from_numpy(measured))
+    expected = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(kspace), norm="ortho"))[8:24, :, 4:5]
+    np.testing.assert_allclose(image_of(measurement), expected, atol=1e-5)
+    part = read_measurement(path, slices=3, first=2)
+    np.testing.assert_allclose(image_of(part), expected[2:5], atol=1e-5)
+    read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
+    for column, row, plane in (0, 0, 0), (0, 7, 2), (0, 13, 1):
+        x, y, z = plane + 2 + 8, row, column + 4
+        place = (7, -3, 11) + 12.5 * (x - 16) * read + 5 * (y - 10) * phase + 5 * (z - 4) * normal
+        np.testing.assert_allclose(
+            part.affine.numpy() @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("unit", [1 / (2 * np.pi), X / (2 * np.pi)], ids=["per pixel", "per field of view"])
 def test_radial(tmp_path, unit):
     """Two slices, six spokes, positions as either of both; what is wanted is half the field of view."""
@@ -298,8 +320,8 @@ BAD = {
     ),
     "two slabs": (lambda: changed(), header(z=4), "2 slabs of 4 partitions, cartesian"),
     "partitions missing": (
-        lambda: [line(np.ones((1, X)), i, partition=p) for p in range(4) for i in range(Y - p)], header(z=4),
-        "lines that are measured in some of the partitions only",
+        lambda: [line(np.ones((1, X - 2)), i, partition=p, center_sample=14) for p in range(4) for i in range(Y - p)],
+        header(z=4), "lines that are measured in some of the partitions only, and partial echoes",
     ),
     "stack of stars": (lambda: radial(trajectory=PATH), header("radial", z=4, y=X), "1 slabs of 4 partitions, radial"),
     "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without the positions of its samples"),

@@ -34,7 +34,7 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
 
 
 def read_ismrmrd(path: Path, file: h5py.File, slices: int | None, first: int | None) -> KSpace | NonCartesianKSpace:
-    """One image of several 2D slices, or of a 3D slab whose partitions are complete, Cartesian or with a trajectory.
+    """One image of several 2D slices, Cartesian or with a trajectory, or of a 3D slab, Cartesian.
 
     What was not measured for the image is left out: noise, navigators, calibration that is no part of it. Values that
     were measured several times are averaged. Echoes lie where `center_sample` says; slices follow each other along
@@ -82,24 +82,15 @@ def read_ismrmrd(path: Path, file: h5py.File, slices: int | None, first: int | N
             f"{source}: {len(planes)} slabs of {header.matrix[2]} partitions, {header.trajectory}; expected 2D slices, "
             f"or one Cartesian slab"
         )
-    before, behind = header.beside(2, header.matrix[2]) if header.matrix[2] > 1 else (0, 0)
-    chosen = span(len(planes) * header.matrix[2] - before - behind, first, slices, source)
-    chosen = slice(chosen.start + before, chosen.stop + before)
+    if header.matrix[2] > 1:
+        return _slab(source, path.stem, planes, header, affine, slices, first)
+    chosen = span(len(planes), first, slices, source)
     if affine is not None:
         affine[:, 3] += affine[:, 2] * chosen.start
     if header.trajectory != "cartesian":
         return _along_trajectory(source, path.stem, planes[chosen], header, affine)
-    if header.matrix[2] == 1:
-        data, mask = _on_grid(planes[chosen], header, source)
-        data, mask = data[..., 0], mask[..., 0]
-    else:
-        data, mask = _on_grid(planes, header, source)
-        if (mask != mask[..., :1]).any():
-            raise InputError(
-                f"{source}: lines that are measured in some of the partitions only; expected each in all of them"
-            )
-        data, mask = inverse_transform(data, 4)[0].transpose(3, 0, 1, 2)[chosen], mask[..., 0]
-    return without_oversampling(source, path.stem, data, mask, header, affine)
+    data, mask = _on_grid(planes[chosen], header, source)
+    return without_oversampling(source, path.stem, data[..., 0], mask[..., 0], header, affine)
 
 
 def _in_place(planes: list[list[Line]], header: Encoding, source: str) -> tuple[list[list[Line]], np.ndarray | None]:
@@ -158,6 +149,38 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding, source: str) -> tup
             data[i, :, start:stop, row, partition] += samples
             count[i, start:stop, row, partition] += 1
     return data / np.maximum(count, 1)[:, None], count > 0
+
+
+def _slab(
+    source: str, name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
+    slices: int | None, first: int | None,
+) -> KSpace:  # fmt: skip
+    """Slices of a slab, along an axis of k-space that is complete: the partitions if they are, or else the readout."""
+    data, mask = _on_grid(planes, header, source)
+    x, y, z = header.matrix
+    axis = 2 if (mask == mask[..., :1]).all() else 0
+    if axis == 0 and (mask != mask[:, :1]).any():
+        raise InputError(
+            f"{source}: lines that are measured in some of the partitions only, and partial echoes; expected all "
+            f"partitions, or all samples, of each"
+        )
+    before, behind = header.beside(axis, header.matrix[axis])
+    chosen = span(header.matrix[axis] - before - behind, first, slices, source)
+    chosen = slice(chosen.start + before, chosen.stop + before)
+    image = np.moveaxis(inverse_transform(data, 2 + axis)[0], 1 + axis, 0)[chosen]  # slices, coils, k-space
+    if affine is not None and axis == 0:
+        affine = affine[:, [2, 0, 1, 3]]  # from (partition, line, sample)
+    if affine is not None:
+        affine[:, 3] += affine[:, 2] * chosen.start
+    if axis == 2:
+        return without_oversampling(source, name, image, mask[..., 0], header, affine)
+    margin = *header.beside(1, y), *header.beside(2, z)
+    if affine is not None:
+        affine[:, 3] += affine[:, :2] @ [margin[2], margin[0]]
+    return KSpace(
+        source=source, name=name, data=image, pixel=(header.encoded[1] / y, header.encoded[2] / z), mask=mask[:, 0],
+        units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, affine=affine,
+    )  # fmt: skip
 
 
 def _along_trajectory(
