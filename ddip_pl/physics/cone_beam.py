@@ -59,6 +59,8 @@ class ConeBeamCT(LinearOperator):
     depths: Tensor
     across: Tensor
     lengths: Tensor
+    forwards: Tensor
+    sidewards: Tensor
 
     def __init__(
         self,
@@ -104,7 +106,12 @@ class ConeBeamCT(LinearOperator):
         heights = v[:, None, None] * depths / focus / thickness  # in which rays cross them, in slices
         across = (1 - (heights - _centred(slices)[:, None]).abs()).clamp(min=0)
         lengths = (focus**2 + u**2 + v[:, None] ** 2).sqrt() / focus  # of a ray, from plane to plane
-        buffers = {"slopes": u / focus, "depths": depths, "across": across, "lengths": lengths}
+        sines, cosines = (torch.from_numpy(f(self.angles)) for f in (np.sin, np.cos))
+        buffers = {
+            "slopes": u / focus, "depths": depths, "across": across, "lengths": lengths,
+            "forwards": torch.stack([cosines, -sines], dim=1),  # columns, rows of the image
+            "sidewards": torch.stack([sines, cosines], dim=1),
+        }  # fmt: skip
         for name, values in buffers.items():
             self.register_buffer(name, values.float(), persistent=False)
 
@@ -188,9 +195,7 @@ class ConeBeamCT(LinearOperator):
 
     def _samples(self) -> Iterator[Tensor]:
         """Of each view, where rays cross the planes: (1, planes, detectors, 2), as `grid_sample` counts."""
-        for angle in self.angles:
-            forward = self.depths.new_tensor([math.cos(angle), -math.sin(angle)])  # columns, rows of the image
-            sideways = self.depths.new_tensor([math.sin(angle), math.cos(angle)])
+        for forward, sideways in zip(self.forwards, self.sidewards, strict=True):
             rays = forward + self.slopes[:, None] * sideways
             yield (2 / self.image_size * (self.depths[:, None, None] * rays - self.source * forward))[None]
 
