@@ -14,21 +14,21 @@ A file of methods names variations of them:
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ddip_pl.callbacks.logging import WandbMode
 from ddip_pl.data.readers import split, volume_name
-from ddip_pl.errors import InputError
+from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.evaluation.table import read_runs, write_tables
 from ddip_pl.report.page import read_case, write_page
 
@@ -66,7 +66,7 @@ class Run:
     @property
     def record(self) -> str:
         """All that the results depend on, to tell whether those that lie there are of the same settings."""
-        contents = {config.name: config.read_text() for config in self.configs}
+        contents = [config.read_text() for config in self.configs]
         return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
 
     def is_done(self) -> bool:
@@ -79,6 +79,8 @@ class Run:
         path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
         going_on = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
         self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob("*/metrics.json"):  # of other settings
+            shutil.rmtree(stale.parent)
         path.write_text(self.record)
         command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
         return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if going_on else [])).returncode
@@ -168,7 +170,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="volumes to measure and reconstruct")
     parser.add_argument("--slices", type=int, help="central slices of each volume [all]")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the results")
-    parser.add_argument("--wandb", type=WandbMode, default="disabled", help="log every run to Weights & Biases")
+    parser.add_argument(
+        "--wandb", choices=get_args(WandbMode), default="disabled", help="log every run to Weights & Biases"
+    )
     options = parser.parse_args(arguments)
     settings = {} if options.slices is None else {"data.slices": options.slices}
     runs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)

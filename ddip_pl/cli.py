@@ -123,6 +123,10 @@ class ReconstructionCLI(CLI):
         self.writer = writer
         return trainer
 
+    def before_predict(self) -> None:
+        """Results are written one by one; none is kept in memory."""
+        self.config_init.predict.return_predictions = False
+
     def after_test(self) -> None:
         """A table of all volumes."""
         Console().print(*tables(read_runs(self.writer.written)))

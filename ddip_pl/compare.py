@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from ddip_pl.errors import InputError
+from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.evaluation.comparison import draw, read_runs, tables, write_csv
 
 

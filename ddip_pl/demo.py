@@ -1,10 +1,9 @@
 """The demonstration: a brain from few X-ray projections, by three methods side by side."""
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import nibabel as nib
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -16,7 +15,7 @@ from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter, as_nifti
 from ddip_pl.data.volumes import VolumeDataModule
-from ddip_pl.errors import InputError
+from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.figure import compare
 from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, summary
@@ -32,13 +31,6 @@ ADAPTATIONS: dict[str, Adaptation] = {
     "DDS": NoAdaptation(),
     "D3IP": VolumeAdaptation(slices=3, steps=5, ema=0.9, discrepancy=1, horizon=5),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see ddip-pl demo --help")
 
 
 class KeepResult(Callback):
@@ -65,7 +57,7 @@ def save_template(path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the demonstration and write table, figure and page."""
-    parser = Parser("ddip-pl demo", description=__doc__)
+    parser = ArgumentParser("ddip-pl demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
     parser.add_argument("--steps", type=int, default=40, help="diffusion steps [40]")

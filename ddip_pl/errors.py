@@ -1,8 +1,21 @@
 """The one exception that the command line turns into a line of text and exit code 2."""
 
+import argparse
+from typing import NoReturn
+
 
 class InputError(ValueError):
     """Bad input: one line saying what was given, what was expected and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and leaves the lines of its description as they are."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def reason(error: Exception) -> str:

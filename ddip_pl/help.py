@@ -44,11 +44,11 @@ RESULTS = {
     "--images_every": "diffusion steps from one picture in the log to the next [10]",
 }
 RUN = {
-    "--config": "file with settings; several are put together, later ones first in precedence, options before all",
+    "--config": "file with settings; what stands further right wins, so options come behind the files",
     "--ckpt_path": "go on from this checkpoint of an interrupted run",
     "--seed_everything": "seed of all random numbers [0]",
     "--trainer.accelerator": "cpu, gpu, mps or auto [auto]",
-    "--trainer.precision": "such as 16-mixed or bf16-mixed [32-true]",
+    "--trainer.precision": "such as bf16-mixed [32-true]",
     "--wandb": "log to Weights & Biases: disabled, online, or offline, which needs no account [disabled]",
     "--trainer.logger": "a logger of Lightning's",
     "--print_config": "show all settings, run nothing",
@@ -100,7 +100,8 @@ def pages(command: str) -> dict[str, dict[str, str]]:
             ESTIMATORS
         ),
         "Adaptations (--model.adaptation CLASS)": choices(ADAPTATIONS),
-        "Settings of their training": settings("--model.adaptation", TrainedAdaptation),
+        "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
+        "Settings of all of them": settings("--model.adaptation", TrainedAdaptation),
         "Methods without a prior (--model CLASS)": choices(BASELINES),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,

@@ -127,7 +127,10 @@ def test_each_slice_stops_at_the_level_of_the_noise() -> None:
     _, losses = adapted(SLICES, learning_rate=1e-30)  # of the prior as it is, at the first timestep
     order = losses.argsort()
     level = float(losses[order[1]] + losses[order[2]]) / 2  # two slices are below, three are above
-    stopped: dict[str, Any] = {"discrepancy": 1.0, "sigma_y": (level / 1.01 / measure().values) ** 0.5}
+    stopped: dict[str, Any] = {
+        "discrepancy": 1.0,
+        "sigma_y": (level / 1.01 / measure(sigma_y=1.0).noise_energy()[0].item()) ** 0.5,
+    }
     after_one = adapted(SLICES, steps=1, horizon=150, **stopped)[0]
     assert set(after_one.norm(dim=1).nonzero().flatten().tolist()) == set(order[2:].tolist())
     # A slice that stops changes nothing for the others.

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from ddip_pl import benchmark, cli
 from ddip_pl.errors import InputError
+from ddip_pl.evaluation.table import read_runs
 
 ROOT = Path(__file__).parents[1]
 TASK = ROOT / "configs/task/sv_ct.yaml"
@@ -147,3 +149,27 @@ def test_record_changes_with_the_content_of_a_config(folder):
     config.write_text("method: a\nmodel: {steps: 3}\n")
     assert run.record != before
     assert json.loads(before)["configs"] == {"method.yaml": "method: a\n"}
+
+
+def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):
+    method = folder / "method.yaml"
+    method.write_text("method: m\nmodel: DirectInverse\n")
+    [run] = benchmark.plan([TASK], [method], [phantom_volume], {}, folder / "out")
+    done = run.folder / "phantom"
+    done.mkdir(parents=True)
+    (done / "metrics.json").write_text("{}")
+    (run.folder / "run.json").write_text(run.record)
+    assert run.is_done()
+    method.write_text("method: m\nmodel: TotalVariation\n")
+    assert not run.is_done()
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))  # it fails
+    assert run.start() == 2
+    assert not run.is_done()
+
+
+def test_predictions_below_the_output_are_left_out_of_the_table(folder):
+    path = folder / "sv_ct/x/dds/x"
+    path.mkdir(parents=True)
+    (path / "metrics.json").write_text('{"task": "sv_ct", "method": "dds", "seconds": 1}')
+    (path / "trajectory.csv").write_text("step,residual\n1,0.5\n")
+    assert read_runs(folder, ["dds"]) == []

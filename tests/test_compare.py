@@ -63,10 +63,11 @@ def test_what_cannot_be_compared_stands_apart_and_nothing_twice(run, tmp_path):
     assert out.count("dds ") == 2
 
 
-def test_methods_of_one_name_are_told_apart_by_their_folders(tmp_path):
-    runs = read_runs([save_run(tmp_path / "k=1", "d3ip", DDS), save_run(tmp_path / "k=6", "d3ip", DDS)])
+@pytest.mark.parametrize("names", [("k=1", "k=6"), ("seed 0/d3ip", "seed 1/d3ip")])
+def test_methods_of_one_name_are_told_apart_by_their_folders(tmp_path, names):
+    runs = read_runs([save_run(tmp_path / name, "d3ip", DDS) for name in names])
     [(_, rivals)] = by_subject(runs)
-    assert list(rivals) == ["d3ip (k=1)", "d3ip (k=6)"]
+    assert list(rivals) == [f"d3ip ({tmp_path / name})" for name in names]
 
 
 def test_runs_without_reference(run, tmp_path):

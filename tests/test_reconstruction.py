@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddip_pl.adaptation import Adaptation, VolumeAdaptation
+from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.data.volumes import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate, Memory, PosteriorMean
-from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines, SingleCoilMRI
+from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines, SingleCoilMRI, simulate
 from ddip_pl.physics.operator import height_width
 from ddip_pl.prior.checkpoint import save_prior
 from ddip_pl.prior.schedule import ddim_step, noise_schedule, slerp, tweedie
@@ -478,3 +480,77 @@ def test_shipped_prior_has_the_channels_of_the_operator(phantom_volume: Path, mo
         result = cast(Any, trainer.predict(module, data))[0]
         assert result.images.shape == (6, channels, 32, 32)
         assert module.prior == priors[channels]
+
+
+class Several(MeasurementDataModule):
+    """Measurements that are there already."""
+
+    def __init__(self, measurements: list[Measurement]):
+        super().__init__()
+        self.measurements = measurements
+
+    def setup(self, stage: str) -> None:
+        pass
+
+
+def predict(
+    prior: Path, measurements: list[Measurement], callback: Any = None, ckpt_path: Path | None = None
+) -> list[Tensor]:
+    """All volumes of one run, adapted."""
+    seed_everything(0, verbose=False)
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=callback and [callback],
+    )  # fmt: skip
+    module = Reconstruction(str(prior), adaptation=d3ip(), steps=4, start=500)
+    return [result.images for result in trainer.predict(module, Several(measurements), ckpt_path=ckpt_path)]  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def two_scans(phantom_volume: Path) -> list[Measurement]:
+    data = VolumeDataModule(str(phantom_volume), partial(ParallelBeamCT, angles=12), 2e-4, window=(-1000, 1000))
+    one = data.simulate(ParallelBeamCT(32, angles=12))
+    return [one, replace(one, y=one.y.flip(0), name="other")]
+
+
+def test_a_volume_does_not_depend_on_what_was_reconstructed_before(
+    tiny_prior: Path, two_scans: list[Measurement]
+) -> None:
+    _, second = predict(tiny_prior, two_scans)
+    [alone] = predict(tiny_prior, two_scans[1:])
+    assert torch.equal(second, alone)
+
+
+def test_a_run_of_several_volumes_goes_on_with_the_one_that_was_interrupted(
+    tiny_prior: Path, two_scans: list[Measurement], tmp_path: Path
+) -> None:
+    path, steps = tmp_path / "last.ckpt", itertools.count(1)
+
+    class Save(ReconstructionCallback):
+        def on_diffusion_step_end(self, trainer: Any, *_: Any) -> None:
+            if next(steps) == 4 + 2:  # the second step of the second volume
+                trainer.save_checkpoint(path)
+
+    whole = predict(tiny_prior, two_scans, Save())
+    done: list[int] = []
+
+    class Count(ReconstructionCallback):
+        def on_diffusion_step_end(self, trainer: Any, step: int, *_: Any) -> None:
+            done.append(step)
+
+    continued = predict(tiny_prior, two_scans, Count(), path)
+    assert done == [1, 2, 3, 4, 3, 4]
+    assert all(torch.equal(a, b) for a, b in zip(whole, continued, strict=True))
+    with pytest.raises(InputError, match="the checkpoint is of other, 6 slices, 4 steps from 500"):
+        predict(tiny_prior, [two_scans[1], replace(two_scans[1], name="third")], None, path)
+
+
+def test_slices_of_different_masks_stop_at_noise_levels_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.stack([torch.rand(32, 32, generator=generator) < share for share in (0.1, 1.0)])
+    operator = SingleCoilMRI(32, mask)
+    truth = torch.rand(2, 1, 32, 32, generator=generator)
+    measurement = Measurement(simulate(truth, operator, 0.1, generator), operator, 0.1, "x")
+    mean, _ = DDS(20, discrepancy=1).condition(torch.zeros_like(truth), measurement, {})
+    energy = measurement.residual(mean).abs().square().flatten(1).sum(1)
+    torch.testing.assert_close(energy / (0.01 * mask.flatten(1).sum(1)), torch.ones(2), atol=0.02, rtol=0)

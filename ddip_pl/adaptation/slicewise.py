@@ -75,7 +75,7 @@ class SlicewiseAdaptation(TrainedAdaptation):
             self.denoiser.weights = self.lora.split(theta)
             losses = self.losses(estimator, x_t, t, batch[left])
             yield batch[left], losses.detach()
-            more = losses > self.noise
+            more = losses > self.enough(batch[left])
             left = left[more.cpu()]
             if len(left) == 0:
                 break

@@ -88,7 +88,7 @@ class TrainedAdaptation(Adaptation):
             "lora_norm": self.lora.update_norm(weights),
         }
 
-    @property
-    def noise(self) -> float:
-        """Loss of a slice at which gradient steps end; with one per cent more than the DDS of the same principle."""
-        return 1.01 * (self.discrepancy * self.measurement.sigma_y) ** 2 * self.measurement.values
+    def enough(self, chosen: Tensor) -> Tensor:
+        """Losses of the chosen slices at which gradient steps end, one per cent above the level at which DDS does."""
+        energy = 1.01 * self.measurement.noise_energy(self.discrepancy)
+        return energy if self.measurement.operator.coupled > 1 else energy[chosen]

@@ -61,9 +61,10 @@ class VolumeAdaptation(TrainedAdaptation):
         first: Tensor | None = None
         for step in range(self.steps):
             self.denoiser.weights = self.lora.merged(training=True)
-            loss = self.losses(estimator, x_t, t, self.draw_slices()).mean()
+            chosen = self.draw_slices()
+            loss = self.losses(estimator, x_t, t, chosen).mean()
             first = loss if first is None else first
-            if loss <= self.noise:
+            if loss <= self.enough(chosen).mean():
                 break
             self.optimizer.zero_grad()
             loss.backward()

@@ -62,7 +62,7 @@ class DeepImagePrior(Baseline):
         optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
         coupled = measurement.operator.coupled > 1  # measured together, fitted together
         batches = torch.arange(slices).split(slices if coupled else self.batch_size)
-        enough = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(measurement.y)
+        enough = measurement.noise_energy(self.discrepancy).sum()
         average = None
         for _ in range(self.iterations):
             optimizer.zero_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddip_pl.data.volume import is_affine
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.mri import CartesianMRI
@@ -73,13 +74,18 @@ class Acquisition(ABC):
         for name, length in ("pixel size", min(self.pixel)), ("slice spacing", self.slice_spacing):
             if not 0 < length < float("inf"):
                 raise InputError(f"{self.source}: {name} is {length:g} mm; expected a positive length")
-        if self.sigma_y < 0 or self.slope == 0 or not np.isfinite([self.slope, self.intercept]).all():
+        if (
+            self.sigma_y < 0
+            or self.sigma_y == float("inf")
+            or self.slope == 0
+            or not np.isfinite([self.slope, self.intercept]).all()
+        ):
             raise InputError(
                 f"{self.source}: sigma_y {self.sigma_y:g}, rescale_slope {self.slope:g}, rescale_intercept "
                 f"{self.intercept:g}; expected a noise level of at least 0, a slope other than 0 and finite numbers"
             )
-        if self.affine is not None and (self.affine.shape != (4, 4) or not np.isfinite(self.affine).all()):
-            raise InputError(f"{self.source}: affine of shape {self.affine.shape}; expected (4, 4), finite")
+        if self.affine is not None and not is_affine(self.affine):
+            raise InputError(f"{self.source}: affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
 
     def scaled(self, data: Tensor, operator: Projector | CartesianMRI | NonCartesianMRI, unit: float) -> Measurement:
         """The measurement `data / unit`."""

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, reason
 
 NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
 
@@ -74,8 +74,9 @@ def parse_header(xml: str | bytes, source: str) -> Encoding:
             embedded=value("parallelImaging", "calibrationMode") == "embedded",
         )
     except (ElementTree.ParseError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source}: no ISMRMRD header with one encodedSpace and reconSpace ({reason})") from error
+        raise InputError(
+            f"{source}: no ISMRMRD header with one encodedSpace and reconSpace ({reason(error)})"
+        ) from error
     numbers = np.array([*header.matrix, *header.encoded, *header.wanted])
     if not ((numbers > 0) & (numbers < np.inf)).all():
         raise InputError(f"{source}: the header has matrix sizes and fields of view {numbers}; expected them positive")

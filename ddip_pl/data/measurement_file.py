@@ -19,7 +19,7 @@ from ddip_pl.data.kspace import KSpace, NonCartesianKSpace
 from ddip_pl.data.raw import read_array, read_fastmri
 from ddip_pl.data.sinogram import FanBeamSinogram, Sinogram
 from ddip_pl.data.volumes import span
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, reason
 from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.mri import SENSE, CartesianMRI
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise InputError(f"measurement {path}: damaged, or no HDF5 file ({' '.join(str(error).split())})") from error
+        raise InputError(f"measurement {path}: damaged, or no HDF5 file ({reason(error)})") from error
 
 
 def _is_ours(path: Path) -> bool:
@@ -171,8 +171,8 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
     source, attributes = f"measurement {path}", file.attrs
 
     def dataset(name: str) -> h5py.Dataset:
-        if not isinstance(file.get(name), h5py.Dataset):
-            raise InputError(f"{source}: no dataset '{name}'; it has {_contents(file)}")
+        if not isinstance(file.get(name), h5py.Dataset) or file[name].dtype.kind not in "biufc":
+            raise InputError(f"{source}: no dataset '{name}' of numbers; it has {_contents(file)}")
         return file[name]
 
     def numbers(name: str, count: int, default: tuple[float, ...] = ()) -> tuple[float, ...]:
@@ -181,7 +181,7 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
             values = tuple(float(value) for value in np.atleast_1d(given))
         except (TypeError, ValueError):
             values = ()
-        if len(values) != count:
+        if len(values) != count or (name != "sigma_y" and not np.isfinite(values).all()):
             what = f"is {given}" if name in attributes else "is missing"
             raise InputError(f"{source}: attribute '{name}' {what}; expected {count} number{'s'[: count > 1]}")
         return values
@@ -195,7 +195,7 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
     data = dataset("data")
     depth = data.shape[0] if data.ndim else 0
     chosen = span(depth, first, slices, source)
-    affine = np.array(file["affine"], np.float64) if "affine" in file else None
+    affine = np.array(dataset("affine"), np.float64) if "affine" in file else None
     if affine is not None and affine.shape == (4, 4):
         affine[:, 3] += chosen.start * affine[:, 2]
     [sigma_y], [slope] = numbers("sigma_y", 1, (float("nan"),)), numbers("rescale_slope", 1, (1.0,))
@@ -211,8 +211,9 @@ def _read_own(path: Path, file: h5py.File, slices: int | None, first: int | None
         """One for all slices, or those of the chosen ones."""
         if name not in file:
             return None
-        each = file[name].ndim == axes and len(file[name]) == depth > 1
-        return np.array(file[name][chosen] if each else file[name])
+        values = dataset(name)
+        each = values.ndim == axes and len(values) == depth > 1
+        return np.array(values[chosen] if each else values)
 
     kind = attributes["operator"]
     if kind == "cartesian":

@@ -8,7 +8,7 @@ import numpy as np
 from ddip_pl.data.encoding import Encoding, parse_header
 from ddip_pl.data.kspace import KSpace
 from ddip_pl.data.volumes import span
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, reason
 
 UNITS = "k-space"
 
@@ -98,7 +98,7 @@ def read_array(path: Path, slices: int | None, first: int | None) -> KSpace:
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{source}: damaged, or no NumPy array ({' '.join(str(error).split())})") from error
+        raise InputError(f"{source}: damaged, or no NumPy array ({reason(error)})") from error
     data = data[None] if data.ndim == 3 else data
     chosen = span(len(data), first, slices, source) if data.ndim else slice(None)
     return KSpace(source=source, name=path.stem, data=np.array(data[chosen]), pixel=(1.0, 1.0), units=UNITS)

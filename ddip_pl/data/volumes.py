@@ -142,14 +142,14 @@ class VolumeDataModule(MeasurementDataModule):
         super().__init__()
         if not 0 <= sigma_y < float("inf"):
             raise InputError(f"data.sigma_y is {sigma_y}; give a standard deviation of at least 0")
+        if size is not None and min(np.atleast_1d(size)) < 1:
+            raise InputError(f"data.size is {size}; give at least 1 pixel")
         self.path, self.operator, self.sigma_y, self.plane = Path(path), operator, sigma_y, plane
         self.slices, self.first, self.window = slices, first, window
         self.size, self.enlarge = size, enlarge
 
     def setup(self, stage: str) -> None:
         method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        if self.size is not None and min(np.atleast_1d(self.size)) < 1:
-            raise InputError(f"data.size is {self.size}; give at least 1 pixel")
         self.measurements = [self.simulate(self.operator(self.size or method.image_size or SIZE))]
 
     def simulate(self, operator: LinearOperator) -> Measurement:

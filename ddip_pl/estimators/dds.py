@@ -39,8 +39,8 @@ class DDS(PosteriorMean):
         residual = measurement.residual(x0_hat)
         gradient = -operator.adjoint(residual)
         if gamma is None:
-            noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values
-            decrease = residual.abs().square().flatten(1).sum(1) - noise if self.discrepancy else None
+            enough = measurement.noise_energy(self.discrepancy)
+            decrease = residual.abs().square().flatten(1).sum(1) - enough if self.discrepancy else None
             correction = conjugate_gradient(
                 operator.normal, gradient, self.iterations, decrease, coupled=operator.coupled
             )

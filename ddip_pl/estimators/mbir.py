@@ -60,7 +60,7 @@ class DiffusionMBIR(PosteriorMean):
         if not measurement.sigma_y > 0:
             raise InputError("data.sigma_y is 0, and DiffusionMBIR's strength is in units of it; give the noise level")
         strength, rho = self.strength * measurement.sigma_y, self.rho * measurement.sigma_y
-        noise = (self.discrepancy * measurement.sigma_y) ** 2 * measurement.values * len(measurement.y)
+        enough = measurement.noise_energy(self.discrepancy).sum()
         x = x0_hat
         if memory:
             split = Split(memory["d"], memory["u"])
@@ -69,6 +69,6 @@ class DiffusionMBIR(PosteriorMean):
             split = Split(shrink(d, strength / rho), d.new_zeros(()).expand_as(d))
         for _ in range(self.iterations):
             x, split = admm_step(x, split, measurement, self.axes, strength, rho, self.cg_iterations)
-            if self.discrepancy and measurement.residual(x).abs().square().sum() <= noise:
+            if self.discrepancy and measurement.residual(x).abs().square().sum() <= enough:
                 break
         return x, {"d": split.d, "u": split.u}

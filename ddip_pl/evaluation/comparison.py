@@ -47,7 +47,7 @@ def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str,
         yield (
             subject,
             {
-                run.method if methods.count(run.method) == 1 else f"{run.method} ({run.folder.parent.name})": run
+                run.method if methods.count(run.method) == 1 else f"{run.method} ({run.folder.parent})": run
                 for run in rivals
             },
         )

@@ -62,8 +62,8 @@ def relative_residual(images: Tensor, measurement: Measurement) -> float:
 def discrepancy(images: Tensor, measurement: Measurement) -> float:
     """`|| A x - y || / (sigma_y sqrt(number of values))`, 1 where what is left is the noise; inf without noise."""
     with torch.no_grad():
-        noise = measurement.sigma_y * (measurement.values * len(measurement.y)) ** 0.5
-        return float(measurement.residual(images).norm()) / noise if noise else float("inf")
+        noise = measurement.noise_energy().sum().sqrt()
+        return float(measurement.residual(images).norm() / noise) if noise else float("inf")
 
 
 def figures_of_merit(images: Tensor, measurement: Measurement, reference: Tensor | None) -> dict[str, float]:

@@ -21,8 +21,9 @@ WIDTH, ZOOM = 3.0, 0.3  # of a panel, in inches; of an inset's section, as a sha
 
 
 def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Figures of all finished runs below a folder, by task and volume, methods in the given order, then others."""
+    """Figures of all finished tests below a folder, by task and volume, methods in the given order, then others."""
     runs = [read_run(path).metrics | {"volume": path.name, "folder": path} for path in finished(folder)]
+    runs = [run for run in runs if "psnr" in run]
     order = {method: place for place, method in enumerate(methods)}
     return sorted(runs, key=lambda run: (run["task"], run["volume"], order.get(run["method"], len(order))))
 

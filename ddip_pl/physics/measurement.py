@@ -63,10 +63,12 @@ class Measurement:
         moved = {n: v.to(*args, **kwargs) for n, v in vars(self).items() if hasattr(v, "to") and n != "affine"}  # type: ignore[call-overload]
         return replace(self, **moved)
 
-    @property
-    def values(self) -> int:
-        """Number of measured values of a slice, or of those that are measured together."""
-        return self.operator.values(self.y)
+    def noise_energy(self, discrepancy: float = 1.0) -> Tensor:
+        """`(discrepancy sigma_y)^2` times the number of values, for each slice or those measured together, `(len(y),)`.
+
+        It is what `|| A x - y ||^2` is expected to be for the true `x`, with discrepancy 1 (Morozov's principle).
+        """
+        return (discrepancy * self.sigma_y) ** 2 * self.operator.values(self.y)
 
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""

@@ -77,8 +77,8 @@ class CartesianMRI(LinearOperator):
         image = (torch.view_as_complex(self.maps).conj() * coil_images).sum(1, keepdim=True)
         return image.real if self.channels == 1 else torch.cat([image.real, image.imag], dim=1)
 
-    def values(self, y: Tensor) -> int:
-        return round(int(self.mask.sum()) / len(self.mask)) * self.maps.shape[1]
+    def values(self, y: Tensor) -> Tensor:
+        return (self.maps.shape[1] * self.mask.flatten(1).sum(1).float()).expand(len(y))
 
     def sampled(self, y: Tensor) -> Tensor:
         return torch.where(self.mask, y, 0)

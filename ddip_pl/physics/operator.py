@@ -46,9 +46,9 @@ class LinearOperator(nn.Module, ABC):
         """`A^T A x`."""
         return self.adjoint(self(x))
 
-    def values(self, y: Tensor) -> int:
-        """Number of measured values of a slice, or of coupled ones, `y[0]`; the mean number where slices differ."""
-        return y[0].numel()
+    def values(self, y: Tensor) -> Tensor:
+        """Number of measured values of each slice, or group of coupled ones, of the measurement `y`, `(len(y),)`."""
+        return torch.full((len(y),), float(y[0].numel()), device=y.device)
 
     def sampled(self, y: Tensor) -> Tensor:
         """`y` with zeros where nothing is measured."""

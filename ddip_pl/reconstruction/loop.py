@@ -56,12 +56,14 @@ class ReverseDiffusionLoop(_Loop):
         self.planes = self.module.planes_of(measurement)
         self.module.adaptation.on_gradient_step = self.on_gradient_step
         self.module.adaptation.start(self.module.denoiser, measurement)
+        self.name = measurement.name
         try:
-            if self._saved is None:
+            if self._saved is None or self.volume < self._saved["volume"]:
                 self.noise.manual_seed(torch.initial_seed())
                 self.step, self.trajectory = 0, []
             else:
                 self.restore(self._saved, measurement)
+                self._saved = None
             while self.step < self.steps:
                 if self.step % len(self.timesteps) == 0:
                     self.initialise(measurement)
@@ -71,8 +73,14 @@ class ReverseDiffusionLoop(_Loop):
             return self.x
         finally:
             self.weights = self.module.adaptation.finish()
-            self.x = self.mean = self._saved = None
+            self.x = self.mean = None
             self.memory, self.images = {}, {}
+
+    @property
+    def volume(self) -> int:
+        """Number of the volume in the run."""
+        loop = self.trainer.test_loop if self.trainer.testing else self.trainer.predict_loop
+        return loop.batch_progress.current.ready - 1
 
     def initialise(self, measurement: Measurement) -> None:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
@@ -127,6 +135,8 @@ class ReverseDiffusionLoop(_Loop):
         if self.x is None:
             return {}
         return {
+            "volume": self.volume,
+            "name": self.name,
             "x": self.x,
             "step": self.step,
             "timesteps": self.timesteps,
@@ -147,10 +157,10 @@ class ReverseDiffusionLoop(_Loop):
         Raises:
             InputError: it is the state of another run.
         """
-        if state["timesteps"] != self.timesteps or len(state["x"]) != len(measurement):
+        if (state["name"], state["timesteps"], len(state["x"])) != (self.name, self.timesteps, len(measurement)):
             raise InputError(
-                f"the checkpoint is of a run with {len(state['x'])} slices and {len(state['timesteps'])} steps from "
-                f"{state['timesteps'][0]}; give --ckpt_path with the settings it was saved with"
+                f"the checkpoint is of {state['name']}, {len(state['x'])} slices, {len(state['timesteps'])} steps from "
+                f"{state['timesteps'][0]}; give --ckpt_path with the data and settings it was saved with"
             )
         self.x = state["x"].to(measurement.y.device)
         self.step, self.trajectory = state["step"], state["trajectory"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
 
@@ -72,6 +73,14 @@ class Method(LightningModule, ABC):
     @abstractmethod
     def test_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
         """Reconstruct all slices of a measurement."""
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """Draw the random numbers, and count the memory, that the volume would have by itself."""
+        torch.manual_seed(torch.initial_seed())
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    on_predict_batch_start = on_test_batch_start  # type: ignore[assignment]
 
     def predict_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
         return self.test_step(measurement, batch_idx)
