@@ -29,7 +29,9 @@ from rich.console import Console
 from ddip_pl.callbacks.logging import WandbMode
 from ddip_pl.data.readers import split, volume_name
 from ddip_pl.errors import ArgumentParser, InputError
-from ddip_pl.evaluation.table import read_runs, write_tables
+from ddip_pl.evaluation.comparison import read_runs, tables
+from ddip_pl.evaluation.runs import finished
+from ddip_pl.evaluation.table import read_tests, write_tables
 from ddip_pl.report.page import read_case, write_page
 
 
@@ -157,7 +159,7 @@ def plan(
 
 def write_report(folder: Path, methods: Sequence[str]) -> None:
     """Write `report.html` with all finished runs that lie in a folder, methods in the given order."""
-    runs = groupby(read_runs(folder, methods), key=lambda run: (run["task"], run["volume"]))
+    runs = groupby(read_tests(folder, methods), key=lambda run: (run["task"], run["volume"]))
     if cases := [read_case(volume, [run["folder"] for run in group]) for (_, volume), group in runs]:
         write_page(folder / "report.html", "Benchmark", cases)
 
@@ -185,8 +187,10 @@ def main(arguments: Sequence[str]) -> int:
         if not done and run.start():
             failed.append(run)
         write_tables(options.output, [run.method for run in runs])
-    write_report(options.output, [run.method for run in runs])
+    if finished(options.output):
+        write_report(options.output, [run.method for run in runs])
+        console.print(*tables(read_runs([options.output])))
+        console.print(f"tables, CSV, figures and report.html in {options.output}")
     for run in failed:
         console.print(f"[red]failed[/]: {run.task}, {run.volume.name}, {run.method}; see its message above")
-    console.print(f"table, CSV, figures and report.html in {options.output}")
     return 2 if failed else 0

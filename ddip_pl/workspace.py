@@ -3,8 +3,11 @@
 import argparse
 import sys
 
-import wandb_workspaces.reports.v2 as wr
-import wandb_workspaces.workspaces as ws
+try:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+except ImportError:
+    sys.exit("the dashboard needs wandb-workspaces; pip install 'ddip-pl[workspaces]'")
 
 STEP = "trainer/global_step"
 ADAPTATION = "model.init_args.adaptation.init_args"

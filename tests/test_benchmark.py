@@ -12,7 +12,7 @@ import yaml
 
 from ddip_pl import benchmark, cli
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.table import read_runs
+from ddip_pl.evaluation.table import read_tests
 
 ROOT = Path(__file__).parents[1]
 TASK = ROOT / "configs/task/sv_ct.yaml"
@@ -148,7 +148,7 @@ def test_record_changes_with_the_content_of_a_config(folder):
     before = run.record
     config.write_text("method: a\nmodel: {steps: 3}\n")
     assert run.record != before
-    assert json.loads(before)["configs"] == {"method.yaml": "method: a\n"}
+    assert json.loads(before)["configs"] == ["method: a\n"]
 
 
 def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):
@@ -172,4 +172,4 @@ def test_predictions_below_the_output_are_left_out_of_the_table(folder):
     path.mkdir(parents=True)
     (path / "metrics.json").write_text('{"task": "sv_ct", "method": "dds", "seconds": 1}')
     (path / "trajectory.csv").write_text("step,residual\n1,0.5\n")
-    assert read_runs(folder, ["dds"]) == []
+    assert read_tests(folder, ["dds"]) == []

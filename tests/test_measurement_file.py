@@ -427,6 +427,7 @@ def bad(tmp_path_factory) -> Path:
         "margin of nan": {"margin": (0, 0, 0, float("nan"))},
     }.items():  # fmt: skip
         save(folder / f"{name}.h5", sinogram, CT | attributes)
+    (folder / "scan.nii.gz").write_bytes(b"x")
     save(folder / "sinogram.h5", {"sinogram": data, "angles": angles}, CT)
     save(folder / "no angles.h5", {"data": data}, CT)
     save(folder / "no pixel.h5", sinogram, {key: value for key, value in CT.items() if key != "pixel_size"})
@@ -495,6 +496,7 @@ def bad(tmp_path_factory) -> Path:
 
 # File, and what the line must say.
 BAD_FILES = {
+    "scan.nii.gz": "an image, and no measurement; ddip-pl test or ddip-pl simulate take it",
     "none.h5": "none.h5: no such file; give HDF5",
     "truncated.h5": "truncated.h5: damaged, or no HDF5 file",
     "text only.h5": "text only.h5: damaged, or no HDF5 file",

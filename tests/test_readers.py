@@ -309,6 +309,18 @@ def test_dataset_of_an_hdf5_file(tmp_path):
     refuse(f"{path}:angles", "1 dimensions")
 
 
+def test_measurements_are_no_volumes(tmp_path):
+    """They are told apart before one of their datasets is taken for a volume."""
+    ours = write(tmp_path / "ours.h5", {"data": values(3, 4, 5)})
+    with h5py.File(ours, "a") as file:
+        file.attrs["operator"] = "parallel_beam"
+    fastmri = write(tmp_path / "fastmri.h5", {"kspace": values(3, 4, 5), "ismrmrd_header": np.array(b"x")})
+    for path in (ours, fastmri):
+        refuse(path, "a measurement, and no volume; ddip-pl predict --config configs/task/measured.yaml takes it")
+    np.save(tmp_path / "k.npy", values(2, 3, 4) * 1j)
+    refuse(tmp_path / "k.npy", "k-space, and no volume; ddip-pl predict")
+
+
 BAD_HDF5 = {
     "4d": ({"image": values(2, 3, 4, 5)}, {}, "0 3D datasets.*image \\(2, 3, 4, 5\\)"),
     "no datasets": ({}, {}, "datasets there: none"),

@@ -48,11 +48,11 @@ class Keep(ReconstructionCallback):
 
 def reconstruct(
     prior: Path, volume: Path, adaptation: Adaptation | None = None, keep: Keep | None = None,
-    ckpt_path: Path | None = None, seed: int = 0, **settings: Any,
+    ckpt_path: Path | None = None, seed: int = 0, sigma_y: float = 2e-4, **settings: Any,
 ) -> Result:  # fmt: skip
     seed_everything(seed, verbose=False)
     module = Reconstruction(str(prior), adaptation=adaptation, **({"steps": 6, "batch_size": 4} | settings))
-    data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=12), sigma_y=2e-4, window=(-1000, 1000))
+    data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=12), sigma_y=sigma_y, window=(-1000, 1000))
     keep = keep or Keep()
     trainer = ReconstructionTrainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[keep],
@@ -381,8 +381,10 @@ def test_lightning_still_has_what_the_loop_builds_on(tiny_prior: Path, phantom_v
 def test_checkpoint_of_another_run_is_refused(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
     keep = Keep(2, lambda trainer: trainer.save_checkpoint(tmp_path / "last.ckpt"))
     reconstruct(tiny_prior, phantom_volume, keep=keep)
-    with pytest.raises(InputError, match="run with 6 slices and 6 steps from 980"):
+    with pytest.raises(InputError, match="the checkpoint is of phantom, 6 slices, 6 steps from 980"):
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", steps=5)
+    with pytest.raises(InputError, match="another measurement of phantom"):  # its noise is another
+        reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", sigma_y=0.05)
 
 
 def test_network_never_sees_more_than_a_batch(

@@ -1,5 +1,6 @@
 """Saving the state of a reconstruction while it runs."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ class DiffusionCheckpoint(ReconstructionCallback):
         if step < steps and time.monotonic() - self.saved >= self.every_seconds:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how an interrupted run can go on."""
+        if isinstance(exception, KeyboardInterrupt):
+            kept = f"go on with the same command and --ckpt_path {self.path} --output {self.path.parent}"
+            print(f"interrupted; {kept if self.path.exists() else 'there was no checkpoint yet'}", file=sys.stderr)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.path.unlink(missing_ok=True)

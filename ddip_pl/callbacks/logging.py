@@ -42,7 +42,7 @@ def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> Logger:
         try:
             wandb.login()
         except wandb.Error as error:
-            raise InputError(f"wandb: {error}; call `wandb login`, or give --wandb offline") from error
+            raise InputError("wandb: nobody is logged in; call `wandb login`, or give --wandb offline") from error
     project = os.environ.get("WANDB_PROJECT", "ddip-pl")
     return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", **about)
 

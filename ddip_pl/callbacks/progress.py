@@ -37,13 +37,14 @@ class ReconstructionProgress(ReconstructionCallback):
         count = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
         if count > 1 and self.volumes is None:
             self.volumes = self.bars.add_task("volumes", total=count, figures="")
-        name = f"{self.label} {batch.name}, {len(batch)} slices".strip()
+        count = batch.operator.coupled * len(batch)
+        name = f"{self.label} {batch.name}, {count} slice{'s'[: count > 1]}".strip()
         self.steps, self.gradient = self.bars.add_task(name, total=None, figures=""), None
-        self.bars.start()
 
     def on_gradient_step_end(self, trainer: Trainer, step: int, steps: int) -> None:
         if self.gradient is None:
             self.gradient = self.bars.add_task("gradient steps", figures="")
+            self.bars.start()  # and not before: what is refused at the first step is said alone
         self.bars.update(self.gradient, total=steps, completed=step)
 
     def on_diffusion_step_end(
@@ -54,8 +55,11 @@ class ReconstructionProgress(ReconstructionCallback):
             f"{name.removesuffix('_after').replace('_', ' ')} {value:.3g}" for name, value in shown.items()
         )
         self.bars.update(self.steps, total=steps, completed=step, figures=figures)
+        self.bars.start()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        [task] = (task for task in self.bars.tasks if task.id == self.steps)
+        self.bars.update(self.steps, total=task.completed)  # some stop before they have made all steps
         if self.gradient is not None:
             self.bars.remove_task(self.gradient)
         if self.volumes is not None:

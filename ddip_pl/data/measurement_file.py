@@ -128,6 +128,8 @@ def read_measurement(
 def _read(path: Path, slices: int | None, first: int | None) -> Acquisition:
     if not path.is_file():
         raise InputError(f"measurement {path}: no such file; give HDF5 (.h5), or k-space as a NumPy array (.npy)")
+    if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
+        raise InputError(f"measurement {path}: an image, and no measurement; ddip-pl test or ddip-pl simulate take it")
     if path.suffix == ".npy":
         return read_array(path, slices, first)
     with _opened(path) as file:

@@ -13,6 +13,8 @@ from ddip_pl.errors import InputError, reason
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 
+MEASURED = ", and no volume; ddip-pl predict --config configs/task/measured.yaml takes it"
+
 
 def read_volume(path: str | Path) -> Volume:
     """Read a volume, turned to RAS+ orientation, from whatever lies at `path`.
@@ -28,9 +30,19 @@ def read_volume(path: str | Path) -> Volume:
         return read_slices(place) if not choice and any(place.glob("*.npy")) else read_dicom(place, choice)
     if place.suffix.lower() in HDF5:
         return read_hdf5(place, choice)
+    if place.suffix.lower() == ".npy" and place.is_file() and is_kspace(place):
+        raise InputError(f"volume {path}: k-space{MEASURED}")
     if place.suffix.lower() in (".dcm", ".npy") and place.is_file():
         raise InputError(f"volume {path}: a single slice; give the folder that its volume lies in")
     return read_nifti(path)
+
+
+def is_kspace(path: Path) -> bool:
+    """Whether a NumPy file has complex values."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).dtype.kind == "c"
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def split(path: str | Path) -> tuple[Path, str]:
@@ -113,9 +125,11 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
         raise InputError(f"volume {path}: no such file")
     try:
         with h5py.File(path) as file:
+            if not dataset and ("operator" in file.attrs or {"kspace", "ismrmrd_header"} <= set(file)):
+                raise InputError(f"volume {path}: a measurement{MEASURED}")
             found: dict[str, h5py.Dataset] = {}
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-            volumes = [name for name, item in found.items() if item.ndim == 3 and item.dtype.kind in "biuf"]
+            volumes = [name for name, item in found.items() if item.ndim == 3 and item.dtype.kind in "iuf"]
             name = dataset.strip("/") or (volumes[0] if len(volumes) == 1 else "")
             if name not in found:
                 there = ", ".join(f"{name} {item.shape} {item.dtype}" for name, item in found.items()) or "none"

@@ -13,11 +13,12 @@ from ddip_pl.errors import InputError
 from ddip_pl.evaluation.runs import Run, finished, read_run
 
 TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of each figure
+    "slices": ("slices", "{:.0f}".format),
     "psnr": ("PSNR", "{:.2f} dB".format),
     "ssim": ("SSIM", "{:.3f}".format),
     "lpips": ("LPIPS", "{:.3f}".format),
     "residual": ("residual", "{:.2e}".format),
-    "discrepancy": ("||Ax-y||/noise", "{:.2f}".format),
+    "discrepancy": ("/noise", "{:.2f}".format),
     "seconds": ("time", "{:.1f} s".format),
     "peak_memory_bytes": ("memory", lambda size: f"{size / 1e9:.2f} GB"),
 }
@@ -59,12 +60,15 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     for subject, rivals in by_subject(runs):
         figures = [run.metrics for run in rivals.values()]
         shown = {name: how for name, how in TABLE.items() if any(name in metrics for metrics in figures)}
-        view = Table("method", title=", ".join(subject), title_justify="left", box=SIMPLE_HEAD)
+        view = Table(title=", ".join(subject), title_justify="left", box=SIMPLE_HEAD)
+        view.add_column("method", overflow="fold")
         for heading, _ in shown.values():
             view.add_column(heading, justify="right", no_wrap=True)
         best = {name: max((m[name] for m in figures if name in m), default=None) for name in ("psnr", "ssim")}
         if "input_psnr" in figures[0]:
-            view.add_row("(input)", *(TABLE[name][1](figures[0][f"input_{name}"]) for name in ("psnr", "ssim")))
+            first = {"slices": figures[0]["slices"]} if "slices" in shown else {}
+            first |= {name: figures[0][f"input_{name}"] for name in ("psnr", "ssim")}
+            view.add_row("(input)", *(TABLE[name][1](value) for name, value in first.items()))
         for label, run in rivals.items():
             cells = []
             for name, (_, form) in shown.items():

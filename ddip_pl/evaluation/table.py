@@ -20,7 +20,7 @@ COLUMNS = (
 WIDTH, ZOOM = 3.0, 0.3  # of a panel, in inches; of an inset's section, as a share of the image
 
 
-def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
+def read_tests(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
     """Figures of all finished tests below a folder, by task and volume, methods in the given order, then others."""
     runs = [read_run(path).metrics | {"volume": path.name, "folder": path} for path in finished(folder)]
     runs = [run for run in runs if "psnr" in run]
@@ -30,7 +30,7 @@ def read_runs(folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 def write_tables(folder: Path, methods: Sequence[str] = ()) -> None:
     """Write `benchmark.csv`, `benchmark.md` and a figure for each task and volume; methods come in the given order."""
-    runs = read_runs(folder, methods)
+    runs = read_tests(folder, methods)
     if not runs:
         return
     with (folder / "benchmark.csv").open("w", newline="") as file:

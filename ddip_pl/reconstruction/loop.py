@@ -3,6 +3,7 @@
 Lightning keeps its loop classes behind an underscore. This is the only module that touches them.
 """
 
+import math
 import time
 from typing import Any, cast
 
@@ -56,7 +57,7 @@ class ReverseDiffusionLoop(_Loop):
         self.planes = self.module.planes_of(measurement)
         self.module.adaptation.on_gradient_step = self.on_gradient_step
         self.module.adaptation.start(self.module.denoiser, measurement)
-        self.name = measurement.name
+        self.name, self.data = measurement.name, float(measurement.y.abs().sum())
         try:
             if self._saved is None or self.volume < self._saved["volume"]:
                 self.noise.manual_seed(torch.initial_seed())
@@ -137,6 +138,7 @@ class ReverseDiffusionLoop(_Loop):
         return {
             "volume": self.volume,
             "name": self.name,
+            "data": self.data,
             "x": self.x,
             "step": self.step,
             "timesteps": self.timesteps,
@@ -162,6 +164,8 @@ class ReverseDiffusionLoop(_Loop):
                 f"the checkpoint is of {state['name']}, {len(state['x'])} slices, {len(state['timesteps'])} steps from "
                 f"{state['timesteps'][0]}; give --ckpt_path with the data and settings it was saved with"
             )
+        if not math.isclose(state["data"], self.data, rel_tol=1e-4):
+            raise InputError(f"the checkpoint is of another measurement of {self.name}; give --ckpt_path with its task")
         self.x = state["x"].to(measurement.y.device)
         self.step, self.trajectory = state["step"], state["trajectory"]
         self.mean = None if state["mean"] is None else state["mean"].to(self.x)
@@ -190,10 +194,13 @@ class _PredictLoop(_PredictionLoop):
 class ReconstructionTrainer(Trainer):
     """Lightning's Trainer, whose `test` and `predict` run the reverse diffusion.
 
-    `save_checkpoint` in the middle of a volume and `ckpt_path` afterwards continue it.
+    `save_checkpoint` in the middle of a volume and `ckpt_path` afterwards continue it. By default it logs nothing and
+    leaves no files; `ddip_pl.callbacks` has what tells of the run and writes the volume.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        for name in ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"):
+            kwargs.setdefault(name, False)
         super().__init__(*args, **kwargs)
         self.test_loop = _TestLoop(self)
         self.predict_loop = _PredictLoop(self)
