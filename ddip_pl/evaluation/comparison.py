@@ -18,7 +18,7 @@ TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of 
     "ssim": ("SSIM", "{:.3f}".format),
     "lpips": ("LPIPS", "{:.3f}".format),
     "residual": ("residual", "{:.2e}".format),
-    "discrepancy": ("/noise", "{:.2f}".format),
+    "discrepancy": ("discrepancy", "{:.2f}".format),
     "seconds": ("time", "{:.1f} s".format),
     "peak_memory_bytes": ("memory", lambda size: f"{size / 1e9:.2f} GB"),
 }
@@ -55,13 +55,17 @@ def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str,
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """For each task and volume a table of all figures that any of its runs has; the best PSNR and SSIM are bold."""
+    """For each task and volume a table of what its runs have, one line each; the best PSNR and SSIM are bold."""
     views = []
     for subject, rivals in by_subject(runs):
         figures = [run.metrics for run in rivals.values()]
         shown = {name: how for name, how in TABLE.items() if any(name in metrics for metrics in figures)}
+        if len({metrics.get("slices") for metrics in figures}) == 1:
+            shown.pop("slices", None)
+        if "discrepancy" in shown:  # tells more than the residual, which is in the CSV
+            shown.pop("residual", None)
         view = Table(title=", ".join(subject), title_justify="left", box=SIMPLE_HEAD)
-        view.add_column("method", overflow="fold")
+        view.add_column("method", overflow="fold", min_width=14)
         for heading, _ in shown.values():
             view.add_column(heading, justify="right", no_wrap=True)
         best = {name: max((m[name] for m in figures if name in m), default=None) for name in ("psnr", "ssim")}
