@@ -72,10 +72,8 @@ def main(arguments: Sequence[str]) -> None:
     for name, adaptation in ADAPTATIONS.items():
         seed_everything(0, verbose=False)
         keeper = KeepResult()
-        trainer = ReconstructionTrainer(
-            logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            callbacks=[ReconstructionProgress(name), keeper, VolumeWriter(options.output / name.lower(), "demo", name)],
-        )  # fmt: skip
+        writer = VolumeWriter(options.output / name.lower(), "demo", name)
+        trainer = ReconstructionTrainer(callbacks=[ReconstructionProgress(name), keeper, writer])
         data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
         method = Reconstruction(
             options.prior, ESTIMATOR, adaptation, steps=options.steps, start=START, spacing=3.0, eta=1.0, planes="all",
@@ -90,7 +88,8 @@ def report(results: dict[str, Result], folder: Path) -> None:
     """Table, figure and page of all methods, FBP first."""
     measurement = next(iter(results.values())).measurement
     assert measurement.reference is not None
-    images: dict[str, Tensor] = {"FBP": measurement.operator.pseudo_inverse(measurement.y)}
+    fbp = measurement.operator.pseudo_inverse(measurement.y)
+    images: dict[str, Tensor] = {"FBP": fbp}
     images |= {name: result.images for name, result in results.items()}
     images = {name: measurement.unpad(image) for name, image in images.items()}
     reference = measurement.unpad(measurement.reference)
@@ -109,7 +108,6 @@ def report(results: dict[str, Result], folder: Path) -> None:
     path = folder / "demo.png"
     compare(images, reference, measurement.affine, path)
     case = read_case(measurement.name, [folder / name.lower() / measurement.name for name in results])
-    fbp = measurement.operator.pseudo_inverse(measurement.y)
     figures = figures_of_merit(fbp, measurement, reference)
     case.runs.insert(0, Shown("FBP", as_nifti(images["FBP"], measurement), figures, by_slice(images["FBP"], reference)))
     write_page(folder / "report.html", f"A brain from {ANGLES} X-ray projections", [case])

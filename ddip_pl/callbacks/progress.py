@@ -34,11 +34,10 @@ class ReconstructionProgress(ReconstructionCallback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Measurement, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        count = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
-        if count > 1 and self.volumes is None:
-            self.volumes = self.bars.add_task("volumes", total=count, figures="")
-        count = batch.operator.coupled * len(batch)
-        name = f"{self.label} {batch.name}, {count} slice{'s'[: count > 1]}".strip()
+        volumes = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
+        if volumes > 1 and self.volumes is None:
+            self.volumes = self.bars.add_task("volumes", total=volumes, figures="")
+        name = f"{self.label} {batch.name}, {len(batch)} slice{'s'[: len(batch) > 1]}".strip()
         self.steps, self.gradient = self.bars.add_task(name, total=None, figures=""), None
 
     def on_gradient_step_end(self, trainer: Trainer, step: int, steps: int) -> None:
