@@ -25,9 +25,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.baselines.tv import tv_reconstruction
-from ddip_pl.data.ellipses import VALIDATION_SEED, draw_ellipses, phantoms
-from ddip_pl.data.readers import read_nifti
-from ddip_pl.data.volumes import cut, fit, normalise
+from ddip_pl.data.phantoms import VALIDATION_SEED, draw_ellipses, phantoms
+from ddip_pl.data.simulated import cut, fit, normalise
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
@@ -35,6 +34,7 @@ from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.volumes.files import read_nifti
 
 METHODS = Path(__file__).parents[1] / "configs" / "method"
 REGIMES = {"60 angles, sigma_y 2e-4": (60, 2e-4), "30 angles, sigma_y 8e-4": (30, 8e-4), "30 angles, 0.01": (30, 1e-2)}

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ddip_pl.baselines.tv import tv_reconstruction
-from ddip_pl.data.ellipses import VALIDATION_SEED, RandomEllipses, phantoms, scanned
-from ddip_pl.data.volumes import VolumeDataModule
+from ddip_pl.data.phantoms import VALIDATION_SEED, RandomEllipses, phantoms, scanned
+from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary

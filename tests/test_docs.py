@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 import ddip_pl
-from ddip_pl import benchmark, cli, compare, demo
+from ddip_pl.cli import benchmark, commands, compare, demo
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "docker/README.md"]
 
 
 # --- commands -------------------------------------------------------------------------------------------------
 
 
-def commands(text: str) -> list[str]:
+def calls_in(text: str) -> list[str]:
     """Calls of `ddip-pl` in the code blocks of a page, fenced or indented, without what stands before them."""
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     indented = re.findall(
@@ -55,7 +55,7 @@ def test_commands_are_found_in_every_kind_of_block() -> None:
 
             docker run --rm -v "$PWD:/data" ddip-pl:cpu four
         """)
-    assert sorted(map(tuple, map(shlex.split, commands(text)))) == [
+    assert sorted(map(tuple, map(shlex.split, calls_in(text)))) == [
         ("four",), ("one", "--a", "1", "--b", "2"), ("three", "#", "as", "well"), ("two",),
     ]  # fmt: skip
 
@@ -74,7 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "examples", "ddip_pl"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.Parser, "instantiate_classes", stop)
+    monkeypatch.setattr(commands.Parser, "instantiate_classes", stop)
     monkeypatch.setattr(benchmark.Run, "is_done", stop)
     monkeypatch.setattr(compare, "read_runs", stop)
     monkeypatch.setattr(demo, "save_template", stop)
@@ -96,10 +96,10 @@ def given(arguments: str) -> list[str]:
 def parse(arguments: str) -> None:
     """Raises `Parsed` where the command is a good one, anything else where it is not."""
     words = given(arguments)
-    cli.run(words[0], words[1:])
+    commands.run(words[0], words[1:])
 
 
-COMMANDS = sorted({command: page.name for page in PAGES for command in commands(page.read_text())}.items())
+COMMANDS = sorted({command: page.name for page in PAGES for command in calls_in(page.read_text())}.items())
 
 
 @pytest.mark.usefixtures("folder")
@@ -118,7 +118,7 @@ TASKS = [page for page in PAGES if page.parent.name == "tasks"]
 @pytest.mark.parametrize("page", TASKS, ids=lambda page: page.stem)
 def test_options_in_the_text_can_be_given_to_the_first_command(page: Path) -> None:
     text = page.read_text()
-    first = commands(text)[0]
+    first = calls_in(text)[0]
     options = re.findall(r"`(--[a-z][^\s`]* [^`]+)`", text)
     assert options
     with pytest.raises(Parsed):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bias_adaptation import BiasAdaptation
-from conftest import make_network, save_phantoms
+from helpers import ROOT, make_network, save_phantoms
 from landweber import Landweber
 from lightning import seed_everything
 from safetensors.torch import load_file
@@ -15,7 +15,7 @@ from super_resolution import SuperResolution
 from torch import Tensor
 
 from ddip_pl import cli
-from ddip_pl.data.volumes import VolumeDataModule
+from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDNM, DDS
 from ddip_pl.evaluation.metrics import summary
@@ -25,7 +25,6 @@ from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
 from ddip_pl.reconstruction.module import Result
 
-ROOT = Path(__file__).parents[1]
 SIZE = 16
 
 

@@ -1,16 +1,16 @@
 """The dashboard, as it would be sent to W&B."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers import CONFIGS
 
 pytest.importorskip("wandb_workspaces")
 from ddip_pl import workspace
 
-SWEEPS = Path(__file__).parents[1] / "configs" / "sweep"
+SWEEPS = CONFIGS / "sweep"
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import reconstruction_callbacks
+from ddip_pl.reconstruction.memory import peak_memory
 from ddip_pl.reconstruction.module import Method, Result
 
 log = logging.getLogger(__name__)

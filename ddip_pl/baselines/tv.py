@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ddip_pl.baselines.baseline import Baseline, Step, absolute, warn_unless_converged
 from ddip_pl.errors import InputError
-from ddip_pl.estimators.tv import ALL_AXES, Split, admm_step, differences, differences_adjoint
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.solvers.admm import ALL_AXES, Split, admm_step, differences, differences_adjoint
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.figure import tri_planar
 from ddip_pl.evaluation.metrics import magnitude
+from ddip_pl.evaluation.pictures import tri_planar
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.loop import ReconstructionTrainer

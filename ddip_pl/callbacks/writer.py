@@ -20,13 +20,13 @@ from torch import Tensor
 
 import ddip_pl
 from ddip_pl.adaptation.lora import save
-from ddip_pl.data.dicom import check_writable, write_dicom
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.figure import compare
 from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, magnitude
+from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.module import Method, Result
 from ddip_pl.report.page import Shown, read_case, write_page
+from ddip_pl.volumes.dicom import check_writable, write_dicom
 
 
 class VolumeWriter(Callback):

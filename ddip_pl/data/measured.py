@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ddip_pl.data.measurement_file import read_measurement
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.scans.hdf5 import read_measurement
 
 BRIGHT = 99.5  # per cent of the voxels are darker than 1
 

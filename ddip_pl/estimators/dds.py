@@ -4,8 +4,8 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
-from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.solvers.cg import conjugate_gradient
 
 
 class DDS(PosteriorMean):

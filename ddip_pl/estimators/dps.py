@@ -6,9 +6,9 @@ from torch.func import vjp
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Estimate, Memory, PosteriorMean
-from ddip_pl.physics.cg import divide
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.solvers.cg import divide
 
 
 class DPS(PosteriorMean):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
-from ddip_pl.estimators.tv import ACROSS_SLICES, ALL_AXES, Split, admm_step, differences, shrink
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.solvers.admm import ACROSS_SLICES, ALL_AXES, Split, admm_step, differences, shrink
 
 
 class DiffusionMBIR(PosteriorMean):

@@ -4,7 +4,7 @@ from ddip_pl.physics.cone_beam import ConeBeamCT
 from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
-from ddip_pl.physics.nufft import NonCartesianMRI
+from ddip_pl.physics.non_cartesian import NonCartesianMRI
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.physics.sampling import EquispacedLines, PoissonDisc, RandomLines, RandomPoints
 from ddip_pl.physics.sensitivity import Birdcage, espirit

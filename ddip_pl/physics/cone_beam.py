@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
-from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.ct import as_angles, as_count, as_length
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
+from ddip_pl.solvers.cg import conjugate_gradient
 
 CACHE_VERSION = 1  # raise it when the norm of a geometry changes
 GRID_SAMPLE_ADJOINT = torch.ops.aten.grid_sampler_2d_backward  # what autograd calls

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.projector import Projector, check_shape
+from ddip_pl.solvers.cg import conjugate_gradient
 
 FILTERS = ("ram-lak", "hann")
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics.cg import conjugate_gradient
 from ddip_pl.physics.noise import kspace_noise
 from ddip_pl.physics.operator import ImageSize, LinearOperator, height_width, spectral_norm
 from ddip_pl.physics.sampling import Sampling
 from ddip_pl.physics.sensitivity import CoilMaps
+from ddip_pl.solvers.cg import conjugate_gradient
 
 
 class CartesianMRI(LinearOperator):

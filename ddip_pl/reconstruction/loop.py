@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory
-from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.schedule import ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.callback import reconstruction_callbacks
+from ddip_pl.reconstruction.memory import peak_memory
 
 
 class ReverseDiffusionLoop(_Loop):

@@ -15,12 +15,12 @@ from ddip_pl.adaptation.none import NoAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.dds import DDS
 from ddip_pl.estimators.estimator import PosteriorMean
-from ddip_pl.evaluation.memory import peak_memory
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.denoiser import COLUMNS, ROWS, SLICES, Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS
 from ddip_pl.reconstruction.loop import ReconstructionTrainer
+from ddip_pl.reconstruction.memory import peak_memory
 
 WEIGHTS = files("ddip_pl") / "weights"
 SHIPPED_PRIORS = {  # by image channels

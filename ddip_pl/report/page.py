@@ -15,8 +15,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
-from ddip_pl.evaluation import runs
 from ddip_pl.report.pack import coarsen, pack
+from ddip_pl.results import runs
 
 BUDGET = 15_000_000  # bytes of a page
 COARSEST = 64  # voxels along an axis that are averaged

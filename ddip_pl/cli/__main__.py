@@ -1,0 +1,7 @@
+"""`python -m ddip_pl.cli` is `ddip-pl`."""
+
+import sys
+
+from ddip_pl.cli import main
+
+sys.exit(main())

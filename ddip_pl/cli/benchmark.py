@@ -1,0 +1,196 @@
+"""`ddip-pl benchmark`: methods, tasks and volumes in one table.
+
+Every run is a `ddip-pl test` in a process of its own, so that its peak memory is its own and its failure nobody else's.
+What is finished is skipped the next time, what was interrupted is continued, and the report is made from the folders
+that lie there: runs of several commands with the same output come into one table.
+
+A file of methods names variations of them:
+
+    methods:
+      d3ip, K = 1:
+        config: ../method/d3ip.yaml
+        model.adaptation.init_args.slices: 1
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from rich.console import Console
+
+from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.report.page import read_case, write_page
+from ddip_pl.results.comparison import read_runs, tables
+from ddip_pl.results.runs import finished
+from ddip_pl.results.table import read_tests, write_tables
+from ddip_pl.volumes.files import split, volume_name
+
+
+@dataclass
+class Run:
+    """One method on one task and volume.
+
+    Attributes:
+        task: name of the task.
+        method: name of the method.
+        volume: to reconstruct, see `read_volume`.
+        configs: files with settings, later ones first in precedence.
+        settings: further settings by name.
+        folder: of the results.
+        wandb: see `ddip-pl test --wandb`.
+    """
+
+    task: str
+    method: str
+    volume: Path
+    configs: list[Path]
+    settings: dict[str, Any]
+    folder: Path
+    wandb: WandbMode = "disabled"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `ddip-pl`."""
+        configs = [argument for config in self.configs for argument in ("--config", str(config))]
+        settings = [argument for name, value in self.settings.items() for argument in (f"--{name}", as_argument(value))]
+        names = ["--task", self.task, "--method", self.method, "--wandb", self.wandb]
+        return ["test", *configs, "--data.path", str(self.volume), *settings, *names, "--output", str(self.folder)]
+
+    @property
+    def record(self) -> str:
+        """All that the results depend on, to tell whether those that lie there are of the same settings."""
+        contents = [config.read_text() for config in self.configs]
+        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
+
+    def is_done(self) -> bool:
+        """Whether the results of these settings are there."""
+        path = self.folder / "run.json"
+        return any(self.folder.glob("*/metrics.json")) and path.is_file() and path.read_text() == self.record
+
+    def start(self) -> int:
+        """Run it, from where an interrupted one had come to; returns the exit code."""
+        path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
+        going_on = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob("*/metrics.json"):  # of other settings
+            shutil.rmtree(stale.parent)
+        path.write_text(self.record)
+        command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
+        return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if going_on else [])).returncode
+
+
+def as_argument(value: Any) -> str:
+    """A value on the command line, where JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {path}: no settings by name in it")
+    return content
+
+
+def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Config and further settings of each method, by name, from method configs and files of methods.
+
+    Raises:
+        InputError: a file is neither.
+    """
+    methods: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in paths:
+        content = read_config(path)
+        if "methods" not in content:
+            methods[content.get("method", path.stem)] = path, {}
+            continue
+        for name, settings in content["methods"].items():
+            if not isinstance(settings, dict) or "config" not in settings:
+                raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
+            config = path.parent / settings["config"]
+            read_config(config)
+            methods[name] = config, {key: value for key, value in settings.items() if key != "config"}
+    return methods
+
+
+def plan(
+    tasks: Sequence[Path],
+    methods: Sequence[Path],
+    volumes: Sequence[Path],
+    settings: dict[str, Any],
+    output: Path,
+    wandb: WandbMode = "disabled",
+) -> list[Run]:
+    """All runs, task by task and volume by volume.
+
+    Raises:
+        InputError: a file is missing or no config.
+    """
+    for volume in volumes:
+        if not split(volume)[0].exists():
+            raise InputError(f"volume {volume}: no such file or folder")
+    rows = read_methods(methods)
+    runs = []
+    for path in tasks:
+        task = read_config(path).get("task", path.stem)
+        for volume in volumes:
+            for name, (config, changes) in rows.items():
+                place = re.sub(r"[^\w.=-]+", "_", name)
+                folder = output / task / volume_name(volume) / place
+                runs.append(Run(task, name, volume, [path, config], settings | changes, folder, wandb))
+    return runs
+
+
+def write_report(folder: Path, methods: Sequence[str]) -> None:
+    """Write `report.html` with all finished runs that lie in a folder, methods in the given order."""
+    runs = groupby(read_tests(folder, methods), key=lambda run: (run["task"], run["volume"]))
+    if cases := [read_case(volume, [run["folder"] for run in group]) for (_, volume), group in runs]:
+        write_page(folder / "report.html", "Benchmark", cases)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is not done yet, then write tables and report; the exit code is 2 if a run failed."""
+    parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
+    parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or files of methods")
+    parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="volumes to measure and reconstruct")
+    parser.add_argument("--slices", type=int, help="central slices of each volume [all]")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the results")
+    parser.add_argument(
+        "--wandb", choices=get_args(WandbMode), default="disabled", help="log every run to Weights & Biases"
+    )
+    options = parser.parse_args(arguments)
+    settings = {} if options.slices is None else {"data.slices": options.slices}
+    runs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)
+    console = Console()
+    failed = []
+    for number, run in enumerate(runs, 1):
+        done = run.is_done()
+        state = "done before" if done else "running"
+        console.print(f"[bold]{number}/{len(runs)}[/] {run.task}, {run.volume.name}, {run.method}: {state}")
+        if not done and run.start():
+            failed.append(run)
+        write_tables(options.output, [run.method for run in runs])
+    if finished(options.output):
+        write_report(options.output, [run.method for run in runs])
+        console.print(*tables(read_runs([options.output])))
+        console.print(f"tables, CSV, figures and report.html in {options.output}")
+    for run in failed:
+        console.print(f"[red]failed[/]: {run.task}, {run.volume.name}, {run.method}; see its message above")
+    return 2 if failed else 0

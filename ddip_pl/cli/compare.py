@@ -1,0 +1,31 @@
+"""`ddip-pl compare`: a table and figures of finished runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.results.comparison import draw, read_runs, tables, write_csv
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the runs, print the table, write it and the figures.
+
+    Raises:
+        InputError: a folder holds no finished run, or nothing can be written.
+    """
+    parser = ArgumentParser("ddip-pl compare", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that test, predict, benchmark or demo wrote")
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for table and figures")
+    options = parser.parse_args(list(arguments))
+    runs = read_runs(options.runs)
+    console = Console()
+    console.print(*tables(runs))
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_csv(runs, options.output / "compare.csv")
+        draw(runs, options.output / "compare.png")
+    except OSError as error:
+        raise InputError(f"output folder {options.output}: cannot be written ({error.strerror})") from error
+    console.print(f"table and figures in {options.output}")

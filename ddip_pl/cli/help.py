@@ -1,0 +1,141 @@
+"""What `ddip-pl --help` and `ddip-pl COMMAND --help` say: the settings that this project adds, from the docstrings."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from docstring_parser import parse
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ddip_pl.adaptation import MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
+from ddip_pl.adaptation.trained import TrainedAdaptation
+from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
+from ddip_pl.data.measured import MeasuredDataModule
+from ddip_pl.data.phantoms import EllipsesDataModule
+from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
+from ddip_pl.prior.module import DiffusionPrior
+from ddip_pl.prior.unet import UNetConfig
+from ddip_pl.reconstruction.module import Reconstruction
+
+COMMANDS = {
+    "test": "simulate a measurement of a volume, reconstruct it, compare with the volume",
+    "predict": "reconstruct what a scanner measured, or a volume without comparing",
+    "simulate": "write the measurement of a volume to a file",
+    "benchmark": "test many methods on many tasks and volumes; one table of all",
+    "compare": "table and figures of finished runs",
+    "demo": "reconstruct a brain with FBP, DDS and D3IP, side by side",
+    "fit": "train a prior on random ellipses",
+    "validate": "loss of a prior on held-out ellipses",
+}
+EXAMPLES = {
+    "test": "--config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz",
+    "predict": "--config configs/task/measured.yaml --config configs/method/d3ip.yaml --data.path SCAN.h5",
+    "fit": "--config configs/prior/ellipses_128.yaml",
+    "validate": "--config configs/prior/ellipses_128.yaml --ckpt_path LAST.ckpt",
+}
+RESULTS = {
+    "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
+    "--dicom true": "write the volume as a DICOM series too",
+    "--hdf5 true": "write the volume as an HDF5 file too, complex values kept",
+    "--images_every": "diffusion steps from one picture in the log to the next [10]",
+}
+RUN = {
+    "--config": "file with settings; what stands further right wins, so options come behind the files",
+    "--ckpt_path": "go on from this checkpoint of an interrupted run",
+    "--seed_everything": "seed of all random numbers [0]",
+    "--trainer.accelerator": "cpu, gpu, mps or auto [auto]",
+    "--trainer.precision": "such as bf16-mixed [32-true]",
+    "--wandb": "log to Weights & Biases: disabled, online, or offline, which needs no account [disabled]",
+    "--trainer.logger": "a logger of Lightning's",
+    "--print_config": "show all settings, run nothing",
+    "--debug": "show where an error comes from",
+}
+TRAINING = {"--trainer.max_steps": "of training", "--trainer.default_root_dir": "folder for the results"}
+ESTIMATORS = (DDS, DDNM, DPS, DiffusionMBIR)
+ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation)
+BASELINES = (TotalVariation, L1Wavelet, DeepImagePrior, DirectInverse)
+
+
+def settings(prefix: str, *classes: Callable[..., Any]) -> dict[str, str]:
+    """Options of the classes' arguments, with what the docstrings say about them and the defaults."""
+    options = {}
+    for made in classes:
+        described = {p.arg_name.strip("*"): p.description for p in parse(inspect.getdoc(made) or "").params}
+        for name, argument in inspect.signature(made).parameters.items():
+            if argument.kind is argument.VAR_KEYWORD:
+                continue
+            default = "" if argument.default in (argument.empty, None) else f" [{argument.default}]"
+            options[f"{prefix}.{name}"] = " ".join((described.get(name) or "").split()) + default
+    return options
+
+
+def choices(classes: Iterable[type]) -> dict[str, str]:
+    """First sentence about each class."""
+    return {made.__name__: (inspect.getdoc(made) or "").split("\n\n")[0].replace("\n", " ") for made in classes}
+
+
+def pages(command: str) -> dict[str, dict[str, str]]:
+    """Options by section."""
+    if command in ("fit", "validate"):
+        return {
+            "Training (--model)": settings("--model", DiffusionPrior),
+            "Network (--model.network)": settings("--model.network", UNetConfig),
+            "Phantoms (--data)": settings("--data", EllipsesDataModule),
+            "Run": TRAINING | RUN,
+        }
+    measured = {
+        "Measured data (--data, class MeasuredDataModule, which configs/task/measured.yaml chooses)": settings(
+            "--data", MeasuredDataModule
+        )
+    }
+    return {
+        **(measured if command == "predict" else {}),
+        "Volume, and how it is measured (--data)": settings("--data", VolumeDataModule),
+        "Reconstruction with a prior (--model)": settings("--model", Reconstruction),
+        "Estimators (--model.estimator CLASS), their settings behind it (--model.estimator.iterations 10)": choices(
+            ESTIMATORS
+        ),
+        "Adaptations (--model.adaptation CLASS)": choices(ADAPTATIONS),
+        "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
+        "Settings of all of them": settings("--model.adaptation", TrainedAdaptation),
+        "Methods without a prior (--model CLASS)": choices(BASELINES),
+        "Results": {"--task, --method": "names of task and method"} | RESULTS,
+        "Run": RUN,
+    }
+
+
+def usage() -> str:
+    """What the commands are for."""
+    commands = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    examples = "\n".join(f"  ddip-pl {name} {EXAMPLES[name]}" for name in ("test", "predict", "fit"))
+    return (
+        "usage: ddip-pl COMMAND [options]\n\n"
+        "Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand."
+        f"\n\n{commands}\n\n{examples}\n\n"
+        "ddip-pl COMMAND --help explains the options of a command; --debug shows where an error comes from."
+    )
+
+
+def show(command: str) -> None:
+    """Print the help of a command that Lightning runs."""
+    console = Console()
+    purpose = COMMANDS[command]
+    console.print(Text(f"ddip-pl {command} {EXAMPLES[command]}\n\n{purpose[0].upper()}{purpose[1:]}.\n"))
+    for heading, options in pages(command).items():
+        console.print(Text(heading, style="bold"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column()
+        for name, text in options.items():
+            grid.add_row(Text(name), Text(text))
+        console.print(Padding(grid, (0, 0, 1, 2)))
+    console.print(
+        Text(
+            "--model.help CLASS, --data.help CLASS and so on explain a class. "
+            f"ddip-pl {command} --help_all lists all options, those of Lightning's Trainer among them."
+        )
+    )

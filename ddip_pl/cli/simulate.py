@@ -1,0 +1,32 @@
+"""`ddip-pl simulate`: the measurement of a volume, as a file that `predict` reads."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import seed_everything
+
+from ddip_pl.cli.parser import Parser
+from ddip_pl.data.simulated import SIZE, VolumeDataModule
+from ddip_pl.scans.hdf5 import write_measurement
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure a volume and write the file.
+
+    Raises:
+        InputError: the volume or the settings cannot be used, or the file cannot be written.
+    """
+    parser = Parser(prog="ddip-pl simulate", parser_mode="omegaconf", description="Measure a volume.")
+    parser.add_argument("--config", action="config", help="Task, as of ddip-pl test.")
+    parser.add_argument("--task", default="task", help="Name of the task, not used here.")
+    parser.add_argument("--seed_everything", type=int, default=0, help="Decides about the noise.")
+    parser.add_argument("--output", type=Path, required=True, help="HDF5 file to write.")
+    parser.add_lightning_class_args(VolumeDataModule, "data", subclass_mode=True)
+    settings = parser.parse_args(list(arguments))
+    seed_everything(settings.seed_everything, verbose=False)
+    with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
+        data = parser.instantiate_classes(settings).data
+    measurement = data.simulate(data.operator(data.size or SIZE))
+    write_measurement(settings.output, measurement)
+    print(f"{measurement.name}, {len(measurement)} slices; measurement in {settings.output}")

@@ -1,0 +1,1 @@
+"""What finished runs leave behind, and tables of them."""

@@ -1,0 +1,1 @@
+"""Measured data, one file a format."""

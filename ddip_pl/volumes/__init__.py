@@ -1,0 +1,1 @@
+"""Image volumes: their files, and where they belong."""

@@ -1,0 +1,267 @@
+"""DICOM series to volumes, and volumes to derived series."""
+
+import datetime
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.misc import is_dicom
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from ddip_pl.errors import InputError, reason
+from ddip_pl.volumes.volume import Volume, as_volume
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point to the patient's left and back
+OFF = 0.1  # of the slice spacing: what positions in files are off a regular grid, which are often rounded
+# Axes of columns, rows and slices in which images are shown upright, by where the slices follow each other.
+UPRIGHT = {"S": "LPS", "I": "LPS", "A": "LIP", "P": "LIP", "L": "PIR", "R": "PIR"}
+# What a derived series has in common with its source: patient, study, frame of reference, and how it was acquired.
+COMMON = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight",
+    "PatientIdentityRemoved", "DeidentificationMethod", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
+    "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID",
+    "PositionReferenceIndicator", "PatientPosition", "BodyPartExamined", "Modality", "SOPClassUID", "Manufacturer",
+    "ManufacturerModelName", "ProtocolName", "AcquisitionNumber", "KVP", "ScanningSequence", "SequenceVariant",
+    "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "InversionTime", "EchoTrainLength", "FlipAngle",
+    "MagneticFieldStrength", "RescaleType", "WindowCenter", "WindowWidth",
+)  # fmt: skip
+# What must be there, and may be empty.
+EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer",
+)  # fmt: skip
+
+
+def read_dicom(folder: Path, series: str = "") -> Volume:
+    """Read a series of single-frame DICOM images from a folder and its sub-folders; other files are ignored.
+
+    Slices are put in order by their positions, which also give the slice spacing. Values are rescaled (CT: HU).
+
+    Args:
+        folder: with the files.
+        series: number or UID of the series, where there are several.
+
+    Raises:
+        InputError: there is no series or it is not clear which is wanted; slices are missing, come twice, do not belong
+            together or do not say where they lie; pixels cannot be decoded; else see `as_volume`.
+    """
+    try:
+        headers, affine = arrange(choose(folder, series))
+        for syntax in {header.file_meta.TransferSyntaxUID for header in headers}:
+            check_decoder(syntax)
+        data = np.stack([pixels(header) for header in headers], axis=2)
+    except InputError as error:
+        raise InputError(f"volume {folder}: {error}") from error
+    return as_volume(folder, data, affine, units(headers[0]), headers[0])
+
+
+def choose(folder: Path, series: str) -> list[Dataset]:
+    """Headers of all slices of a series, see `read_dicom`."""
+    found: dict[str, list[Dataset]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and is_dicom(path):
+            try:
+                header = dcmread(path, stop_before_pixels=True)
+                if "Rows" in header or "Image Storage" in header.file_meta.MediaStorageSOPClassUID.name:
+                    found.setdefault(str(header.SeriesInstanceUID), []).append(header)  # no report, no directory
+            except Exception as error:  # a damaged file can make the reader stumble over anything
+                raise InputError(f"{path} is not a readable DICOM file ({reason(error)})") from error
+    if not found:
+        raise InputError("no DICOM images and no .npy slices in this folder")
+    numbers = [str(headers[0].get("SeriesNumber")) for headers in found.values()]
+    names = [number if numbers.count(number) == 1 else uid for number, uid in zip(numbers, found, strict=True)]
+    chosen = [headers for name, (uid, headers) in zip(names, found.items(), strict=True) if series in (name, uid)]
+    if chosen or (len(found) == 1 and not series):
+        return (chosen or list(found.values()))[0]
+    there = ", ".join(
+        f"{name} ({headers[0].get('SeriesDescription') or 'no description'}, {len(headers)} slices)"
+        for name, headers in zip(names, found.values(), strict=True)
+    )
+    wanted = f"no series {series}" if series else f"{len(found)} series"
+    raise InputError(f"{wanted}; choose one as {folder}:NUMBER; series there: {there}")
+
+
+def arrange(headers: Sequence[Dataset]) -> tuple[list[Dataset], np.ndarray]:
+    """Slices in the order of their positions, and the affine `(4, 4)` from (column, row, slice) to mm (RAS+)."""
+    for header in headers:
+        if "SharedFunctionalGroupsSequence" in header or int(header.get("NumberOfFrames") or 1) > 1:
+            raise InputError(f"{header.filename} is multi-frame DICOM; convert it to NIfTI first")
+        if header.get("SamplesPerPixel", 1) != 1:
+            raise InputError(f"{header.filename} is a colour image, expected grey values")
+    common = {}
+    for tag, count in {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}.items():
+        values = [numbers(header, tag, count) for header in headers]
+        for value, header in zip(values, headers, strict=True):
+            if not np.allclose(value, values[0], rtol=0, atol=1e-3):
+                here, there = (
+                    f"{one.tolist()} in {of.filename}" for one, of in ((values[0], headers[0]), (value, header))
+                )
+                raise InputError(f"{tag} is {here} and {there}; a volume has the same in all slices")
+        common[tag] = values[0]
+    row, column = common["ImageOrientationPatient"].reshape(2, 3)
+    if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
+        raise InputError(f"ImageOrientationPatient {[*row, *column]}, expected two perpendicular unit vectors")
+    spacing = common["PixelSpacing"]
+    if not (spacing > 0).all():
+        raise InputError(f"PixelSpacing {spacing.tolist()}, expected mm above 0")
+
+    positions = np.array([numbers(header, "ImagePositionPatient", 3) for header in headers])
+    normal = np.cross(row, column)
+    order = np.argsort(positions @ normal, kind="stable")
+    headers, positions = [headers[i] for i in order], positions[order]
+    if len(headers) > 1:
+        step = (positions[-1] - positions[0]) / (len(headers) - 1)
+        check_regular(headers, positions, step, normal)
+    else:
+        step = normal * numbers(headers[0], "SliceThickness", 1)
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([row * spacing[1], column * spacing[0], step, positions[0]])
+    return headers, LPS @ affine
+
+
+def check_regular(headers: Sequence[Dataset], positions: np.ndarray, step: np.ndarray, normal: np.ndarray) -> None:
+    """Refuse slices, in order, that come twice, are missing or do not follow each other in regular steps."""
+    gaps = np.diff(positions @ normal)
+    usual = float(np.median(gaps))
+    same = gaps < 1e-3
+    between = [f"{a.filename} and {b.filename}" for a, b in pairwise(headers)]
+    if same.any():
+        raise InputError(f"{between[same.argmax()]} lie at the same position, as {same.sum()} pairs do; leave one each")
+    if (gap := gaps.max()) > 1.5 * usual:
+        apart = f"{between[gaps.argmax()]} lie {gap:.4g} mm apart, other slices {usual:.4g} mm"
+        raise InputError(f"{apart}; {round(gap / usual) - 1} slices are missing there")
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1)
+    if off.max() > OFF * usual:
+        raise InputError(
+            f"slices do not follow each other in regular steps: {headers[int(off.argmax())].filename} is "
+            f"{off.max():.3g} mm off, slices are {usual:.4g} mm apart; resample them first"
+        )
+
+
+def numbers(header: Dataset, tag: str, count: int) -> np.ndarray:
+    """Values of an attribute that must be there."""
+    try:
+        values = np.array(header.get(tag), dtype=float).reshape(count)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(f"{header.filename} has no {tag}; without it there is no place in a volume")
+    return values
+
+
+def check_decoder(syntax: UID) -> None:
+    """Refuse pixels that cannot be decoded here."""
+    try:
+        if not get_decoder(syntax).is_available:
+            raise InputError(f'no decoder for {syntax.name}; pip install "pylibjpeg[all]"')
+    except NotImplementedError as error:
+        raise InputError(f"no decoder for {syntax.name}; save the files uncompressed first") from error
+
+
+def pixels(header: Dataset) -> np.ndarray:
+    """Rescaled values of a slice, `(columns, rows)` float32."""
+    try:
+        image = dcmread(str(header.filename))
+        with np.errstate(over="ignore"):  # is refused as infinite later
+            return apply_modality_lut(image.pixel_array, image).T.astype(np.float32)
+    except Exception as error:  # as above
+        raise InputError(f"pixels of {header.filename} are not readable ({reason(error)})") from error
+
+
+def check_writable(affine: np.ndarray) -> None:
+    """Refuse places that DICOM cannot express.
+
+    Raises:
+        InputError: rows and columns are not perpendicular.
+    """
+    row, column = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
+    if abs(row @ column) > 1e-4:
+        raise InputError(
+            "rows and columns of the volume are not perpendicular, as those of DICOM are; leave out --dicom"
+        )
+
+
+def write_dicom(
+    folder: str | Path, data: np.ndarray, affine: np.ndarray, source: Dataset | None = None, description: str = ""
+) -> None:
+    """Write a volume as a derived DICOM series: a new folder with `0001.dcm`, `0002.dcm`, ...
+
+    Images are turned upright; the values are rounded to 65536 levels between the smallest and the largest.
+
+    Args:
+        folder: for the files.
+        data: `(columns, rows, slices)`, axes along or against any of the patient's.
+        affine: `(4, 4)`, from indices of `data` to scanner coordinates in mm (RAS+).
+        source: header of a slice of the series that the volume is derived from, which belongs to the same patient and
+            study; without one the images are secondary captures of nobody.
+        description: of the series and how it was derived.
+
+    Raises:
+        InputError: see `check_writable`.
+    """
+    check_writable(affine)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(UPRIGHT[nib.aff2axcodes(affine)[2]]))  # type: ignore[attr-defined]
+    affine = LPS @ affine @ inv_ornt_aff(turn, data.shape)
+    data = apply_orientation(data, turn)
+    low = rounded(data.min())
+    slope = rounded((data.max() - low) / 65535) or 1.0
+
+    common = derived_header(source, description)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    row, column, _ = (affine[:3, :3] / lengths).T
+    common.ImageOrientationPatient = [rounded(value) for value in (*row, *column)]
+    common.PixelSpacing = [rounded(lengths[1]), rounded(lengths[0])]
+    common.SliceThickness = common.SpacingBetweenSlices = rounded(abs(np.cross(row, column) @ affine[:3, 2]))
+    common.RescaleIntercept, common.RescaleSlope = low, slope
+    Path(folder).mkdir()
+    for index, image in enumerate(data.transpose(2, 1, 0)):
+        stored = np.clip(np.rint((image.astype(np.float64) - low) / slope), 0, 65535).astype(np.uint16)
+        slice_ = Dataset()
+        slice_.update(common)
+        slice_.file_meta = FileMetaDataset()
+        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        slice_.InstanceNumber = index + 1
+        slice_.ImagePositionPatient = [rounded(value) for value in affine[:3] @ (0, 0, index, 1)]
+        slice_.set_pixel_data(np.ascontiguousarray(stored), "MONOCHROME2", 16)
+        slice_.save_as(Path(folder, f"{index + 1:04d}.dcm"), enforce_file_format=True)
+
+
+def derived_header(source: Dataset | None, description: str) -> Dataset:
+    """What all slices of a derived series have in common, but for its geometry and its scale."""
+    header, now = Dataset(), datetime.datetime.now()
+    for tag in EMPTY:
+        setattr(header, tag, "")
+    if source is None:
+        header.SOPClassUID, header.Modality, header.ConversionType = SecondaryCaptureImageStorage, "OT", "WSD"
+        header.StudyInstanceUID, header.FrameOfReferenceUID = generate_uid(), generate_uid()
+    else:
+        for tag in COMMON:
+            if tag in source:
+                header[tag] = source[tag]
+    header.SpecificCharacterSet = "ISO_IR 192"
+    header.ImageType = ["DERIVED", "SECONDARY"]
+    header.SeriesInstanceUID, header.SeriesNumber = generate_uid(), 1000
+    header.SeriesDescription, header.DerivationDescription = description[:64], description[:1024]
+    header.SeriesDate = header.ContentDate = now.strftime("%Y%m%d")
+    header.SeriesTime = header.ContentTime = now.strftime("%H%M%S")
+    header.RescaleType = units(header) or "US"
+    return header
+
+
+def units(header: Dataset) -> str:
+    """Of rescaled values, where a header says."""
+    rescaled = str(header.get("RescaleType") or ("HU" if header.get("Modality") == "CT" else ""))
+    return "" if rescaled == "US" else rescaled  # US: unspecified
+
+
+def rounded(value: float) -> float:
+    """A number as it stands in a DICOM file, in 16 characters."""
+    return float(format_number_as_ds(float(value)))

@@ -1,0 +1,302 @@
+"""Baselines: what they find, against conditions that only the right solution fulfils, and when they stop."""
+
+import logging
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddip_pl.baselines import Baseline, DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
+from ddip_pl.baselines.tv import tv_reconstruction
+from ddip_pl.baselines.wavelet import DB4, Wavelet
+from ddip_pl.data.phantoms import RandomEllipses, phantoms
+from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.metrics import relative_residual, summary
+from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT, simulate
+from ddip_pl.reconstruction.callback import ReconstructionCallback
+from ddip_pl.reconstruction.loop import ReconstructionTrainer
+from ddip_pl.reconstruction.module import Result
+
+SIGMA_Y = 1e-2
+
+
+class Identity(LinearOperator):
+    """Denoising."""
+
+    def __init__(self, channels: int = 1):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    adjoint = pseudo_inverse = forward
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
+    """Two phantoms of 32x32 pixels, few angles, noise."""
+    x = phantoms(torch.from_numpy(RandomEllipses(1, 5, "uniform")[0]["ellipses"])[None], 32)
+    x = torch.cat([x, x.flip(3)])
+    operator = ParallelBeamCT(32, 12, cache_dir=tmp_path_factory.mktemp("cache"))
+    return Measurement(simulate(x, operator, SIGMA_Y, torch.Generator().manual_seed(0)), operator, SIGMA_Y, "x", x)
+
+
+def last(method: Baseline, measurement: Measurement) -> Tensor:
+    torch.manual_seed(0)
+    *_, (images, _) = method.iterate(measurement)
+    return images
+
+
+def psnr(x: Tensor, measurement: Measurement) -> float:
+    assert measurement.reference is not None
+    return summary(x, measurement.reference)["psnr"]
+
+
+# --- direct -----------------------------------------------------------------------------------------------
+
+
+def test_direct_inverse_is_the_operators(ct: Measurement) -> None:
+    [(images, _)] = DirectInverse().iterate(ct)
+    assert torch.equal(images, ct.operator.pseudo_inverse(ct.y))
+
+
+# --- total variation --------------------------------------------------------------------------------------
+
+
+def test_total_variation_counts_in_units_of_the_noise(ct: Measurement) -> None:
+    found = last(TotalVariation(0.3, 1e-3), ct)
+    assert torch.equal(found, tv_reconstruction(ct, 0.3 * SIGMA_Y, 1e-3))
+    assert psnr(found, ct) > psnr(ct.operator.pseudo_inverse(ct.y), ct) + 2
+
+
+@pytest.mark.parametrize("kind", [TotalVariation, L1Wavelet])
+def test_it_is_said_whether_it_converged(
+    ct: Measurement, kind: type[TotalVariation | L1Wavelet], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        steps = list(kind(0.3, tolerance=2e-3).iterate(ct))
+        assert steps[-1][1]["change"] < 2e-3 <= min(figures["change"] for _, figures in steps[:-1])
+        assert not caplog.records
+        steps = list(kind(0.3, tolerance=1e-9, iterations=3).iterate(ct))
+    assert len(steps) == 3
+    assert caplog.messages == [
+        f"not converged after 3 iterations ({steps[-1][1]['change']:.1e}, tolerance 1e-09); raise model.iterations"
+    ]
+
+
+# --- wavelets ---------------------------------------------------------------------------------------------
+
+
+def test_filter_is_daubechies_with_four_vanishing_moments() -> None:
+    """The conditions that define it (Daubechies 1988): orthonormal to its even shifts, and four moments vanish."""
+    low = torch.tensor(DB4, dtype=torch.float64)
+    shifts = torch.stack([low.roll(2 * k)[2 * k :] @ low[2 * k :] for k in range(4)])
+    torch.testing.assert_close(shifts, torch.eye(4, dtype=torch.float64)[0], atol=1e-12, rtol=0)
+    n = torch.arange(8, dtype=torch.float64)
+    moments = torch.stack([((-1) ** n * n**p * low).sum() for p in range(5)])
+    torch.testing.assert_close(moments[:4], torch.zeros(4, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert abs(moments[4]) > 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(height=st.integers(1, 40), width=st.sampled_from([16, 24, 32, 48]), seed=st.integers(0, 99))
+def test_wavelets_are_orthonormal(height: int, width: int, seed: int) -> None:
+    x, other = randn(2, 1, height, width, seed=seed), randn(2, 1, height, width, seed=seed + 1)
+    kept, wavelet = x.clone(), Wavelet(x)
+    coefficients = wavelet.analyse(x)
+    torch.testing.assert_close(wavelet.synthesise(coefficients), x)
+    torch.testing.assert_close((coefficients * other).sum(), (x * wavelet.synthesise(other)).sum())
+    assert torch.equal(x, kept)
+
+
+def test_wavelets_do_not_see_cubic_polynomials() -> None:
+    """Away from the border, where the periodic continuation has a jump; coefficient k starts at pixel 2 k."""
+    i = torch.arange(64, dtype=torch.float64) / 64
+    polynomial = (1 - i + 3 * i**2 - i**3)[:, None] * (i**3 - 2 * i)[None]
+    wavelet = Wavelet(polynomial[None, None])
+    assert wavelet.coarsest == (8, 8)
+    coefficients = wavelet.analyse(polynomial[None, None])[0, 0]
+    assert coefficients[32:60, 32:60].abs().max() < 1e-9
+    assert coefficients[:28, 32:60].abs().max() < 1e-9
+    assert coefficients[:28, 60:].abs().max() > 1e-3
+
+
+def test_noise_free_wavelet_loses_the_strength() -> None:
+    """The one coefficient of an image of one wavelet shrinks by the strength; of a complex image, its modulus does."""
+    one = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
+    one[0, 0, 20, 5] = 1
+    atom = Wavelet(one).synthesise(one)
+    found = last(L1Wavelet(2.0), Measurement(5 * atom, Identity(), 0.1, "x"))
+    torch.testing.assert_close(found, 4.8 * atom)
+    complex_atom = torch.cat([3 * atom, 4 * atom], dim=1)
+    found = last(L1Wavelet(2.0), Measurement(complex_atom, Identity(2), 0.1, "x"))
+    torch.testing.assert_close(found, 0.96 * complex_atom)
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_solution_fulfils_the_optimality_conditions(ct: Measurement, strength: float) -> None:
+    """`W A^T (y - A x)` is `strength` times the sign of details that are not 0, no larger elsewhere, 0 for averages."""
+    exact = Measurement(ct.y.double(), ct.operator, ct.sigma_y, "x")
+    exact.operator.double()
+    try:
+        x = last(L1Wavelet(strength, tolerance=1e-8, iterations=20000), exact)
+        gradient = -exact.operator.adjoint(exact.residual(x))
+    finally:
+        exact.operator.float()
+    wavelet, threshold = Wavelet(x), strength * exact.sigma_y
+    height, width = wavelet.coarsest
+    assert (height, width) == (8, 8)
+    coefficients, dual = wavelet.analyse(x), wavelet.analyse(gradient) / threshold
+    assert dual[..., :height, :width].abs().max() < 1e-3
+    coefficients[..., :height, :width] = dual[..., :height, :width] = 0
+    used = coefficients.abs() > 1e-6
+    assert 0.02 < used.double().mean() < 0.9
+    torch.testing.assert_close(dual[used], coefficients[used].sign(), atol=1e-3, rtol=0)
+    assert dual.abs().max() < 1 + 1e-3
+
+
+def test_momentum_does_not_matter_in_the_end(ct: Measurement) -> None:
+    """Plain proximal gradient, many iterations of it."""
+    wavelet, x = Wavelet(ct.y.new_zeros(32, 32)), torch.zeros(2, 1, 32, 32)
+    for _ in range(3000):
+        x = wavelet.shrink(x - ct.operator.adjoint(ct.residual(x)), 1.0 * ct.sigma_y)
+    found = last(L1Wavelet(1.0, tolerance=1e-6, iterations=3000), ct)
+    torch.testing.assert_close(found, x, atol=2e-3, rtol=0)
+    assert psnr(found, ct) > psnr(ct.operator.pseudo_inverse(ct.y), ct) + 1
+
+
+# --- deep image prior -------------------------------------------------------------------------------------
+
+
+def test_deep_image_prior_is_better_than_filtered_back_projection_and_stops_at_the_noise(ct: Measurement) -> None:
+    torch.manual_seed(0)
+    steps = list(DeepImagePrior(averaging=0.8, iterations=400).iterate(ct))
+    noise = ct.sigma_y**2 * ct.y[0].numel()
+    losses = [figures["loss"] for _, figures in steps]
+    assert losses[-1] <= noise < min(losses[:-1])
+    assert 20 < len(steps) < 400
+    x = steps[-1][0]
+    assert losses[-1] == pytest.approx(float(ct.residual(x).square().sum()) / 2, rel=1e-4)
+    assert psnr(x, ct) > psnr(ct.operator.pseudo_inverse(ct.y), ct) + 1
+
+
+def test_batches_change_nothing_and_discrepancy_0_makes_all_iterations(ct: Measurement) -> None:
+    exact = Measurement(ct.y.double(), deepcopy(ct.operator).double(), ct.sigma_y, "x")  # Adam enlarges rounding errors
+    one, many = (
+        last(DeepImagePrior(discrepancy=0, iterations=3, batch_size=size, averaging=0.5), exact) for size in (1, 8)
+    )
+    torch.testing.assert_close(one, many, atol=1e-6, rtol=0)
+    torch.manual_seed(0)
+    noisy = Measurement(ct.y, ct.operator, 1.0, "x")
+    assert len(list(DeepImagePrior(discrepancy=0, iterations=3).iterate(noisy))) == 3
+    assert len(list(DeepImagePrior(iterations=3).iterate(noisy))) == 1
+
+
+def test_reconstruction_is_the_running_average_of_the_outputs(ct: Measurement) -> None:
+    def outputs(averaging: float) -> list[Tensor]:
+        torch.manual_seed(0)
+        return [x for x, _ in DeepImagePrior(averaging=averaging, discrepancy=0, iterations=3).iterate(ct)]
+
+    first, second, third = outputs(0.0)
+    expected = 0.25 * first + 0.25 * second + 0.5 * third
+    torch.testing.assert_close(outputs(0.5)[-1], expected)
+    assert not torch.allclose(first, third, atol=1e-3)
+
+
+# --- all of them ------------------------------------------------------------------------------------------
+
+METHODS: dict[str, Any] = {
+    "direct": DirectInverse,
+    "tv": partial(TotalVariation, 0.3, iterations=4),
+    "wavelet": partial(L1Wavelet, 0.3, iterations=4),
+    "dip": partial(DeepImagePrior, iterations=4),
+}
+
+
+class Listener(ReconstructionCallback):
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int, dict[str, float]]] = []
+
+    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float], images: Any) -> None:
+        self.heard.append((step, steps, row))
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
+        self.result: Result = outputs
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_run_in_a_trainer(name: str, phantom_volume: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[listener],
+        enable_model_summary=False,
+    )  # fmt: skip
+    operator = partial(ParallelBeamCT, angles=8, cache_dir=tmp_path)
+    module = METHODS[name]()
+    torch.manual_seed(0)
+    trainer.test(module, VolumeDataModule(str(phantom_volume), operator, 5e-3, slices=2, size=32))
+    result, count = listener.result, 1 if name == "direct" else 4
+    assert result.images.shape == (2, 1, 32, 32)
+    assert (result.weights, module.prior, module.image_size) == ({}, None, None)
+    assert [row[:2] for row in listener.heard] == [(i + 1, count) for i in range(count)]
+    assert [row[2] for row in listener.heard] == result.trajectory
+    assert result.trajectory[-1]["residual"] == pytest.approx(relative_residual(result.images, result.measurement))
+    assert result.seconds == sum(row["seconds"] for row in result.trajectory) > 0
+    assert result.peak_memory_bytes > 50e6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_slices_keep_their_order(name: str, ct: Measurement) -> None:
+    """No slice ends up in the place of another."""
+    assert ct.reference is not None
+    x = last(METHODS[name](iterations=30) if name == "dip" else METHODS[name](), ct)
+    own, other = (float((x - truth).square().mean()) for truth in (ct.reference, ct.reference.flip(0)))
+    assert own < 0.7 * other
+
+
+@pytest.mark.parametrize("kind", [TotalVariation, L1Wavelet, DeepImagePrior])
+def test_images_may_be_complex(kind: Any) -> None:
+    y = randn(2, 2, 24, 16).float()
+    x = last(kind(iterations=2), Measurement(y, Identity(2), 0.1, "x"))
+    assert x.shape == y.shape
+    assert (x - y).square().flatten(2).sum(2).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (partial(TotalVariation, 0.0), "model.strength is 0.0"),
+        (partial(TotalVariation, float("nan")), "model.strength is nan"),
+        (partial(L1Wavelet, -1.0), "model.strength is -1.0"),
+        (partial(L1Wavelet, iterations=0), "model.iterations is 0"),
+        (partial(TotalVariation, iterations=0), "model.iterations is 0"),
+        (partial(DeepImagePrior, learning_rate=0), "model.learning_rate is 0"),
+        (partial(DeepImagePrior, averaging=1), "model.averaging is 1"),
+        (partial(DeepImagePrior, discrepancy=-1), "model.discrepancy is -1"),
+        (partial(DeepImagePrior, iterations=0), "model.iterations is 0"),
+        (partial(DeepImagePrior, batch_size=0), "model.batch_size is 0"),
+    ],
+)
+def test_bad_settings(ct: Measurement, method: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        next(method().iterate(ct))
+
+
+@pytest.mark.parametrize("kind", [TotalVariation, L1Wavelet])
+def test_strength_in_units_of_no_noise(ct: Measurement, kind: Any) -> None:
+    with pytest.raises(InputError, match=r"data\.sigma_y is 0"):
+        next(kind().iterate(Measurement(ct.y, ct.operator, 0.0, "x")))

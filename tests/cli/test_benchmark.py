@@ -1,0 +1,176 @@
+"""`ddip-pl benchmark`: what is run, skipped and continued, and the report."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from ddip_pl import cli
+from ddip_pl.cli import benchmark
+from ddip_pl.errors import InputError
+from ddip_pl.results.table import read_tests
+
+TASK = ROOT / "configs/task/sv_ct.yaml"
+FBP = ROOT / "configs/method/fbp.yaml"
+ABLATIONS = sorted((ROOT / "configs/ablation").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def methods_file(path: Path, prior: Path) -> Path:
+    """FBP and DDS with one and with two steps of a tiny prior."""
+    dds = {"config": str(ROOT / "configs/method/dds.yaml"), "model.prior": str(prior), "model.start": 100}
+    methods = {
+        "fbp": {"config": str(FBP), "data.size": 32},
+        "dds, 1 step": dds | {"model.steps": 1},
+        "dds, 2 steps": dds | {"model.steps": 2},
+    }
+    path.write_text(yaml.safe_dump({"methods": methods}, sort_keys=False))
+    return path
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "benchmark.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_volume, monkeypatch, capfd):
+    arguments = [
+        "benchmark", "--tasks", str(TASK), "--methods", str(methods_file(folder / "methods.yaml", tiny_prior)),
+        "--volumes", str(phantom_volume), "--slices", "4", "--output", "out",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
+    assert cli.main() == 0
+    rows = table(Path("out"))
+    assert [row["method"] for row in rows] == ["fbp", "dds, 1 step", "dds, 2 steps"]
+    assert {(row["task"], row["volume"], row["slices"]) for row in rows} == {("sv_ct", "phantom", "4")}
+    text = Path("out/benchmark.md").read_text()
+    for row in rows:
+        assert f"| {row['method']} |" in text
+        assert f"{float(row['psnr']):.2f}" in text
+    assert Path("out/sv_ct-phantom.png").read_bytes().startswith(b"\x89PNG")
+    report = Path("out/report.html").read_text()
+    assert re.findall(r'"name": "(.*?)"', report) == ["fbp", "dds, 1 step", "dds, 2 steps"]
+
+    # Again, with one of them changed: only that one runs.
+    stamps = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*/*/*/metrics.json")}
+    assert len(stamps) == 3
+    changed = yaml.safe_load(Path("methods.yaml").read_text())
+    changed["methods"]["dds, 1 step"]["model.start"] = 200
+    Path("methods.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
+    assert cli.main() == 0
+    again = {path.parts[3] for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert again == {"dds_1_step"}
+    assert len(table(Path("out"))) == 3
+
+
+def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, phantom_volume, monkeypatch, capfd):
+    path = methods_file(folder / "methods.yaml", tiny_prior)
+    content = yaml.safe_load(path.read_text())
+    content["methods"] = {"broken": content["methods"]["dds, 1 step"] | {"model.steps": 0}} | content["methods"]
+    del content["methods"]["dds, 1 step"], content["methods"]["dds, 2 steps"]
+    path.write_text(yaml.safe_dump(content))
+    arguments = ["--tasks", str(TASK), "--methods", str(path), "--volumes", str(phantom_volume), "--output", "out"]
+    assert benchmark.main(arguments) == 2
+    out, error = capfd.readouterr()
+    assert "0 steps" in error
+    assert "failed: sv_ct, phantom.nii.gz, broken" in " ".join(out.split())
+    assert [row["method"] for row in table(Path("out"))] == ["fbp"]
+
+
+def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
+    run = benchmark.Run("task", "method", folder / "a.nii.gz", [TASK, FBP], {"data.slices": 4}, folder / "out")
+    calls: list[list[str]] = []
+
+    class Completed:
+        returncode = 0
+
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda command: calls.append(command) or Completed())
+    run.start()
+    (folder / "out" / "last.ckpt").touch()
+    run.start()
+    run.settings["data.slices"] = 5  # not the run that the checkpoint is of
+    run.start()
+    checkpoint = ["--ckpt_path", str(folder / "out" / "last.ckpt")]
+    assert [call[-2:] == checkpoint for call in calls] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("- a\n", "no settings by name"),
+        ("methods: {a: {model.steps: 3}}", "'a' has no config"),
+        ("methods: {a: {config: nothing.yaml}}", "nothing.yaml"),
+        ("a: [", "config"),
+    ],
+)
+def test_bad_files_of_methods_are_refused_before_anything_runs(folder, phantom_volume, content, message):
+    path = folder / "bad.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        benchmark.main(["--tasks", str(TASK), "--methods", str(FBP), str(path), "--volumes", str(phantom_volume)])
+    assert not Path("outputs").exists()
+
+
+def test_missing_volume_is_refused_before_anything_runs(folder):
+    with pytest.raises(InputError, match="no such file or folder"):
+        benchmark.main(["--tasks", str(TASK), "--methods", str(FBP), "--volumes", "no.nii.gz"])
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_ablations_name_settings_that_exist(path, phantom_volume, monkeypatch, capsys):
+    """Each variation is parsed by the command line as a run of its own."""
+    for run in benchmark.plan([TASK], [path], [phantom_volume], {}, Path("out")):
+        monkeypatch.setattr(sys, "argv", ["ddip-pl", *run.arguments, "--print_config"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code in (0, None), run.method
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["method"] == run.method
+
+
+def test_record_changes_with_the_content_of_a_config(folder):
+    config = folder / "method.yaml"
+    config.write_text("method: a\n")
+    run = benchmark.Run("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
+    before = run.record
+    config.write_text("method: a\nmodel: {steps: 3}\n")
+    assert run.record != before
+    assert json.loads(before)["configs"] == ["method: a\n"]
+
+
+def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):
+    method = folder / "method.yaml"
+    method.write_text("method: m\nmodel: DirectInverse\n")
+    [run] = benchmark.plan([TASK], [method], [phantom_volume], {}, folder / "out")
+    done = run.folder / "phantom"
+    done.mkdir(parents=True)
+    (done / "metrics.json").write_text("{}")
+    (run.folder / "run.json").write_text(run.record)
+    assert run.is_done()
+    method.write_text("method: m\nmodel: TotalVariation\n")
+    assert not run.is_done()
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))  # it fails
+    assert run.start() == 2
+    assert not run.is_done()
+
+
+def test_predictions_below_the_output_are_left_out_of_the_table(folder):
+    path = folder / "sv_ct/x/dds/x"
+    path.mkdir(parents=True)
+    (path / "metrics.json").write_text('{"task": "sv_ct", "method": "dds", "seconds": 1}')
+    (path / "trajectory.csv").write_text("step,residual\n1,0.5\n")
+    assert read_tests(folder, ["dds"]) == []

@@ -1,0 +1,36 @@
+"""The demonstration, small: all methods run and are reported side by side."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ddip_pl.cli.demo import main
+from ddip_pl.errors import InputError
+
+
+def test_demo_reports_all_methods(tiny_prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--output", str(tmp_path), "--slices", "3", "--steps", "3", "--prior", str(tiny_prior)])
+    printed = capsys.readouterr().out
+    for name in ("dds", "d3ip"):
+        metrics = json.loads((tmp_path / name / "mni152_t1" / "metrics.json").read_text())
+        assert metrics["slices"] == 3
+        assert f"{metrics['psnr']:.2f}" in printed
+    assert f"{metrics['input_psnr']:.2f}" in printed
+    assert metrics["adapted_parameters"] > 0
+    assert re.findall(r'"name": "(.*?)"', (tmp_path / "report.html").read_text()) == ["FBP", "DDS", "D3IP"]
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slices", "2"], "--slices is 2"),
+        (["--nonsense"], "--nonsense"),
+        (["--output", "/dev/null/x"], "/dev/null/x"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main(arguments)

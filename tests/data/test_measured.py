@@ -1,0 +1,386 @@
+"""Measured data from file to image: intensity, noise level, coil maps, and whole runs of simulate and predict."""
+
+import gc
+import json
+import re
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import CONFIGS, make_network
+
+from ddip_pl import cli
+from ddip_pl.data import measured
+from ddip_pl.data.measured import MeasuredDataModule, noise_level, normalise
+from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.metrics import discrepancy
+from ddip_pl.physics import (
+    SENSE,
+    Birdcage,
+    FanBeamCT,
+    LinearOperator,
+    Measurement,
+    NonCartesianMRI,
+    ParallelBeamCT,
+    Radial,
+    RandomLines,
+    SingleCoilMRI,
+    sensitivity,
+    simulate,
+)
+from ddip_pl.physics.sensitivity import calibrated_maps
+from ddip_pl.prior.checkpoint import save_prior
+from ddip_pl.scans.hdf5 import read_measurement, write_measurement
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `ddip-pl` in this process; returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ddip-pl", *map(str, arguments)])
+        capsys.readouterr()
+        return cli.main(), *capsys.readouterr()
+
+    return call
+
+
+def method(name: str) -> tuple[str, str]:
+    return "--config", f"{CONFIGS}/method/{name}.yaml"
+
+
+def task(name: str) -> tuple[str, str]:
+    return "--config", f"{CONFIGS}/task/{name}.yaml"
+
+
+def volume(path: str) -> np.ndarray:
+    return nib.load(Path(path) / "reconstruction.nii.gz").get_fdata()
+
+
+def ellipses(path: Path, operator, sigma_y: float, seed: int = 0, **settings: object) -> Measurement:
+    torch.manual_seed(seed)
+    return VolumeDataModule(str(path), lambda size: operator, sigma_y, **settings).simulate(operator)
+
+
+@pytest.fixture
+def kspace(phantom_volume) -> Measurement:
+    """Six slices of 32 x 32, four coils, all of k-space but every third line outside of the centre."""
+    mask = torch.ones(32, 32)
+    mask[:, :10:3] = mask[:, 22::3] = 0
+    return ellipses(phantom_volume, SENSE(32, mask, Birdcage(4)), 0.01)
+
+
+def save_kspace(path: Path, measurement: Measurement, factor: float = 1.0) -> None:
+    """As a scanner would: values alone."""
+    np.save(path, factor * measurement.operator.scale * measurement.y.numpy())
+
+
+# --- intensity ------------------------------------------------------------------------------------------------
+
+
+def test_the_brightest_voxels_become_one(kspace):
+    measurement = replace(kspace, y=700 * kspace.y, sigma_y=7.0, window=(-50.0, -48.0))
+    scaled = normalise(measurement)
+    guess = scaled.unpad(scaled.operator.pseudo_inverse(scaled.y)).norm(dim=1)
+    assert np.percentile(guess.numpy(), 99.5) == pytest.approx(1, rel=1e-5)
+    low, high = scaled.window
+    assert low == -50
+    factor = (high - low) / 2
+    torch.testing.assert_close(factor * scaled.y, measurement.y)
+    assert factor * scaled.sigma_y == pytest.approx(7)
+
+
+def test_an_image_of_nothing(kspace):
+    with pytest.raises(InputError, match="its image is 0 nearly everywhere"):
+        normalise(replace(kspace, y=0 * kspace.y))
+
+
+@pytest.mark.parametrize("name", ["l1_wavelet", "d3ip"])
+def test_a_measurement_a_thousand_times_as_strong(run, kspace, name):
+    """Gives an image a thousand times as bright."""
+    save_kspace(Path("one.npy"), kspace)
+    save_kspace(Path("thousand.npy"), kspace, 1000)
+    settings: tuple[object, ...] = ()
+    if name == "d3ip":
+        save_prior("prior.safetensors", make_network(in_channels=2), card={}, dtype=torch.float32)
+        settings = "--model.prior", "prior.safetensors", "--model.steps", 3, "--model.adaptation.init_args.steps", 1
+    for scan in "one", "thousand":
+        path = ("--data.path", f"{scan}.npy", "--output", "out")
+        assert run("predict", *task("measured"), *method(name), *settings, *path)[0] == 0
+    one, thousand = volume("out/one"), volume("out/thousand")
+    np.testing.assert_allclose(thousand, 1000 * one, rtol=0, atol=2e-3 * thousand.max())
+    assert thousand.max() > 100
+    first, second = (json.loads(Path(f"out/{scan}/metrics.json").read_text()) for scan in ("one", "thousand"))
+    assert first["sigma_y"] == pytest.approx(second["sigma_y"], rel=1e-3)
+    assert first["units"] == "k-space"
+
+
+# --- noise level ----------------------------------------------------------------------------------------------
+
+
+def smooth_and_sharp(channels: int, size: int) -> torch.Tensor:
+    """Two slices of ellipses with edges of one pixel."""
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, size),) * 2, indexing="ij")
+    edge = size / 2
+    image = sum(
+        value * torch.sigmoid(edge * (1 - torch.hypot((x - cx) / a, (y - cy) / b)))
+        for value, cx, cy, a, b in [(0.8, 0, 0, 0.7, 0.9), (-0.4, 0.2, 0.1, 0.2, 0.3), (0.3, -0.3, -0.2, 0.1, 0.2)]
+    )
+    return torch.stack([image, image.flip(0)])[:, None].expand(-1, channels, -1, -1) / channels**0.5
+
+
+NOISY = {
+    "SENSE": lambda: SENSE((128, 112), RandomLines(3), Birdcage(6)),
+    "one coil": lambda: SingleCoilMRI(128, RandomLines(2), complex_image=True),
+    "masks": lambda: SingleCoilMRI(128, torch.stack([RandomLines(2, seed=i)(128) for i in range(2)])),
+    "CT": lambda: ParallelBeamCT(128, 60),
+    "CT, fan beam": lambda: FanBeamCT(128, 40),
+    "radial": lambda: NonCartesianMRI(128, Radial(12), Birdcage(3), density=torch.ones(12 * 256)),
+}
+
+
+@pytest.mark.parametrize("sigma_y", [0.01, 0.1])
+@pytest.mark.parametrize("make", NOISY.values(), ids=NOISY.keys())
+def test_noise_level(make, sigma_y):
+    operator = make()
+    x = smooth_and_sharp(operator.channels, 128)[..., : getattr(operator, "shape", (128, 128))[1]]
+    y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(0))
+    assert noise_level(Measurement(y, operator, 0.0, "some")) == pytest.approx(sigma_y, rel=0.2)
+
+
+def test_noise_level_of_coils_that_differ():
+    """It is the root mean square, so that it is right for the sum over all coils."""
+    operator = SENSE(64, torch.ones(64, 64), Birdcage(4))
+    levels = torch.tensor([0.01, 0.02, 0.05, 0.1]).view(-1, 1, 1)
+    y = levels * torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    found = noise_level(Measurement(y, operator, 0.0, "some"))
+    assert found == pytest.approx(y.abs().square().mean().sqrt().item(), rel=0.1)
+
+
+@pytest.mark.parametrize("make", [NOISY["CT"], NOISY["one coil"]])
+def test_outliers_do_not_count(make):
+    operator = make()
+    y = simulate(torch.zeros(2, operator.channels, 128, 128), operator, 0.01, torch.Generator().manual_seed(0))
+    hit = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) < 0.01
+    spikes = operator.sampled(100 * hit.to(y.dtype))
+    assert noise_level(Measurement(y + spikes, operator, 0.0, "some")) == pytest.approx(0.01, rel=0.1)
+
+
+def test_no_noise_level():
+    operator = ParallelBeamCT(16, 4, detectors=4)
+    y = torch.ones(1, 1, 4, 4)
+    with pytest.raises(InputError, match=r"some: its noise level cannot be estimated; give data\.sigma_y"):
+        noise_level(Measurement(y, operator, 0.0, "some"))
+
+
+class Identity(LinearOperator):
+    """A modality that says no more than it must."""
+
+    def forward(self, x):
+        return x
+
+    adjoint = pseudo_inverse = forward
+
+
+def test_no_noise_level_by_default():
+    with pytest.raises(InputError, match="some: its noise level cannot be estimated"):
+        noise_level(Measurement(torch.ones(1, 1, 4, 4), Identity(), 0.0, "some"))
+
+
+def test_where_the_noise_level_comes_from(kspace):
+    """What the user gives, or else the file, or else the data."""
+    given = replace(kspace, sigma_y=0.5)
+    write_measurement("scan.h5", given)
+    assert MeasuredDataModule("scan.h5", sigma_y=0.3).read(Path("scan.h5")).sigma_y == 0.3
+    of_file = MeasuredDataModule("scan.h5").read(Path("scan.h5"))
+    brighter = np.ptp(given.window) / np.ptp(of_file.window)  # by how much than the image that was measured
+    assert of_file.sigma_y == pytest.approx(0.5 * brighter, rel=1e-3)
+    with h5py.File("scan.h5", "a") as file:
+        del file.attrs["sigma_y"]
+    assert MeasuredDataModule("scan.h5").read(Path("scan.h5")).sigma_y < 0.1 * brighter
+
+
+def test_what_is_left_of_the_truth_is_the_noise(kspace):
+    assert discrepancy(kspace.reference, kspace) == pytest.approx(1, rel=0.02)
+    assert discrepancy(kspace.reference, replace(kspace, sigma_y=0.005)) == pytest.approx(2, rel=0.02)
+
+
+# --- coil maps ------------------------------------------------------------------------------------------------
+
+
+def test_coil_maps_are_calibrated_once(kspace, monkeypatch, tmp_path):
+    save_kspace(Path("scan.npy"), kspace)
+    first = read_measurement("scan.npy")
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(sensitivity, "espirit", refuse)
+    assert torch.equal(read_measurement("scan.npy").operator.maps, first.operator.maps)
+    assert torch.equal(read_measurement("scan.npy", slices=1, first=2).operator.maps, first.operator.maps[2:3])
+    with pytest.raises(AssertionError, match="calibrated again"):
+        read_measurement("scan.npy", calibration=8)
+    other = kspace.y.clone()
+    other[2, 1, 16, 16] *= 1.1
+    with pytest.raises(AssertionError, match="calibrated again"):
+        calibrated_maps(other, 12)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with pytest.raises(AssertionError, match="calibrated again"):
+        read_measurement("scan.npy")
+
+
+def test_calibrated_maps_are_those_of_espirit(kspace):
+    expected = sensitivity.espirit(kspace.y, 12)
+    torch.testing.assert_close(calibrated_maps(1e-9 * kspace.y, 12), expected, rtol=0.01, atol=0.01)
+
+
+def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
+    """Lines 10 to 21 are: 12 around the centre."""
+    widths = []
+    monkeypatch.setattr(sensitivity, "espirit", lambda k, width: (widths.append(width), torch.ones_like(k))[1])
+    save_kspace(Path("scan.npy"), kspace)
+    read_measurement("scan.npy")
+    assert set(widths) == {12}
+    read_measurement("scan.npy", calibration=10)
+    assert widths[-1] == 10
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sv_ct", "fan_beam_ct", "csmri", "radial_mri", "mri_3d"])
+def test_from_volume_to_file_to_volume(run, phantom_volume, name):
+    """What is reconstructed of the file is what is reconstructed of the volume, in its place and its units."""
+    size = ("--data.size", 64)
+    given = (*task(name), "--data.path", phantom_volume, "--data.slices", 3, *size)
+    code, out, error = run("simulate", *given, "--output", "scan.h5")
+    assert (code, error) == (0, "")
+    assert out == "phantom, 3 slices; measurement in scan.h5\n"
+    again = run("simulate", *given, "--output", "again.h5")
+    with h5py.File("scan.h5") as a, h5py.File("again.h5") as b:
+        np.testing.assert_array_equal(a["data"], b["data"])
+    assert again[0] == 0
+    run("simulate", *given, "--seed_everything", 1, "--output", "other.h5")
+    with h5py.File("scan.h5") as a, h5py.File("other.h5") as b:
+        assert np.abs(a["data"][:] - b["data"][:]).max() > 0
+
+    assert run("predict", *given, *method("fbp"), "--output", "direct")[0] == 0
+    code, out, error = run("predict", *task("measured"), *method("fbp"), "--data.path", "scan.h5", "--output", "out")
+    assert (code, error) == (0, "")
+    direct, found = (nib.load(f"{folder}/phantom/reconstruction.nii.gz") for folder in ("direct", "out"))
+    np.testing.assert_allclose(found.affine, direct.affine, atol=1e-5)
+    assert np.abs(found.get_fdata() - direct.get_fdata()).max() < 2  # of 2000
+    metrics = json.loads(Path("out/phantom/metrics.json").read_text())
+    assert (metrics["task"], metrics["method"]) == ("measured", "fbp")
+    assert not {"psnr", "ssim"} & set(metrics)
+    expected = json.loads(Path("direct/phantom/metrics.json").read_text())
+    assert metrics["discrepancy"] == pytest.approx(expected["discrepancy"], rel=0.01)
+    assert metrics["residual"] == pytest.approx(expected["residual"], rel=0.01)
+
+
+def test_a_priors_method_on_an_image_that_is_not_square(run, kspace):
+    save_prior("prior.safetensors", make_network(in_channels=2), card={}, dtype=torch.float32)
+    image = torch.zeros(1, 2, 30, 45)
+    image[..., 8:22, 10:30] = 1
+    operator = SENSE((30, 45), torch.ones(30, 45), Birdcage(4))
+    np.save("scan.npy", simulate(image, operator, 0.01, torch.Generator().manual_seed(0))[0].numpy())
+    settings = ("--model.prior", "prior.safetensors", "--model.steps", 3, "--model.adaptation.init_args.slices", 1)
+    given = (*task("measured"), *method("d3ip"), *settings, "--data.path", "scan.npy", "--output", "out")
+    code, _, error = run("predict", *given)
+    assert (code, error) == (0, "")
+    assert volume("out/scan").shape == (45, 30, 1)
+    settings = yaml.safe_load(Path("out/scan/config.yaml").read_text())["data"]
+    assert settings["class_path"] == "ddip_pl.data.measured.MeasuredDataModule"
+    assert json.loads(Path("out/scan/metrics.json").read_text())["discrepancy"] < 3
+
+
+def test_several_files(run, kspace):
+    for name, factor in ("a", 1), ("b", 2), ("c", 3):
+        save_kspace(Path(f"{name}.npy"), kspace, factor)
+    paths = ("--data.path", '["a.npy", "b.npy"]')
+    assert run("predict", "--data", "MeasuredDataModule", *method("fbp"), *paths, "--output", "out")[0] == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a", "b"]
+    np.testing.assert_allclose(volume("out/b"), 2 * volume("out/a"), rtol=0.01, atol=1e-3)
+
+
+def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
+    """All are read before the run, to find those that cannot be used, and again in their turn."""
+    for name in "abc":
+        save_kspace(Path(f"{name}.npy"), kspace[:1])
+    reads = []
+    monkeypatch.setattr(
+        measured, "read_measurement", lambda path, *a: (reads.append(path.stem), read_measurement(path, *a))[1]
+    )
+    data = MeasuredDataModule(["a.npy", "b.npy", "c.npy"])
+    data.setup("predict")
+    assert sorted(reads) == ["a", "b", "c"]
+    seen = [(scan.name, weakref.ref(scan)) for scan in data.predict_dataloader()]
+    gc.collect()
+    assert [(name, scan() is not None) for name, scan in seen] == [("a", False), ("b", False), ("c", True)]
+    assert reads[3:] == ["b", "c"]
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+BAD_SETTINGS = {
+    "test": (["--data.path", "scan.npy"], "no truth to compare with; use ddip-pl predict"),
+    "no file": ([], "data.path"),
+    "no files": (["--data.path", "[]"], "data.path has []"),
+    "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
+    "one of two is missing": (["--data.path", '["scan.npy", "none.npy"]'], "none.npy: no such file"),
+    "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "data.sigma_y is -1.0"),
+    "more slices": (["--data.path", "scan.npy", "--data.slices", "9"], "data.slices is 9; measurement scan.npy has 6"),
+    "narrow calibration": (["--data.path", "scan.npy", "--data.calibration", "6"], "here it is 6 (data.calibration 6)"),
+    "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "Option 'window' is not accepted"),
+    "unknown data": (["--data", "NothingDataModule"], "NothingDataModule"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings(run, kspace, case):
+    save_kspace(Path("scan.npy"), kspace)
+    arguments, message = BAD_SETTINGS[case]
+    command = "test" if case == "test" else "predict"
+    code, _, error = run(command, *task("measured"), *method("fbp"), *arguments, "--output", "new/out")
+    assert code == 2
+    assert re.fullmatch(r"ddip-pl: error: .+\n", error)
+    assert message in error
+    assert not Path("new").exists()
+
+
+BAD_SIMULATION = {
+    "no output": ([], "output"),
+    "a volume that is none": (["--data.path", "none.nii", "--output", "a.h5"], "none.nii: no such file"),
+    "another file in the way": (["--output", "notes.txt"], "notes.txt exists and holds no measurement of ours"),
+    "pixels that are not square": (["--data.plane", "coronal", "--output", "a.h5"], "sinograms need square ones"),
+    "a setting of no volume": (["--data.calibration", "24", "--output", "a.h5"], "calibration"),
+    "unknown setting": (["--model.steps", "24", "--output", "a.h5"], "model.steps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIMULATION)
+def test_bad_simulation(run, phantom_volume, case):
+    Path("notes.txt").write_text("dear to somebody")
+    arguments, message = BAD_SIMULATION[case]
+    code, _, error = run("simulate", *task("sv_ct"), "--data.path", phantom_volume, "--data.size", 32, *arguments)
+    assert code == 2
+    assert re.fullmatch(r"ddip-pl: error: .+\n", error)
+    assert message in error
+    assert Path("notes.txt").read_text() == "dear to somebody"
+    assert not Path("a.h5").exists()

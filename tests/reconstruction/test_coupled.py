@@ -1,0 +1,216 @@
+"""Slices that are measured together: estimators act on the volume, adaptation on some slices of it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_network
+from lightning import seed_everything
+from torch import Tensor
+
+from ddip_pl.adaptation import MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
+from ddip_pl.baselines import DeepImagePrior, L1Wavelet, TotalVariation
+from ddip_pl.baselines.tv import tv_reconstruction
+from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.errors import InputError
+from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
+from ddip_pl.evaluation.metrics import discrepancy
+from ddip_pl.physics import ConeBeamCT, LinearOperator, Measurement, ParallelBeamCT, simulate
+from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.solvers.cg import conjugate_gradient
+
+SLICES, SIZE = 4, 16
+
+
+class Together(LinearOperator):
+    """Parallel beams whose sinograms are seen as one measurement of the volume."""
+
+    coupled = SLICES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = ParallelBeamCT(SIZE, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.each(x)[None]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.each.adjoint(y[0])
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return self.each.pseudo_inverse(y[0])
+
+
+def images(seed: int = 0, slices: int = SLICES) -> Tensor:
+    return torch.rand(slices, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def measure(operator: LinearOperator, sigma_y: float = 1e-2) -> Measurement:
+    x = images()
+    y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(1))
+    return Measurement(y, operator, sigma_y, "test", x)
+
+
+@pytest.fixture(scope="module")
+def cone() -> ConeBeamCT:
+    return ConeBeamCT(SIZE, 9, SLICES)
+
+
+# --- estimators -----------------------------------------------------------------------------------------------
+
+
+def test_conjugate_gradients_solve_coupled_slices_as_one_system() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(12, 12, dtype=torch.float64, generator=generator)
+    matrix = matrix @ matrix.T + torch.eye(12)
+    b = torch.randn(6, 4, dtype=torch.float64, generator=generator)  # two systems of three slices
+
+    def normal(v: Tensor) -> Tensor:
+        return (v.reshape(2, 12) @ matrix).view(6, 4)
+
+    expected = torch.linalg.solve(matrix, b.view(2, 12).T).T.reshape(6, 4)
+    assert torch.allclose(conjugate_gradient(normal, b, 14, coupled=3), expected, rtol=1e-6)
+    decrease = torch.tensor([0.3, 1e9], dtype=torch.float64)
+    part = conjugate_gradient(normal, b, 14, decrease=decrease, coupled=3)
+    gained = (2 * b * part - part * normal(part)).view(2, 12).sum(1)
+    assert gained[0].item() == pytest.approx(0.3)
+    assert torch.allclose(part[3:], expected[3:], rtol=1e-6)
+
+
+def test_what_acts_on_the_volume_does_not_care_who_is_measured_with_whom() -> None:
+    apart, together = measure(ParallelBeamCT(SIZE, 9)), measure(Together())
+    assert torch.equal(apart.y, together.y[0])
+    assert len(apart) == len(together) == SLICES
+    torch.testing.assert_close(apart.noise_energy().sum(), together.noise_energy().sum())
+    for estimator in DiffusionMBIR(), DiffusionMBIR(discrepancy=1.0, iterations=20):
+        means = [estimator.condition(images(7), m, {})[0] for m in (apart, together)]
+        assert torch.allclose(*means, atol=1e-6)
+    assert torch.allclose(*(tv_reconstruction(m, 1e-3, most=5) for m in (apart, together)), atol=1e-6)
+    assert discrepancy(images(7), apart) == pytest.approx(discrepancy(images(7), together))
+
+
+def test_dds_leaves_the_residual_of_the_volume_at_the_level_of_the_noise(cone: ConeBeamCT) -> None:
+    measurement = measure(cone)
+    mean, _ = DDS(60, discrepancy=1.0).condition(0.5 * images(), measurement, {})
+    assert discrepancy(0.5 * images(), measurement) > 2
+    assert discrepancy(mean, measurement) == pytest.approx(1, rel=1e-3)
+    proximal, _ = DDS(60, gamma=5.0).condition(images(7), measurement, {})
+    right = images(7) + 5 * cone.adjoint(measurement.y)
+    assert torch.allclose(proximal + 5 * cone.normal(proximal), right, atol=1e-4)
+
+
+def test_dps_goes_as_far_as_with_every_slice_by_itself(cone: ConeBeamCT) -> None:
+    measurement, x = measure(cone), images(7).requires_grad_()
+    direction = DPS().direction(x, measurement)
+    (expected,) = torch.autograd.grad(measurement.residual(x).norm(), x)
+    assert torch.allclose(direction, SLICES**0.5 * expected, rtol=1e-4, atol=1e-6)
+    apart, together = measure(ParallelBeamCT(SIZE, 9)), measure(Together())
+    lengths = [float(DPS().direction(images(7), m).norm()) for m in (apart, together)]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.05)
+
+
+# --- some of the slices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [[2], [3, 1], [0, 1, 2, 3]], ids=str)
+def test_operator_of_some_slices(cone: ConeBeamCT, chosen: list[int]) -> None:
+    """It does with these what that of all slices does where the others are 0."""
+    x, part = images(), cone.select(chosen)
+    alone = torch.zeros_like(x)
+    alone[chosen] = x[chosen]
+    y = cone(alone)
+    torch.testing.assert_close(part(x[chosen]), y)
+    torch.testing.assert_close(part.adjoint(y), cone.adjoint(y)[chosen])
+    assert (part.coupled, part.scale, cone.coupled) == (len(chosen), cone.scale, SLICES)
+    part.to(torch.float64)  # and the operator of all slices stays what it was
+    assert torch.equal(cone(alone), y)
+
+
+def test_measurement_of_some_slices_holds_the_others_at_their_estimate(cone: ConeBeamCT) -> None:
+    measurement, estimate, chosen = measure(cone), images(7), torch.tensor([3, 1])
+    measurement.estimate = estimate
+    part = measurement[chosen]
+    assert len(part) == 2
+    assert torch.equal(part.noise_energy(), measurement.noise_energy())
+    assert part.reference is not None
+    assert torch.equal(part.reference, images()[chosen])
+    volume = estimate.clone()
+    volume[chosen] = images(8)[chosen]
+    torch.testing.assert_close(part.residual(volume[chosen]), measurement.residual(volume), rtol=1e-4, atol=1e-5)
+
+
+class Spy(VolumeAdaptation):
+    """Notes the parts of the measurement that its loss is of."""
+
+    def losses(self, estimator: Any, x_t: Tensor, t: int, chosen: Tensor) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), (chosen, self.measurement)]
+        return super().losses(estimator, x_t, t, chosen)
+
+
+def test_adaptation_of_the_volume_sees_some_slices_and_lowers_the_loss(cone: ConeBeamCT) -> None:
+    torch.manual_seed(0)
+    measurement = measure(cone, 1e-5)
+    denoiser = Denoiser(make_network(image_size=SIZE, attention_resolutions=())).requires_grad_(False)
+    adaptation = Spy(slices=2, steps=12, horizon=0)
+    adaptation.start(denoiser, measurement)
+    x_t, estimator = images(5), DDS(2)
+    before = estimator(denoiser, x_t, 100, measurement).mean
+    first = measurement.residual(before).norm()
+    adaptation.adapt(estimator, x_t, 100)
+    for chosen, held in adaptation.seen:
+        assert len(chosen) == 2
+        assert torch.equal(held.estimate, before)
+    assert len({tuple(chosen.tolist()) for chosen, _ in adaptation.seen}) > 3
+    after = estimator(denoiser, x_t, 100, measurement).mean
+    assert measurement.residual(after).norm() < 0.9 * first
+    adaptation.adapt(estimator, x_t, 90)  # where the estimate is another one
+    assert not torch.allclose(adaptation.seen[-1][1].estimate, before, atol=1e-3)
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------
+
+
+def run(module: Any, path: Path) -> Any:
+    seed_everything(0, verbose=False)
+    data = VolumeDataModule(str(path), partial(ConeBeamCT, angles=8, iterations=3), 1e-3, slices=4, size=32)
+    trainer = ReconstructionTrainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (result,) = trainer.predict(module, data)  # type: ignore[misc]
+    return result
+
+
+METHODS = {
+    "dds": lambda prior: Reconstruction(prior, DDS(3, discrepancy=1.0), steps=2, start=150),
+    "ddnm": lambda prior: Reconstruction(prior, DDNM(3), steps=2, start=150),
+    "dps": lambda prior: Reconstruction(prior, DPS(), steps=2, start=150),
+    "diffusion_mbir": lambda prior: Reconstruction(prior, DiffusionMBIR(iterations=2), steps=2, start=150),
+    "d3ip": lambda prior: Reconstruction(prior, DDS(2), VolumeAdaptation(2, steps=2), steps=2, start=150),
+    "d3ip_mbir": lambda prior: Reconstruction(
+        prior, DiffusionMBIR(iterations=1), VolumeAdaptation(3, neighbours=True, steps=1), steps=2, start=150
+    ),
+    "admm_tv": lambda prior: TotalVariation(iterations=3),
+    "l1_wavelet": lambda prior: L1Wavelet(iterations=3),
+    "dip": lambda prior: DeepImagePrior(iterations=2, batch_size=2),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_volume_runs(name: str, tiny_prior: Path, phantom_volume: Path) -> None:
+    result = run(METHODS[name](str(tiny_prior)), phantom_volume)
+    assert result.images.shape == (4, 1, 32, 32)
+    assert result.images.isfinite().all()
+    assert result.trajectory[-1]["residual"] < 1
+    assert bool(result.weights) == name.startswith("d3ip")
+
+
+@pytest.mark.parametrize("adaptation", [SlicewiseAdaptation, MetaAdaptation])
+def test_weights_for_every_slice_are_refused(adaptation: Any, tiny_prior: Path, phantom_volume: Path) -> None:
+    module = Reconstruction(str(tiny_prior), DDS(2), adaptation(), steps=2)
+    with pytest.raises(InputError, match=r"ConeBeamCT measures slices together.*choose d3ip") as caught:
+        run(module, phantom_volume)
+    assert "\n" not in str(caught.value)

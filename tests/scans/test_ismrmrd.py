@@ -1,0 +1,399 @@
+"""ISMRMRD files, written by the package `ismrmrd` itself: what is read is the image that was measured, in its place."""
+
+import builtins
+import re
+import sys
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from helpers import CONFIGS
+
+from ddip_pl import cli
+from ddip_pl.errors import InputError
+from ddip_pl.physics import Birdcage, Measurement, NonCartesianMRI, Radial
+from ddip_pl.scans.hdf5 import read_measurement
+
+X, Y = 32, 20  # samples of a readout and lines, as encoded
+DIRECTIONS = {"read_dir": (0.0, 1.0, 0.0), "phase_dir": (0.6, 0.0, 0.8), "slice_dir": (0.8, 0.0, -0.6)}
+
+
+def header(trajectory: str = "cartesian", z: int = 1, y: int = Y, fov_z: float = 5.0, more: str = "") -> str:
+    """Readout oversampled twice: 32 samples of 400 mm, of which 200 are wanted; 20 lines of 100 mm."""
+    return f"""<?xml version="1.0"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+  <experimentalConditions><H1resonanceFrequency_Hz>63870000</H1resonanceFrequency_Hz></experimentalConditions>
+  <encoding>
+    <encodedSpace><matrixSize><x>{X}</x><y>{y}</y><z>{z}</z></matrixSize>
+      <fieldOfView_mm><x>400</x><y>{100 if y == Y else 400}</y><z>{fov_z}</z></fieldOfView_mm></encodedSpace>
+    <reconSpace><matrixSize><x>16</x><y>{y}</y><z>1</z></matrixSize>
+      <fieldOfView_mm><x>200</x><y>{100 if y == Y else 200}</y><z>5</z></fieldOfView_mm></reconSpace>
+    <encodingLimits>
+      <kspace_encoding_step_1><minimum>0</minimum><maximum>{y - 1}</maximum><center>{y // 2}</center>
+      </kspace_encoding_step_1></encodingLimits>
+    <trajectory>{trajectory}</trajectory>{more}
+  </encoding>
+</ismrmrdHeader>"""
+
+
+EMBEDDED = """<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</kspace_encoding_step_1>
+<kspace_encoding_step_2>1</kspace_encoding_step_2></accelerationFactor>
+<calibrationMode>embedded</calibrationMode></parallelImaging>"""
+
+
+def images(slices: int, height: int = X, width: int = Y) -> np.ndarray:
+    """Complex images `(slices, height, width)`, no two alike and not symmetric, in the middle half of the readout."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((slices, height, width)) + 1j * rng.standard_normal((slices, height, width))
+    image[:, : height // 4] = image[:, 3 * height // 4 :] = 0
+    return image
+
+
+def transform(image: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
+    """Orthonormal, origins in the middle, by NumPy."""
+    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image, axes), axes=axes, norm="ortho"), axes)
+
+
+def line(samples: np.ndarray, step: int, plane: int = 0, partition: int = 0, **head: object) -> ismrmrd.Acquisition:
+    """A readout `(coils, samples)`."""
+    settings = {"center_sample": samples.shape[1] // 2, "position": (7.0, -3.0, 11.0)} | DIRECTIONS | head
+    trajectory, flags = settings.pop("trajectory", None), settings.pop("flags", ())
+    counters = settings.pop("counters", {})
+    one = ismrmrd.Acquisition.from_array(samples.astype(np.complex64), trajectory, **settings)
+    one.idx.kspace_encode_step_1, one.idx.kspace_encode_step_2, one.idx.slice = step, partition, plane
+    for name, value in counters.items():
+        setattr(one.idx, name, value)
+    for flag in flags:
+        one.set_flag(getattr(ismrmrd, f"ACQ_IS_{flag}"))
+    return one
+
+
+def readouts(kspace: np.ndarray, **head: object) -> list[ismrmrd.Acquisition]:
+    """All lines of `(slices, coils, readout, lines)`; slices 6 mm apart along `slice_dir`."""
+    normal = np.array(DIRECTIONS["slice_dir"])
+    places = {i: {"position": tuple(np.array([7, -3, 11]) + 6 * i * normal)} for i in range(len(kspace))}
+    return [
+        line(plane[..., step], step, i, **(places[i] | head))
+        for i, plane in enumerate(kspace)
+        for step in range(kspace.shape[3])
+    ]
+
+
+def save(path: Path, lines: list[ismrmrd.Acquisition], xml: str | None = None) -> Path:
+    with ismrmrd.Dataset(str(path), "dataset") as dataset:
+        dataset.write_xml_header((header() if xml is None else xml).encode())
+        for one in lines:
+            dataset.append_acquisition(one)
+    return path
+
+
+def image_of(measurement: Measurement) -> np.ndarray:
+    """Complex image `(slices, rows, columns)` by the pseudo-inverse, in the units of the k-space."""
+    x = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y)) * np.ptp(measurement.window)
+    return torch.complex(x[:, 0], x[:, 1]).numpy()
+
+
+def test_one_coil_several_slices(tmp_path):
+    truth = images(3)
+    measurement = read_measurement(save(tmp_path / "scan.h5", readouts(transform(truth)[:, None])))
+    np.testing.assert_allclose(image_of(measurement), truth[:, 8:24], atol=1e-5)
+    assert (measurement.name, measurement.units) == ("scan", "k-space")
+    part = read_measurement(tmp_path / "scan.h5", slices=1, first=2)
+    np.testing.assert_allclose(image_of(part), truth[2:, 8:24], atol=1e-5)
+
+
+def test_where_the_slices_lie(tmp_path):
+    """Of the header's geometry, left and front turned to right and front (RAS+)."""
+    path = save(tmp_path / "scan.h5", readouts(transform(images(3))[:, None]))
+    measurement = read_measurement(path)
+    read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
+    for column, row, plane in (0, 0, 0), (3, 5, 2), (10, 8, 1):
+        place = (7, -3, 11) + 6 * plane * normal + 12.5 * (row - 8) * read + 5 * (column - 10) * phase
+        np.testing.assert_allclose(
+            measurement.affine.numpy() @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
+        )
+    part = read_measurement(path, slices=2, first=1)
+    np.testing.assert_allclose(part.affine.numpy() @ [3, 5, 1, 1], measurement.affine.numpy() @ [3, 5, 2, 1], atol=1e-4)
+
+
+def test_slices_are_sorted_by_their_place(tmp_path):
+    """Whatever the order of acquisition and of the counter."""
+    truth = images(3)
+    kspace, normal = transform(truth)[:, None], np.array(DIRECTIONS["slice_dir"])
+    lines = [
+        line(kspace[i, ..., step], step, counter, position=tuple(6 * i * normal))
+        for counter, i in enumerate((2, 0, 1))
+        for step in range(Y)
+    ]
+    np.testing.assert_allclose(image_of(read_measurement(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+
+
+def test_without_directions_the_slices_keep_their_order(tmp_path):
+    nowhere = dict.fromkeys(DIRECTIONS, (0.0, 0.0, 0.0)) | {"position": (0.0, 0.0, 0.0)}
+    measurement = read_measurement(save(tmp_path / "a.h5", readouts(transform(images(2))[:, None], **nowhere)))
+    np.testing.assert_allclose(image_of(measurement), images(2)[:, 8:24], atol=1e-5)
+    np.testing.assert_allclose(measurement.affine[:3, :3], np.diag([5, -12.5, 5]), atol=1e-6)
+
+
+def test_several_coils(tmp_path):
+    """Calibrated from the centre; every second line outside of it is missing."""
+    y, x = np.linspace(-1, 1, 64)[:, None], np.linspace(-1, 1, 48)
+    truth = np.exp(-((2 * x**2 + 5 * y**2) ** 2)) * (1 + 0.4 * np.sin(9 * x)) * np.exp(1j * (0.3 + x))
+    maps = Birdcage(4)((64, 48)).numpy()[0]
+    kspace = transform(maps * truth)
+    xml = header().replace(f"<x>{X}</x><y>{Y}</y>", "<x>64</x><y>48</y>").replace("<center>10", "<center>24")
+    measured = [line(kspace[..., i], i) for i in range(48) if i % 2 == 0 or 14 <= i < 34]
+    measurement = read_measurement(save(tmp_path / "scan.h5", measured, xml))
+    mask = measurement.operator.mask[0, 0]
+    assert torch.equal(mask[0], torch.tensor([i % 2 == 0 or 14 <= i < 34 for i in range(48)]))
+    expected, found = np.abs(truth[16:48]), np.abs(image_of(measurement)[0])
+    assert np.abs(found - expected)[expected > 0.3].max() < 0.03
+
+
+def test_readouts_that_are_no_image(tmp_path):
+    truth = images(1)
+    lines = readouts(transform(truth)[:, None])
+    rubbish = np.full((1, X), 1e3 + 0j)
+    flags = "NOISE_MEASUREMENT", "PARALLEL_CALIBRATION", "NAVIGATION_DATA", "PHASECORR_DATA", "DUMMYSCAN_DATA"
+    lines[3:3] = [line(rubbish, 5, flags=[flag]) for flag in flags]
+    lines.insert(0, line(np.full((3, 7), 1e3), 0, flags=["NOISE_MEASUREMENT"]))
+    for one in lines[-4:]:
+        one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+    np.testing.assert_allclose(image_of(read_measurement(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+
+
+def test_calibration_that_is_part_of_the_image(tmp_path):
+    lines = readouts(transform(images(1))[:, None])
+    for one in lines[8:12]:
+        one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+    apart = read_measurement(save(tmp_path / "apart.h5", lines)).operator.mask[0, 0, 0]
+    embedded = read_measurement(save(tmp_path / "embedded.h5", lines, header(more=EMBEDDED))).operator.mask[0, 0, 0]
+    assert [int(mask.sum()) for mask in (apart, embedded)] == [Y - 4, Y]
+    assert not apart[8:12].any()
+
+
+def test_averages(tmp_path):
+    """Two of one half of the lines, three of the other."""
+    truth = images(1)
+    lines = readouts(transform(truth)[:, None])
+    for factor, average, chosen in ((3.0, 1, slice(None)), (-1.0, 2, slice(10, None))):
+        lines += [line(factor * one.data, one.idx.kspace_encode_step_1, counters={"average": average})
+                  for one in lines[:Y][chosen]]  # fmt: skip
+    expected = transform(truth)[0] * np.where(np.arange(Y) < 10, 2, 1)
+    found = read_measurement(save(tmp_path / "a.h5", lines))
+    expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(expected), norm="ortho"))
+    np.testing.assert_allclose(image_of(found)[0], expected[8:24], atol=1e-5)
+
+
+def test_a_partial_echo_with_samples_to_discard(tmp_path):
+    """The first 6 of 32 samples are missing, the next 2 and the last one are rubbish."""
+    kspace = transform(images(1))[:, None]
+    spoilt = kspace.copy()
+    spoilt[:, :, 6:8] = spoilt[:, :, 31:] = 1e3
+    lines = [line(one[..., step], step, center_sample=10, discard_pre=2, discard_post=1)
+             for one in spoilt[:, :, 6:] for step in range(Y)]  # fmt: skip
+    measurement = read_measurement(save(tmp_path / "a.h5", lines))
+    assert measurement.margin == (8, 8, 0, 0)
+    measured = torch.zeros(X, dtype=torch.bool)
+    measured[8:31] = True
+    assert torch.equal(measurement.operator.mask[0, 0], measured[:, None].expand(-1, Y))
+    found = (measurement.operator.scale * measurement.y).numpy()
+    np.testing.assert_allclose(found[..., 8:31, :], kspace[..., 8:31, :], atol=1e-5)
+
+
+def test_partial_fourier(tmp_path):
+    """The first four lines are missing, and the counter begins behind them."""
+    kspace = transform(images(1))[0]
+    lines = [line(kspace[None, :, step], step - 4) for step in range(4, Y)]
+    path = save(tmp_path / "a.h5", lines, header().replace("<center>10", "<center>6"))
+    kspace[:, :4] = 0
+    expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
+    np.testing.assert_allclose(image_of(read_measurement(path))[0], expected[8:24], atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"slices": 2, "first": 1}])
+def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
+    """Eight partitions of 5 mm, of which the header wants four."""
+    truth = images(8)
+    kspace = transform(truth, (0, 1, 2))
+    lines = [line(kspace[None, p, :, step], step, partition=p) for p in range(8) for step in range(Y) if step != 3]
+    xml = header(z=8, fov_z=40.0).replace("<z>5</z>", "<z>20</z>")
+    measurement = read_measurement(save(tmp_path / "a.h5", lines, xml), **chosen)
+    expected = transform(truth)  # line 3 is missing
+    expected[..., 3] = 0
+    expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(expected, (1, 2)), norm="ortho"), (1, 2))
+    first, count = 2 + chosen.get("first", 0), chosen.get("slices", 4)
+    np.testing.assert_allclose(image_of(measurement), expected[first : first + count, 8:24], atol=1e-5)
+    normal = np.array(DIRECTIONS["slice_dir"])
+    place = ((7, -3, 11) + 5 * (first - 4) * normal) * (-1, -1, 1)
+    np.testing.assert_allclose((measurement.affine.numpy() @ [10, 8, 0, 1])[:3], place, atol=1e-4)
+
+
+def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(tmp_path):
+    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header wants one."""
+    truth = np.moveaxis(images(8), 0, 2)  # x, y, z
+    measured = np.random.default_rng(1).random((Y, 8)) < 0.5
+    kspace = transform(truth, (0, 1, 2)) * measured
+    lines = [line(kspace[None, :, i, p], i, partition=p) for i, p in np.argwhere(measured)]
+    path = save(tmp_path / "a.h5", lines, header(z=8, fov_z=40.0))
+    measurement = read_measurement(path)
+    assert torch.equal(measurement.operator.mask[0, 0], torch.from_numpy(measured))
+    expected = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(kspace), norm="ortho"))[8:24, :, 4:5]
+    np.testing.assert_allclose(image_of(measurement), expected, atol=1e-5)
+    part = read_measurement(path, slices=3, first=2)
+    np.testing.assert_allclose(image_of(part), expected[2:5], atol=1e-5)
+    read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
+    for column, row, plane in (0, 0, 0), (0, 7, 2), (0, 13, 1):
+        x, y, z = plane + 2 + 8, row, column + 4
+        place = (7, -3, 11) + 12.5 * (x - 16) * read + 5 * (y - 10) * phase + 5 * (z - 4) * normal
+        np.testing.assert_allclose(
+            part.affine.numpy() @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("unit", [1 / (2 * np.pi), X / (2 * np.pi)], ids=["per pixel", "per field of view"])
+def test_radial(tmp_path, unit):
+    """Two slices, six spokes, positions as either of both; what is wanted is half the field of view."""
+    positions = Radial(6)(X)
+    operator = NonCartesianMRI(X, positions)
+    truth = images(2, X, X)
+    truth[..., : X // 4] = truth[..., 3 * X // 4 :] = 0
+    pairs = torch.from_numpy(np.stack([truth.real, truth.imag], axis=1)).float()
+    spokes = (operator.scale * operator(pairs)).view(2, 1, 6, 2 * X).numpy()
+    paths = (positions.view(6, 2 * X, 2) * unit).numpy().astype(np.float32)
+    order = [(plane, i) for plane in range(2) for i in (3, 4, 5, 0, 1, 2)]
+    normal = np.array(DIRECTIONS["slice_dir"])
+    lines = [line(spokes[plane, :, i], i, plane, trajectory=paths[i], position=tuple(6 * plane * normal))
+             for plane, i in order]  # fmt: skip
+    measurement = read_measurement(save(tmp_path / "a.h5", lines, header("radial", y=X)))
+    assert isinstance(measurement.operator, NonCartesianMRI)
+    torch.testing.assert_close(measurement.operator.trajectory, positions.T.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(measurement.operator.scale * measurement.y, operator.scale * operator(pairs))
+    assert measurement.margin == (8, 8, 8, 8)
+    residual = measurement.residual(pairs).norm() / measurement.y.norm()
+    assert residual < 1e-3
+    np.testing.assert_allclose(measurement.affine.numpy() @ [8, 8, 1, 1], [*(6 * normal * (-1, -1, 1)), 1], atol=1e-4)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+def changed(**head: object) -> list[ismrmrd.Acquisition]:
+    return readouts(np.ones((2, 1, X, Y)), **head)
+
+
+def radial(slices: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
+    return [line(np.ones((1, 8)), i, plane, **head) for plane in range(slices) for i in range(3)]
+
+
+PATH = np.linspace(-0.5, 0.5, 16, dtype=np.float32).reshape(8, 2)
+# Readouts, header, and what the line must say.
+BAD = {
+    "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no readouts of an image"),
+    "EPI": (lambda: changed(flags=["REVERSE"]), None, "readouts in both directions (EPI)"),
+    **{
+        counter: (
+            lambda counter=counter: [*changed(), line(np.ones((1, X)), 0, counters={counter: 1})], None,
+            f"2 values of the counter '{counter}'; expected one image only",
+        ) for counter in ("contrast", "phase", "repetition", "set")
+    },
+    "coils": (lambda: [*changed(), line(np.ones((2, X)), 0)], None, "readouts of [1, 2] coils"),
+    "a line outside": (lambda: [line(np.ones((1, X)), Y)], None, "line 20, partition 0, 32 samples with number 16"),
+    "a line before": (
+        lambda: [line(np.ones((1, X)), 1)], header().replace("<center>10", "<center>12"), "line 1, partition 0",
+    ),
+    "samples outside": (lambda: changed(center_sample=0), None, "32 samples with number 0 in the centre"),
+    "samples before": (lambda: changed(center_sample=20), None, "32 samples with number 20 in the centre"),
+    "partition outside": (lambda: [line(np.ones((1, X)), 1, partition=1)], None, "line 1, partition 1"),
+    "all discarded": (lambda: changed(discard_pre=X), None, "32 samples with number 16"),
+    "skew": (lambda: changed(read_dir=(0.6, 0.8, 0.0)), None, "or are not perpendicular"),
+    "slices that are turned": (
+        lambda: [*changed(), line(np.ones((1, X)), 0, 2, read_dir=DIRECTIONS["phase_dir"],
+                                  phase_dir=DIRECTIONS["read_dir"])], None, "that differ among slices",
+    ),
+    "a gap": (
+        lambda: [*changed(), line(np.ones((1, X)), 0, 2, position=(7 + 0.8 * 30, -3.0, 11 - 0.6 * 30))], None,
+        "mm along slice_dir; expected even distances",
+    ),
+    "two slabs": (lambda: changed(), header(z=4), "2 slabs of 4 partitions, cartesian"),
+    "partitions missing": (
+        lambda: [line(np.ones((1, X - 2)), i, partition=p, center_sample=14) for p in range(4) for i in range(Y - p)],
+        header(z=4), "lines that are measured in some of the partitions only, and partial echoes",
+    ),
+    "stack of stars": (lambda: radial(trajectory=PATH), header("radial", z=4, y=X), "1 slabs of 4 partitions, radial"),
+    "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without the positions of its samples"),
+    "oblong": (lambda: radial(trajectory=PATH), header("spiral"), "encoded matrix (32, 20, 1)"),
+    "trajectory too far": (
+        lambda: radial(trajectory=40 * PATH), header("radial", y=X), "pixels of 12.5 mm hold at most 0.04 / mm",
+    ),
+    "trajectories": (
+        lambda: [*radial(trajectory=PATH), *(line(np.ones((1, 8)), i, 1, trajectory=-PATH) for i in range(3))],
+        header("radial", y=X), "trajectories that differ among slices",
+    ),
+    "nan": (lambda: [*changed(), line(np.full((1, X), np.nan), 3)], None, "NaN or infinite values in slice 0"),
+    "header": (lambda: changed(), "<xml>", "no ISMRMRD header"),
+    "two encodings": (
+        lambda: changed(), header().replace("</encoding>", "</encoding><encoding></encoding>"), "(2 encodings)",
+    ),
+    "no field of view": (lambda: changed(), header().replace("<x>400</x>", "<x>0</x>"), "expected them positive"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Checks that `predict` ends with one line and exit code 2, and writes nothing."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def check(path: Path, message: str) -> None:
+        configs = ["--config", f"{CONFIGS}/task/measured.yaml", "--config", f"{CONFIGS}/method/fbp.yaml"]
+        monkeypatch.setattr(sys, "argv", ["ddip-pl", "predict", *configs, "--data.path", str(path)])
+        assert cli.main() == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"ddip-pl: error: .+\n", error)
+        assert f"measurement {path}: " in error
+        assert message in error
+        assert not list(folder.iterdir())
+
+    return check
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files(tmp_path, refused, case):
+    lines, xml, message = BAD[case]
+    refused(save(tmp_path / "bad.h5", lines(), xml), message)
+
+
+def test_two_scans_in_a_file(tmp_path, refused):
+    path = save(tmp_path / "bad.h5", changed())
+    with h5py.File(path, "a") as file:
+        file.copy("dataset", "more")
+    refused(path, "several scans (dataset, more)")
+
+
+def test_no_acquisitions(tmp_path, refused):
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["dataset/xml"], file["dataset/data"] = [header()], np.zeros(3)
+    refused(tmp_path / "bad.h5", "damaged, or no ISMRMRD raw data")
+
+
+def test_without_the_package(tmp_path, refused, monkeypatch):
+    path, original = save(tmp_path / "bad.h5", changed()), builtins.__import__
+
+    def without(name: str, *args: object, **settings: object) -> object:
+        if name.partition(".")[0] == "ismrmrd":
+            raise ImportError(name)
+        return original(name, *args, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    refused(path, "ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'")
+
+
+def test_more_slices_than_there_are(tmp_path):
+    path = save(tmp_path / "a.h5", changed())
+    with pytest.raises(InputError, match=re.escape(f"data.slices is 3; measurement {path} has 2 slices")):
+        read_measurement(path, slices=3)
