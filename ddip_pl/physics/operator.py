@@ -2,49 +2,203 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, wraps
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import vjp
 
 from ddip_pl.errors import InputError
+from ddip_pl.solvers.cg import conjugate_gradient
 
+Shape = tuple[int, int, int]  # of a volume: slices, height, width in pixels
 ImageSize = int | tuple[int, int]  # height and width in pixels, one number where they are the same
+Slices = slice | Sequence[int] | Tensor  # a choice of them
+Description = dict[str, Any]  # numbers, text and arrays by name
+
+UNIT = 1e-2  # relative difference up to which a norm counts as 1
+EXACT = 1e-4  # relative difference up to which float32 counts as exact
+
+
+def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Let a method of one tensor take a NumPy array as well, and return one then."""
+
+    @wraps(method)
+    def call(self: Any, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return method(self, torch.from_numpy(np.ascontiguousarray(x))).numpy(force=True)
+        return method(self, x)
+
+    return call
 
 
 class LinearOperator(nn.Module, ABC):
-    """`y = A x` with `A` of unit spectral norm; `x` and `y` are batches of slices, (slices, ...).
+    """`y = A x` for volumes `x (slices, channels, height, width)`; `y` is `(slices, ...)`.
 
-    Where slices are coupled, measured together, the first axis of `y` is as many times shorter.
+    A subclass writes `forward`. The adjoint comes from automatic differentiation, the pseudo-inverse from conjugate
+    gradients and the norm from power iteration, unless the subclass has something faster. Everything is differentiable.
 
-    A subclass sets `scale` and writes `forward`, `adjoint` and `pseudo_inverse`, all differentiable.
+    Slices are a batch axis: an operator that treats all of them alike takes any number. Where slices are coupled, that
+    is measured together, the first axis of `y` is as many times shorter.
+
+    The operators of this package have unit spectral norm; `A.normalised()` gives any other operator that norm.
+    `A(x)`, `A.adjoint(y)`, `A.T(y)` and `A.pseudo_inverse(y)` take tensors or NumPy arrays and return the same.
+
+    Args:
+        shape: of the volume: `(slices, height, width)`.
 
     Attributes:
-        scale: spectral norm of the physical operator, divided out: physical measurement = scale * A(x).
-        channels: of an image: 1 for real images, 2 for complex ones.
+        shape: see above.
+        channels: of an image: 1 for real images, 2 for complex ones (real and imaginary part).
         coupled: number of slices that are measured together; 1 where each is measured by itself.
+        scale: what was divided out of the physical operator: physical measurement = scale * A(x).
+        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
+        per_slice: names of the buffers whose first axis is that of the slices (or 1 where all have the same).
+        kind: name of the operator in files; empty where there is no file layout.
+        axes: of the measured data in files, the first one of slices.
+
+    Raises:
+        InputError: the shape is not one of a volume.
     """
 
-    scale: float = 1.0
     channels: int = 1
     coupled: int = 1
+    scale: float = 1.0
+    iterations: int = 20
+    per_slice: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = ""
+    axes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = volume_shape(shape)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in {"adjoint", "pseudo_inverse"} & cls.__dict__.keys():
+            setattr(cls, name, accepts_arrays(cls.__dict__[name]))
+
+    @accepts_arrays
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Measurement `A x` of images `x`."""
 
-    @abstractmethod
+    @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
-        """Exact adjoint: `<A x, y> = <x, A^T y>`."""
+        """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
+        like = self.lattice.new_zeros(len(y) * self.coupled, *self.domain[1:])
+        return vjp(self.forward, like)[1](y)[0]
 
-    @abstractmethod
+    @accepts_arrays
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Direct reconstruction `A^+ y`, an approximation where the inverse has no closed form."""
+        """Direct reconstruction `A^+ y`: by default a few conjugate-gradient steps on `A^T A x = A^T y` from 0."""
+        return self.solve(self.adjoint(y), self.iterations)
 
     def normal(self, x: Tensor) -> Tensor:
         """`A^T A x`."""
         return self.adjoint(self(x))
+
+    def solve(
+        self,
+        b: Tensor,
+        iterations: int,
+        *,
+        damping: float = 0.0,
+        decrease: Tensor | None = None,
+        tolerance: float = 0.0,
+    ) -> Tensor:
+        """Solve `(A^T A + damping I) x = b` by conjugate gradients from 0, each slice (or coupled group) by itself.
+
+        Args:
+            b: `(slices, channels, height, width)`.
+            iterations: at most.
+            damping: weight of the identity.
+            decrease: see `conjugate_gradient`.
+            tolerance: see `conjugate_gradient`.
+        """
+        normal = (lambda x: self.normal(x) + damping * x) if damping else self.normal
+        return conjugate_gradient(normal, b, iterations, decrease, tolerance, self.coupled)
+
+    # --- spaces ---------------------------------------------------------------------------------------------------
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """Shape of `x`."""
+        slices, height, width = self.shape
+        return slices, self.channels, height, width
+
+    @cached_property
+    def range(self) -> tuple[int, ...]:
+        """Shape of `y`."""
+        with torch.no_grad():
+            return tuple(self(self.lattice.new_zeros(self.domain)).shape)
+
+    @property
+    def lattice(self) -> Tensor:
+        """An empty tensor of the operator's precision, on its device."""
+        return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
+
+    @cached_property
+    def norm(self) -> float:  # type: ignore[override]
+        """Spectral norm `||A||`, to about 0.1 %."""
+        device = self.lattice.device
+        return spectral_norm(lambda x: self.normal(x.to(device)), self.domain, self.lattice.dtype, tolerance=1e-6)
+
+    # --- other operators ------------------------------------------------------------------------------------------
+
+    @property
+    def T(self) -> LinearOperator:
+        """The adjoint as an operator."""
+        return Adjoint(self)
+
+    def __matmul__(self, first: LinearOperator) -> LinearOperator:
+        """`(A @ B)(x) = A(B(x))`."""
+        return Composition(self, first)
+
+    def stack(self, other: LinearOperator) -> LinearOperator:
+        """Both measurements of the same volume, one after the other along a single axis of values."""
+        return Stack(self, other)
+
+    def normalised(self) -> LinearOperator:
+        """The operator in unit spectral norm: itself, if that is its norm, or divided by its norm.
+
+        Raises:
+            InputError: the norm is 0.
+        """
+        if not self.norm > 0:
+            raise InputError(f"{type(self).__name__} measures nothing: its norm is {self.norm:g}")
+        return self if abs(self.norm - 1) <= UNIT else Scaled(self, self.norm)
+
+    def select(self, slices: Slices) -> LinearOperator:
+        """The operator of some slices of the volume."""
+        index = torch.arange(self.shape[0])[slices]
+        kept: dict[int, Any] = {id(buffer): buffer for buffer in self.buffers()}
+        for name in self.per_slice:
+            buffer = getattr(self, name)
+            kept[id(buffer)] = buffer if len(buffer) == 1 else buffer[slices]
+        part = copy.deepcopy(self, kept)  # which takes the buffers from there instead of copying them
+        part.shape = (len(index), *self.shape[1:])
+        part.__dict__.pop("range", None)
+        return part
+
+    def batches(self, size: int) -> tuple[Tensor, ...]:
+        """Indices of the slices, at most `size` at a time; all at once where they are measured together."""
+        return torch.arange(self.shape[0]).split(size if self.coupled == 1 else self.shape[0])
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """One value for each slice (or coupled group) as `(slices, 1, 1, 1)`, to be multiplied with images."""
+        return values.repeat_interleave(self.coupled).view(-1, 1, 1, 1)
+
+    # --- what is measured -----------------------------------------------------------------------------------------
 
     def values(self, y: Tensor) -> Tensor:
         """Number of measured values of each slice, or group of coupled ones, of the measurement `y`, `(len(y),)`."""
@@ -58,24 +212,259 @@ class LinearOperator(nn.Module, ABC):
         """Images `x` with zeros where no measured value depends on them."""
         return x
 
-    def for_volume(self, slices: int) -> LinearOperator:
-        """The operator of a volume of so many slices; here itself, as it serves all slices alike."""
-        return self
-
     def noise_level(self, y: Tensor) -> float:
-        """Standard deviation of the noise, estimated from the measurement `y`; here nan, as there is no way to tell."""
+        """Standard deviation of the noise, estimated from the measurement `y`; nan where there is no way to tell."""
         return float("nan")
 
-    def select(self, slices: slice | Sequence[int] | Tensor) -> LinearOperator:
-        """The operator of some slices of the volume; here itself, as it serves all slices alike."""
-        return self
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    def describe(self, pixel: tuple[float, float]) -> Description:
+        """What a file must say of the operator, in mm and radians; `from_description` makes the same operator of it.
+
+        Args:
+            pixel: height and width of a pixel, in mm.
+
+        Raises:
+            InputError: there is no file layout for this operator, or not for such pixels.
+        """
+        raise InputError(
+            f"no file layout for measurements by {type(self).__name__}; write its kind, describe and from_description"
+        )
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> LinearOperator:
+        """The operator that a file tells of.
+
+        Args:
+            description: see `describe`.
+            data: shape of the measured data, of the axes `axes`.
+
+        Raises:
+            InputError: something is missing, out of range or does not fit the data.
+        """
+        raise InputError(f"no file layout for measurements by {cls.__name__}")
+
+    def unit(self, pixel: tuple[float, float]) -> float:
+        """What `y` is multiplied with to be in the units of the scanner: image units, and mm for line integrals."""
+        return self.scale
+
+    # --- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self, seed: int = 0) -> Check:
+        """Find out whether the operator is linear, has an exact adjoint and the right gradient.
+
+        Args:
+            seed: of the random volume and measurement that it is tried on.
+
+        Returns:
+            Relative errors, and the norm.
+
+        Raises:
+            InputError: the adjoint is not that of `forward` (or `forward` is not linear), or its gradient is wrong.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.domain, generator=generator).to(self.lattice)
+        with torch.no_grad():
+            y = torch.randn(self.range, generator=generator, dtype=self(x).dtype).to(self.lattice.device)
+            y = self.sampled(y)
+            forward, back = self(x), self.adjoint(y)
+            size = max(float(forward.norm() * y.norm()), torch.finfo(torch.float32).tiny)
+            adjointness = abs(inner(forward, y) - inner(x, back)) / size
+        variable = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(0.5 * self(variable).abs().square().sum(), variable)
+        with torch.no_grad():
+            expected = self.normal(x)
+            wrong = float((gradient - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+        result = Check(adjointness, self.norm, wrong)
+        for name, error in (("adjoint", adjointness), ("gradient", wrong)):
+            if not error < EXACT:
+                raise InputError(
+                    f"{type(self).__name__}: {name} off by {error:.1e} of its size, expected below {EXACT:g}; forward "
+                    "must be linear and differentiable, and adjoint its exact transpose"
+                )
+        return result
+
+
+class Check(NamedTuple):
+    """What `LinearOperator.check` found.
+
+    Attributes:
+        adjointness: `|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`.
+        norm: spectral norm.
+        gradient: relative error of the gradient of `1/2 ||A x||^2`, which is `A^T A x`.
+    """
+
+    adjointness: float
+    norm: float
+    gradient: float
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Real part of `<a, b>`, summed in double precision."""
+    double = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    return float(torch.vdot(a.to(double).flatten(), b.to(double).flatten()).real)
+
+
+class Adjoint(LinearOperator):
+    """`A^T` as an operator, from measurements to images; see `LinearOperator.T`."""
+
+    def __init__(self, operator: LinearOperator):
+        super().__init__(operator.shape)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator(y)
+
+    @property
+    def T(self) -> LinearOperator:
+        return self.operator
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.operator.range
+
+    @cached_property
+    def range(self) -> tuple[int, ...]:
+        return self.operator.domain
+
+    @cached_property
+    def norm(self) -> float:  # type: ignore[override]
+        return self.operator.norm
+
+
+class Composition(LinearOperator):
+    """`A B x`; see `LinearOperator.__matmul__`."""
+
+    def __init__(self, second: LinearOperator, first: LinearOperator):
+        if first.range[1:] != second.domain[1:]:
+            raise InputError(
+                f"{type(second).__name__} takes {second.domain}, {type(first).__name__} makes {first.range}; give "
+                "operators that fit one after the other"
+            )
+        super().__init__(first.shape)
+        self.second, self.first = second, first
+        self.channels, self.coupled = first.channels, max(first.coupled, second.coupled)
+        self.scale = first.scale * second.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(self.second.adjoint(y))
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.first.domain
+
+    def select(self, slices: Slices) -> LinearOperator:
+        return Composition(self.second.select(slices), self.first.select(slices))
+
+    def values(self, y: Tensor) -> Tensor:
+        return self.second.values(y)
+
+    def sampled(self, y: Tensor) -> Tensor:
+        return self.second.sampled(y)
+
+
+class Stack(LinearOperator):
+    """`(A x, B x)` as `(slices, values)`; see `LinearOperator.stack`."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator):
+        if first.domain != second.domain or first.coupled != second.coupled:
+            raise InputError(
+                f"volumes of {type(first).__name__} are {first.domain}, of {type(second).__name__} {second.domain}; "
+                "give operators of the same volume"
+            )
+        super().__init__(first.shape)
+        self.first, self.second = first, second
+        self.channels, self.coupled = first.channels, first.coupled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x).flatten(1) for part in (self.first, self.second)], dim=1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        first, second = self.split(y)
+        return self.first.adjoint(first) + self.second.adjoint(second)
+
+    def split(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The two measurements, each of its own shape."""
+        shapes = self.first.range[1:], self.second.range[1:]
+        first, second = y.split([math.prod(shape) for shape in shapes], dim=1)
+        return first.unflatten(1, shapes[0]), second.unflatten(1, shapes[1])
+
+    def select(self, slices: Slices) -> LinearOperator:
+        return Stack(self.first.select(slices), self.second.select(slices))
+
+    def values(self, y: Tensor) -> Tensor:
+        first, second = self.split(y)
+        return self.first.values(first) + self.second.values(second)
+
+    def sampled(self, y: Tensor) -> Tensor:
+        first, second = self.split(y)
+        return torch.cat([self.first.sampled(first).flatten(1), self.second.sampled(second).flatten(1)], dim=1)
+
+    def visible(self, x: Tensor) -> Tensor:
+        return torch.where((self.first.visible(x) != 0) | (self.second.visible(x) != 0), x, 0)
+
+
+class Scaled(LinearOperator):
+    """`A x / divisor`; see `LinearOperator.normalised`."""
+
+    def __init__(self, operator: LinearOperator, divisor: float):
+        super().__init__(operator.shape)
+        self.operator, self.divisor = operator, divisor
+        self.channels, self.coupled, self.scale = operator.channels, operator.coupled, divisor * operator.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(x) / self.divisor
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint(y) / self.divisor
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return self.operator.pseudo_inverse(self.divisor * y)
+
+    @cached_property
+    def norm(self) -> float:  # type: ignore[override]
+        return self.operator.norm / self.divisor
+
+    def select(self, slices: Slices) -> LinearOperator:
+        return Scaled(self.operator.select(slices), self.divisor)
+
+    def values(self, y: Tensor) -> Tensor:
+        return self.operator.values(y)
+
+    def sampled(self, y: Tensor) -> Tensor:
+        return self.operator.sampled(y)
+
+    def visible(self, x: Tensor) -> Tensor:
+        return self.operator.visible(x)
+
+    def noise_level(self, y: Tensor) -> float:
+        return self.operator.noise_level(self.divisor * y) / self.divisor
+
+
+def volume_shape(shape: Sequence[int]) -> Shape:
+    """Slices, height and width of a volume.
+
+    Raises:
+        InputError: one of them is not a whole number of at least 1.
+    """
+    whole = all(isinstance(n, int | np.integer) and n >= 1 for n in shape) if isinstance(shape, Sequence) else False
+    if not whole or len(shape) != 3:
+        raise InputError(f"shape is {shape}; expected (slices, height, width), whole numbers of at least 1")
+    slices, height, width = map(int, shape)
+    return slices, height, width
 
 
 def height_width(image_size: ImageSize) -> tuple[int, int]:
     """Height and width of an image.
 
     Raises:
-        InputError: one of them is no whole number of at least 1.
+        InputError: one of them is not a whole number of at least 1.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(length, int) and length >= 1 for length in size):

@@ -1,0 +1,32 @@
+"""Adapted weights as a value: what an adaptation leaves, to be kept, counted and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdaptedWeights:
+    """Weights that the network computes with instead of its own, by name; none where nothing was adapted.
+
+    Attributes:
+        tensors: by name.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of adapted parameters."""
+        return sum(weight.numel() for weight in self.tensors.values())
+
+    def save(self, folder: Path) -> None:
+        """Write `weights.safetensors` into a folder, or nothing if there are none."""
+        if self.tensors:
+            weights = {name: weight.cpu().contiguous() for name, weight in self.tensors.items()}
+            save_file(weights, folder / "weights.safetensors")

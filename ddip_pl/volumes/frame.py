@@ -1,0 +1,56 @@
+"""Where an image belongs: its place in the world, its units, and the padding around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+import torch
+from einops import rearrange
+from nibabel.nifti1 import Nifti1Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What turns images `(slices, channels, height, width)` in [0, 1] back into the volume that they are of.
+
+    Attributes:
+        name: of the volume; its results are filed under it.
+        affine: `(4, 4)`, from indices (column, row, slice) of the image without its margin to scanner coordinates in mm.
+        window: intensities that 0 and 1 stand for, in `units`.
+        margin: rows above and below, columns left and right that are padding and not image.
+        units: of the intensities, where they are known.
+        header: of the DICOM series that the volume was read from, if it was, for series derived from it.
+    """
+
+    name: str = "volume"
+    affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    window: tuple[float, float] = (0.0, 1.0)
+    margin: tuple[int, int, int, int] = (0, 0, 0, 0)
+    units: str = ""
+    header: Dataset | None = None
+
+    def unpad(self, images: Tensor) -> Tensor:
+        """Images without their margin."""
+        top, bottom, left, right = self.margin
+        return images[..., top : images.shape[-2] - bottom, left : images.shape[-1] - right]
+
+    def in_units(self, images: Tensor) -> np.ndarray:
+        """Images without margin as an array `(columns, rows, slices)` in `units`, complex ones by magnitude."""
+        low, high = self.window
+        return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> w h s") * (high - low) + low
+
+    def nifti(self, images: Tensor) -> Nifti1Image:
+        """Images without margin as a NIfTI image, in place and in `units`."""
+        return nib.Nifti1Image(self.in_units(images), self.affine)  # type: ignore[attr-defined]
+
+
+def magnitude(images: Tensor) -> Tensor:
+    """Real images as they are, complex ones (two channels) by magnitude; `(slices, 1, height, width)`."""
+    return images if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1, keepdim=True)
