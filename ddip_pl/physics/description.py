@@ -29,6 +29,18 @@ def numbers(
     return values
 
 
+def length(description: Mapping[str, Any], name: str) -> float:
+    """A positive length, in mm.
+
+    Raises:
+        InputError: it is missing, or not positive.
+    """
+    [value] = numbers(description, name, 1)
+    if not value > 0:
+        raise InputError(f"{name.replace('_', ' ')} is {value:g} mm; expected a positive length")
+    return value
+
+
 def array(description: Mapping[str, Any], name: str, kinds: str = "biuf") -> np.ndarray:
     """An array of numbers.
 
