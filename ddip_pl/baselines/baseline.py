@@ -1,11 +1,16 @@
 """What the baselines share."""
 
+from __future__ import annotations
+
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from ddip_pl.adaptation.adaptation import OnGradientStep, ignore
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.method import Method
@@ -40,8 +45,8 @@ class Baseline(Method):
             InputError: the settings do not fit the measurement.
         """
 
-    def steps_of(self, measurement: Measurement) -> int:
-        return self.iterations
+    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> BaselineRun:
+        return BaselineRun(self, measurement)
 
     def until_converged(
         self, measurement: Measurement, iterates: Iterable[tuple[Tensor, float]], tolerance: float
@@ -54,6 +59,21 @@ class Baseline(Method):
                 "not converged after %d iterations (%.1e, tolerance %.0e); raise model.iterations",
                 self.iterations, change, tolerance,
             )  # fmt: skip
+
+
+class BaselineRun:
+    """A baseline at work on a measurement; a `Run` that always starts from the beginning."""
+
+    weights = AdaptedWeights()
+
+    def __init__(self, method: Baseline, measurement: Measurement):
+        self.method, self.measurement, self.steps = method, measurement, method.iterations
+
+    def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        return self.method.iterate(self.measurement)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def step(images: Tensor, measurement: Measurement, **figures: float) -> Step:
