@@ -36,6 +36,12 @@ class Frame:
     units: str = ""
     header: Dataset | None = None
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """From column to column, row to row and slice to slice, in mm."""
+        column, row, slice_ = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(column), float(row), float(slice_)
+
     def unpad(self, images: Tensor) -> Tensor:
         """Images without their margin."""
         top, bottom, left, right = self.margin
