@@ -97,7 +97,7 @@ class LinearOperator(nn.Module, ABC):
     @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
-        differentiable = torch.is_grad_enabled()
+        differentiable = torch.is_grad_enabled() and y.requires_grad
         with torch.enable_grad():
             x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
             return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
@@ -338,10 +338,6 @@ class Adjoint(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator(y)
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """`A (A^T A)^+ y`, by conjugate gradients."""
-        return self.operator(self.operator.solve(y, self.operator.iterations))
 
     @property
     def T(self) -> LinearOperator:
