@@ -27,6 +27,6 @@ def main(arguments: Sequence[str]) -> None:
     seed_everything(settings.seed_everything, verbose=False)
     with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
         data = parser.instantiate_classes(settings).data
-    measurement = data.simulate(data.operator(data.size or SIZE))
-    write_measurement(settings.output, measurement)
-    print(f"{measurement.name}, {len(measurement)} slices; measurement in {settings.output}")
+    measurement, frame = data.simulate(data.size or SIZE)
+    write_measurement(settings.output, measurement, frame)
+    print(f"{frame.name}, {len(measurement)} slices; measurement in {settings.output}")
