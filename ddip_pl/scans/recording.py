@@ -122,7 +122,7 @@ class Recording:
     def measured(self, operator: LinearOperator, unit: float) -> torch.Tensor:
         """`data / unit` in the shape and of the type of what the operator measures."""
         part = operator.select(slice(operator.coupled))  # the first slice, or all where they are measured together
-        like = part(part.lattice.new_zeros(part.domain))
+        like = part(part.zeros())
         kinds, values = ("c", "complex") if like.is_complex() else ("biuf", "real")
         if self.data.dtype.kind not in kinds:
             raise InputError(f"data of type {self.data.dtype}; expected {values} values")

@@ -1,4 +1,4 @@
-"""Files with measurements: what is read is what a scanner measured, and what cannot be read is said in one line."""
+"""Files with measurements: what is read is what a scanner measured; what cannot be read is an error of one line."""
 
 import re
 import sys
@@ -12,21 +12,9 @@ from helpers import CONFIGS
 
 from ddip_pl import cli
 from ddip_pl.errors import InputError
-from ddip_pl.physics import (
-    SENSE,
-    Birdcage,
-    FanBeamCT,
-    LinearOperator,
-    Measurement,
-    NonCartesianMRI,
-    ParallelBeamCT,
-    Radial,
-    RandomLines,
-    RandomPoints,
-    SingleCoilMRI,
-    simulate,
-)
-from ddip_pl.scans.hdf5 import read_measurement, write_measurement
+from ddip_pl.physics import Birdcage
+from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.scan import Scan
 
 
 def centred_fft(image: np.ndarray) -> np.ndarray:
@@ -50,10 +38,11 @@ def save(path: Path, datasets: dict[str, object], attributes: dict[str, object])
     return path
 
 
-def image_of(measurement: Measurement) -> np.ndarray:
+def image_of(scan: Scan) -> np.ndarray:
     """What is written when the pseudo-inverse is the reconstruction; complex where it is."""
-    x = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y))
-    low, high = measurement.window
+    measurement, frame = scan
+    x = frame.unpad(measurement.operator.visible(measurement.operator.pseudo_inverse(measurement.y)))
+    low, high = frame.window
     x = torch.complex(x[:, 0], x[:, 1]) if x.shape[1] == 2 else x[:, 0]
     return (x * (high - low)).numpy() + low
 
@@ -75,24 +64,24 @@ CT = {"operator": "parallel_beam", "detector_spacing": DETECTOR, "pixel_size": P
 
 
 def test_a_sinogram_comes_back_in_its_units(tmp_path):
-    measurement = read_measurement(save(tmp_path / "disc.h5", disc_sinogram(), CT))
-    images = image_of(measurement)
+    measurement, frame = scan = read_scan(save(tmp_path / "disc.h5", disc_sinogram(), CT))
+    images = image_of(scan)
     y, x = np.indices((80, 80)) - 39.5
     inside, outside = np.hypot(x, y) * PIXEL < RADIUS - 4, np.hypot(x, y) * PIXEL > RADIUS + 4
     for i, image in enumerate(images):
         assert image[inside].mean() == pytest.approx((1 + i) * MU, rel=0.01)
         assert abs(image[outside]).mean() < 0.05 * (1 + i) * MU
-    assert measurement.name == "disc"
+    assert frame.name == "disc"
     assert np.isnan(measurement.sigma_y)
-    np.testing.assert_allclose(measurement.affine[:3, :3], np.diag([PIXEL, -PIXEL, 1]))
-    np.testing.assert_allclose(measurement.affine.numpy() @ [39.5, 39.5, 1, 1], [0, 0, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(frame.affine[:3, :3], np.diag([PIXEL, -PIXEL, 1]))
+    np.testing.assert_allclose(frame.affine @ [39.5, 39.5, 1, 1], [0, 0, 0, 1], atol=1e-9)
 
 
 def test_a_sinogram_in_hounsfield_units(tmp_path):
     hounsfield = {"rescale_slope": 1000 / MU, "rescale_intercept": -1000.0, "units": "HU", "sigma_y": 0.01}
-    measurement = read_measurement(save(tmp_path / "disc.h5", disc_sinogram(), CT | hounsfield))
-    np.testing.assert_allclose(image_of(measurement)[:, 35:45, 35:45].mean((1, 2)), [0, 1000, 2000], atol=20)
-    assert measurement.units == "HU"
+    measurement, frame = scan = read_scan(save(tmp_path / "disc.h5", disc_sinogram(), CT | hounsfield))
+    np.testing.assert_allclose(image_of(scan)[:, 35:45, 35:45].mean((1, 2)), [0, 1000, 2000], atol=20)
+    assert frame.units == "HU"
     assert measurement.sigma_y == pytest.approx(0.01 / measurement.operator.scale / PIXEL)
 
 
@@ -117,7 +106,7 @@ def fan_sinogram(slices: int = 2, views: int = 90) -> dict[str, object]:
 
 
 def test_a_fan_beam_comes_back_in_its_place_and_units(tmp_path):
-    [image, _] = image_of(read_measurement(save(tmp_path / "disc.h5", fan_sinogram(), FAN)))
+    [image, _] = image_of(read_scan(save(tmp_path / "disc.h5", fan_sinogram(), FAN)))
     rows, columns = (np.indices((80, 80)) - 39.5) * PIXEL
     distance = np.hypot(rows - 10, columns + 18)
     assert image[distance < 17].mean() == pytest.approx(MU, rel=0.01)
@@ -132,16 +121,16 @@ MR = {"operator": "cartesian", "field_of_view": (200.0, 150.0)}
 def test_one_coil_comes_back_as_it_was(tmp_path):
     image = 700 * blob(30, 45, 2)
     save(tmp_path / "one.h5", {"data": centred_fft(image)[:, None].astype(np.complex64)}, MR)
-    measurement = read_measurement(tmp_path / "one.h5")
-    np.testing.assert_allclose(image_of(measurement), image, atol=1e-3)
-    np.testing.assert_allclose(measurement.affine[:3, :3].norm(dim=0), [150 / 45, 200 / 30, 1])
+    scan = read_scan(tmp_path / "one.h5")
+    np.testing.assert_allclose(image_of(scan), image, atol=1e-3)
+    np.testing.assert_allclose(scan.frame.spacing, [150 / 45, 200 / 30, 1])
 
 
 def test_several_coils_come_back_as_they_were(tmp_path):
     image, maps = 3e-6 * blob(30, 45, 2), Birdcage(5)((30, 45)).numpy()
     data = centred_fft(maps * image[:, None]).astype(np.complex64)
     save(tmp_path / "five.h5", {"data": data, "coil_maps": maps, "mask": np.ones((30, 45))}, MR)
-    found = image_of(read_measurement(tmp_path / "five.h5"))
+    found = image_of(read_scan(tmp_path / "five.h5"))
     assert np.abs(found - image).max() < 1e-3 * np.abs(image).max()
 
 
@@ -163,21 +152,21 @@ def test_samples_along_a_trajectory(tmp_path):
     image, maps = 40 * blob(24, 24, 2), Birdcage(3)(24).numpy()
     datasets = spokes(maps * image[:, None], 40)
     save(tmp_path / "scan.h5", datasets | {"coil_maps": maps}, RADIAL)
-    measurement = read_measurement(tmp_path / "scan.h5")
+    measurement, frame = scan = read_scan(tmp_path / "scan.h5")
     np.testing.assert_allclose(
         (measurement.operator.scale * measurement.y).numpy(), datasets["data"], atol=1e-5 * np.abs(image).max()
     )
     x = torch.from_numpy(np.stack([image.real, image.imag], axis=1)).float()
     assert measurement.residual(x).norm() < 2e-3 * measurement.y.norm()
-    assert np.abs(image_of(measurement) - image).max() < 0.05 * np.abs(image).max()
-    np.testing.assert_allclose(measurement.affine[:3, :3].norm(dim=0), [2.5, 2.5, 1])
+    assert np.abs(image_of(scan) - image).max() < 0.05 * np.abs(image).max()
+    np.testing.assert_allclose(frame.spacing, [2.5, 2.5, 1])
 
 
 def test_the_density_of_the_samples_may_be_known(tmp_path):
     datasets = spokes(blob(24, 24)[:, None])
     density = np.linspace(1, 3, datasets["data"].shape[-1])
     save(tmp_path / "scan.h5", datasets | {"density_compensation": density}, RADIAL)
-    found = read_measurement(tmp_path / "scan.h5").operator.density.numpy()
+    found = read_scan(tmp_path / "scan.h5").measurement.operator.density.numpy()
     np.testing.assert_allclose(found, density / 2, rtol=1e-5)
 
 
@@ -185,10 +174,10 @@ def test_coils_along_a_trajectory_are_calibrated(tmp_path):
     """What is seen of the image with the calibrated maps is what is seen with the true ones."""
     image, maps = blob(24, 24), Birdcage(4)(24).numpy()
     save(tmp_path / "scan.h5", spokes(maps * image[:, None], 40), RADIAL)
-    measurement = read_measurement(tmp_path / "scan.h5", calibration=16)
-    found, expected = np.abs(image_of(measurement)), np.abs(image)
+    scan = read_scan(tmp_path / "scan.h5", calibration=16)
+    found, expected = np.abs(image_of(scan)), np.abs(image)
     assert np.abs(found - expected)[expected > 0.3].max() < 0.05 * expected.max()
-    alike = np.abs((measurement.operator.coil_maps.numpy().conj() * maps).sum(1))
+    alike = np.abs((scan.measurement.operator.coil_maps.numpy().conj() * maps).sum(1))
     assert alike[expected > 0.3].min() > 0.99
 
 
@@ -196,8 +185,8 @@ def test_values_beside_the_mask_do_not_count(tmp_path):
     data = centred_fft(blob(30, 44))[:, None].astype(np.complex64)
     mask = np.zeros((30, 44))
     mask[:, ::2] = 1
-    with_mask = read_measurement(save(tmp_path / "a.h5", {"data": data, "mask": mask}, MR))
-    zeros = read_measurement(save(tmp_path / "b.h5", {"data": data * mask.astype(np.float32)}, MR))
+    with_mask, _ = read_scan(save(tmp_path / "a.h5", {"data": data, "mask": mask}, MR))
+    zeros, _ = read_scan(save(tmp_path / "b.h5", {"data": data * mask.astype(np.float32)}, MR))
     assert torch.equal(with_mask.y, zeros.y)
     assert torch.equal(with_mask.operator.mask, zeros.operator.mask)
     assert with_mask.operator.values(with_mask.y).tolist() == [30 * 22] * len(with_mask)
@@ -209,9 +198,9 @@ def test_an_array_is_k_space(tmp_path, shape):
     data = centred_fft(Birdcage(4)(shape).numpy() * image[:, None]).astype(np.complex64)
     np.save(tmp_path / "stack.npy", data)
     np.save(tmp_path / "one.npy", data[1])
-    stack, one = (read_measurement(tmp_path / f"{name}.npy") for name in ("stack", "one"))
-    assert (len(stack), len(one)) == (2, 1)
-    torch.testing.assert_close(stack[torch.tensor([1])].y, one.y, rtol=2e-3, atol=1e-6)
+    stack, one = (read_scan(tmp_path / f"{name}.npy") for name in ("stack", "one"))
+    assert (len(stack.measurement), len(one.measurement)) == (2, 1)
+    torch.testing.assert_close(stack.measurement[torch.tensor([1])].y, one.measurement.y, rtol=2e-3, atol=1e-6)
     bright = np.abs(image) > 0.3
     np.testing.assert_allclose(np.abs(image_of(stack))[bright], np.abs(image)[bright], rtol=0.02)
 
@@ -259,13 +248,13 @@ def test_fastmri_of_one_coil(tmp_path):
     """The readout is twice too long, the lines cover 200 mm of which 160 are wanted: image as NumPy crops it."""
     image = blob(64, 40, 3)
     fastmri(tmp_path / "file1.h5", image, None, header())
-    measurement = read_measurement(tmp_path / "file1.h5")
-    assert measurement.operator.shape == (32, 40)
-    assert measurement.margin == (0, 0, 4, 4)
-    np.testing.assert_allclose(image_of(measurement), image[:, 16:48, 4:36], atol=1e-5)
-    np.testing.assert_allclose(measurement.affine[:3, :3], np.diag([5, -5, 4.5]))
-    np.testing.assert_allclose(measurement.affine.numpy() @ [15.5, 15.5, 1, 1], [0, 0, 0, 1], atol=1e-9)
-    assert (measurement.name, measurement.units) == ("file1", "k-space")
+    measurement, frame = scan = read_scan(tmp_path / "file1.h5")
+    assert measurement.operator.shape == (3, 32, 40)
+    assert frame.margin == (0, 0, 4, 4)
+    np.testing.assert_allclose(image_of(scan), image[:, 16:48, 4:36], atol=1e-5)
+    np.testing.assert_allclose(frame.affine[:3, :3], np.diag([5, -5, 4.5]))
+    np.testing.assert_allclose(frame.affine @ [15.5, 15.5, 1, 1], [0, 0, 0, 1], atol=1e-9)
+    assert (frame.name, frame.units) == ("file1", "k-space")
 
 
 def test_fastmri_of_several_coils_with_a_mask(tmp_path):
@@ -273,9 +262,9 @@ def test_fastmri_of_several_coils_with_a_mask(tmp_path):
     mask = np.zeros(40, bool)
     mask[::2] = mask[12:28] = True
     fastmri(tmp_path / "file2.h5", image, maps, header(), mask=mask)
-    measurement = read_measurement(tmp_path / "file2.h5")
-    assert torch.equal(measurement.operator.mask[0, 0], torch.from_numpy(mask).expand(32, -1))
-    expected, found = np.abs(image[:, 16:48, 4:36]), np.abs(image_of(measurement))
+    scan = read_scan(tmp_path / "file2.h5")
+    assert torch.equal(scan.measurement.operator.mask[0, 0], torch.from_numpy(mask).expand(32, -1))
+    expected, found = np.abs(image[:, 16:48, 4:36]), np.abs(image_of(scan))
     assert np.abs(found - expected)[expected > 0.3].max() < 0.05
 
 
@@ -285,116 +274,30 @@ def test_lines_that_fastmri_filled_with_zeros_are_not_measured(tmp_path):
     kspace[..., :6] = 0
     with h5py.File(tmp_path / "file.h5", "a") as file:
         file["kspace"][...] = kspace
-    mask = read_measurement(tmp_path / "file.h5").operator.mask[0, 0]
+    mask = read_scan(tmp_path / "file.h5").measurement.operator.mask[0, 0]
     assert not mask[:, :6].any()
     assert mask[:, 6:].all()
 
 
-def test_a_partial_echo_is_cropped_behind_the_reconstruction(tmp_path):
+def test_a_partial_echo_is_cropped_after_the_reconstruction(tmp_path):
     image = blob(64, 40)
     kspace = fastmri(tmp_path / "file.h5", image, None, header())
     kspace[..., :10, :] = 0
     with h5py.File(tmp_path / "file.h5", "a") as file:
         file["kspace"][...] = kspace
-    measurement = read_measurement(tmp_path / "file.h5")
-    assert measurement.margin == (16, 16, 4, 4)
+    measurement, frame = scan = read_scan(tmp_path / "file.h5")
+    assert frame.margin == (16, 16, 4, 4)
     assert not measurement.operator.mask[0, 0, :10].any()
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"), (-2, -1))
-    np.testing.assert_allclose(image_of(measurement), expected[:, 16:48, 4:36], atol=1e-5)
-    np.testing.assert_allclose(measurement.affine.numpy() @ [15.5, 15.5, 0, 1], [0, 0, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(image_of(scan), expected[:, 16:48, 4:36], atol=1e-5)
+    np.testing.assert_allclose(frame.affine @ [15.5, 15.5, 0, 1], [0, 0, 0, 1], atol=1e-9)
 
 
 def test_slices_of_fastmri(tmp_path):
     fastmri(tmp_path / "file.h5", blob(64, 40, 5), None, header())
-    whole = read_measurement(tmp_path / "file.h5")
-    torch.testing.assert_close(read_measurement(tmp_path / "file.h5", slices=2, first=3).y, whole.y[3:])
-    torch.testing.assert_close(read_measurement(tmp_path / "file.h5", slices=3).y, whole.y[1:4])
-
-
-# --- round trip -----------------------------------------------------------------------------------------------
-
-
-def masks(height: int, width: int) -> torch.Tensor:
-    """One for each of four slices."""
-    return torch.stack([RandomPoints(2, seed=i)((height, width)) for i in range(4)])
-
-
-OPERATORS = {
-    "CT": lambda: ParallelBeamCT(16, [0.1, 0.5, 1.4, 2.9], detectors=21, spacing=1.2),
-    "CT, fan beam": lambda: FanBeamCT(16, [0.1, 2.5, 4.4], source_distance=1.3, detectors=31, spacing=1.2),
-    "one coil, real": lambda: SingleCoilMRI((15, 12), masks(15, 12)),
-    "one coil, complex": lambda: SingleCoilMRI((15, 12), RandomLines(2), complex_image=True),
-    "SENSE": lambda: SENSE((15, 12), RandomLines(2), Birdcage(3)),
-    "SENSE, masks and maps": lambda: SENSE(
-        (15, 12), masks(15, 12), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)((15, 12)) for i in range(4)])
-    ),
-    "radial, one coil": lambda: NonCartesianMRI(16, Radial(5)),
-    "radial, maps": lambda: NonCartesianMRI(
-        16, Radial(5), torch.cat([(1 + i) * Birdcage(3, 1.2 + i)(16) for i in range(4)]), density=torch.arange(1, 161)
-    ),
-}
-AFFINE = torch.tensor([[0.0, 0, 3, -20], [2, 0, 0, 10], [0, -2, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)
-
-
-def measured(operator: LinearOperator) -> Measurement:
-    height, width = getattr(operator, "shape", (16, 16))
-    x = torch.rand(4, operator.channels, height, width, generator=torch.Generator().manual_seed(0))
-    y = simulate(x, operator, 0.01, torch.Generator().manual_seed(1))
-    return Measurement(
-        y, operator, 0.01, "scan", x, window=(-1000.0, 500.0), affine=AFFINE, margin=(1, 2, 0, 3), units="HU"
-    )
-
-
-@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS.keys())
-def test_round_trip(tmp_path, make):
-    """The same operator, and the same measurement of an image that is 1500 times as bright."""
-    written = measured(make())
-    write_measurement(tmp_path / "a" / "file.h5", written)
-    found = read_measurement(tmp_path / "a" / "file.h5")
-    assert type(found.operator) is type(written.operator)
-    assert found.operator.scale == pytest.approx(written.operator.scale, rel=1e-4)
-    torch.testing.assert_close(
-        found.operator(written.reference), written.operator(written.reference), rtol=1e-3, atol=1e-4
-    )
-    torch.testing.assert_close(found.y / 1500, written.y, rtol=1e-3, atol=1e-4)
-    guess, expected = found.operator.pseudo_inverse(found.y) / 1500, written.operator.pseudo_inverse(written.y)
-    assert (guess - expected).norm() < 0.01 * expected.norm()
-    assert found.sigma_y == pytest.approx(15, rel=1e-3)
-    assert found.window == (-1000, -999)
-    assert (found.name, found.units, found.margin) == ("scan", "HU", (1, 2, 0, 3))
-    torch.testing.assert_close(found.affine, AFFINE)
-    assert found.reference is None
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.h5"]
-
-    part = read_measurement(tmp_path / "a" / "file.h5", slices=2, first=1)
-    same, x = part.operator.scale / found.operator.scale, 1500 * written.reference[1:3]  # it is the norm of two slices
-    torch.testing.assert_close(same * part.y, found.y[1:3])
-    torch.testing.assert_close(same * part.residual(x), found[1:3].residual(x), rtol=1e-3, atol=0.1)
-    indices = torch.tensor([[1.0, 2, 0, 1], [1, 2, 1, 1]], dtype=torch.float64)
-    torch.testing.assert_close(part.affine @ indices[0], AFFINE @ indices[1])
-
-
-def test_a_measurement_is_replaced_and_nothing_else(tmp_path):
-    written = measured(OPERATORS["CT"]())
-    for _ in range(2):
-        write_measurement(tmp_path / "file.h5", written)
-    (tmp_path / "notes.h5").write_text("dear to somebody")
-    with pytest.raises(InputError, match=r"notes\.h5 exists and holds no measurement of ours"):
-        write_measurement(tmp_path / "notes.h5", written)
-    assert (tmp_path / "notes.h5").read_text() == "dear to somebody"
-    with pytest.raises(InputError, match=r"cannot be written"):
-        write_measurement(tmp_path / "notes.h5" / "file.h5", written)
-
-
-@pytest.mark.parametrize(
-    ("name", "what"), [("CT", "sinograms"), ("CT, fan beam", "sinograms"), ("radial, one coil", "trajectories")]
-)
-def test_pixels_that_are_not_square(tmp_path, name, what):
-    written = measured(OPERATORS[name]())
-    written.affine = AFFINE * torch.tensor([1.0, 1.5, 1, 1])
-    with pytest.raises(InputError, match=f"pixels of 3 x 2 mm; {what} need square ones"):
-        write_measurement(tmp_path / "file.h5", written)
-    assert not list(tmp_path.iterdir())
+    whole, _ = read_scan(tmp_path / "file.h5")
+    torch.testing.assert_close(read_scan(tmp_path / "file.h5", slices=2, first=3).measurement.y, whole.y[3:])
+    torch.testing.assert_close(read_scan(tmp_path / "file.h5", slices=3).measurement.y, whole.y[1:4])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
@@ -420,7 +323,7 @@ def bad(tmp_path_factory) -> Path:
         save(folder / f"{name}.h5", sinogram | change, CT)
     for name, attributes in {
         "pixel": {"pixel_size": -1.0}, "detector": {"detector_spacing": 0.0}, "text": {"pixel_size": "wide"},
-        "cone": {"operator": "cone_beam"}, "noise": {"sigma_y": -0.1}, "margin": {"margin": (40, 40, 0, 0)},
+        "helical": {"operator": "helical"}, "noise": {"sigma_y": -0.1}, "margin": {"margin": (40, 40, 0, 0)},
         "name": {"name": "../x"}, "version": {"version": 2}, "image": {"image_size": 0},
         "slope": {"rescale_slope": 0.0}, "loud": {"sigma_y": float("inf")}, "size of nan": {"image_size": float("nan")},
         "margin of nan": {"margin": (0, 0, 0, float("nan"))},
@@ -501,10 +404,10 @@ BAD_FILES = {
     "text only.h5": "text only.h5: damaged, or no HDF5 file",
     "sinogram.h5": "no dataset 'data' of numbers; it has 'angles' (90,), 'sinogram' (4, 90, 101)",
     "unknown.h5": "nor ISMRMRD's group with 'xml' and 'data'; it has 'images/volume' (4, 90, 101)",
-    "no angles.h5": "no dataset 'angles' of numbers; it has 'data' (4, 90, 101)",
+    "no angles.h5": "no dataset 'angles' of numbers; next to the data it has no datasets",
     "no pixel.h5": "attribute 'pixel_size' is missing; expected 1 number",
     "text.h5": "attribute 'pixel_size' is wide; expected 1 number",
-    "cone.h5": "attribute 'operator' is 'cone_beam'; expected one of parallel_beam, fan_beam, cartesian",
+    "helical.h5": "attribute 'operator' is 'helical'; expected one of cartesian, ",
     "version.h5": "layout 2, this ddip-pl reads 1",
     "name.h5": "attribute 'name' is '../x'",
     "detectors first.h5": "(4, 101, 90) with 90 angles; expected (slices, angles, detectors); axis 2 looks like",
@@ -512,15 +415,15 @@ BAD_FILES = {
     "other angles.h5": "(4, 90, 101) with 77 angles; expected (slices, angles, detectors); no axis",
     "degrees.h5": "angles from 0 to 178 are more than a turn in radians and look like degrees; convert them",
     "angles of nan.h5": "expected a list of finite angles",
-    "hole.h5": "sinogram has NaN or infinite values in slice 2",
-    "zero.h5": "sinogram is all zero in slice 1",
-    "one slice.h5": "sinogram of shape (90, 101); expected 3 axes (slices, angles, detectors)",
-    "no slices.h5": "no slices.h5 has 0 slices",
-    "complex.h5": "sinogram of type complex64; expected real values",
+    "hole.h5": "data has NaN or infinite values in slice 2",
+    "zero.h5": "data is all zero in slice 1",
+    "one slice.h5": "data of shape (90, 101); expected 3 axes (slices, angles, detectors)",
+    "no slices.h5": "the file has 0 slices",
+    "complex.h5": "data of type complex64; expected real values",
     "affine.h5": "expected an invertible 4x4 matrix",
     "flat.h5": "expected an invertible 4x4 matrix",
     "letters.h5": "no dataset 'angles' of numbers",
-    "loud.h5": "sigma_y inf",
+    "loud.h5": "attribute 'sigma_y' is inf",
     "size of nan.h5": "attribute 'image_size' is nan; expected 1 number",
     "margin of nan.h5": "attribute 'margin' is",
     "pixel.h5": "pixel size is -1 mm; expected a positive length",
@@ -529,11 +432,11 @@ BAD_FILES = {
     "noise.h5": "sigma_y -0.1",
     "slope.h5": "rescale_slope 0",
     "margin.h5": "margin (40, 40, 0, 0) leaves nothing of 80 x 80 pixels",
-    "k zeros.h5": "k-space is all zero in slice 0",
-    "k nan.h5": "k-space has NaN or infinite values in slice 1",
-    "k real.h5": "k-space of type float32; expected complex values",
-    "k coil.h5": "k-space of shape (2, 30, 44); expected 4 axes (slices, coils, ky, kx)",
-    "k mask.h5": "mask of shape (44, 30) for k-space of shape (2, 3, 30, 44); expected (30, 44)",
+    "k zeros.h5": "data is all zero in slice 0",
+    "k nan.h5": "data has NaN or infinite values in slice 1",
+    "k real.h5": "data of type float32; expected complex values",
+    "k coil.h5": "data of shape (2, 30, 44); expected 4 axes (slices, coils, ky, kx)",
+    "k mask.h5": "mask of shape (44, 30) for 2 slices of 30 x 44; expected (30, 44)",
     "k empty mask.h5": "the mask of a slice is all zero",
     "k maps.h5": "coil maps of shape (1, 3, 44, 30); expected (2, 3, 30, 44), or one slice of it",
     "k maps of coils.h5": "coil maps of shape (1, 4, 30, 44); expected (2, 3, 30, 44)",
@@ -541,8 +444,8 @@ BAD_FILES = {
     "k centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0",
     "k fov.h5": "pixel size is -6.66667 mm",
     "k channels.h5": "1 image channels with 3 coils",
-    "real.npy": "k-space of type float32; expected complex values",
-    "plane.npy": "k-space of shape (30, 44); expected 4 axes",
+    "real.npy": "data of type float32; expected complex values",
+    "plane.npy": "data of shape (30, 44); expected 4 axes",
     "truncated.npy": "truncated.npy: damaged, or no NumPy array",
     "f radial.h5": "a radial trajectory with 1 partitions; fastMRI's files have Cartesian 2D slices",
     "f 3d.h5": "a cartesian trajectory with 12 partitions",
@@ -562,29 +465,39 @@ BAD_FILES = {
     "r samples.h5": "trajectory of shape (576, 2) for 575 samples",
     "r units.h5": "trajectory with positions up to 12 / mm; pixels of 2.5 mm hold at most 0.2 / mm",
     "r nan trajectory.h5": "trajectory with positions up to nan / mm",
-    "r nan.h5": "k-space has NaN or infinite values in slice 1",
-    "r zeros.h5": "k-space is all zero in slice 0",
-    "r real.h5": "k-space of type float64; expected complex values",
-    "r spokes.h5": "k-space of shape (2, 3, 12, 48); expected 3 axes (slices, coils, samples)",
-    "r density.h5": "density_compensation of shape (48,) for 576 samples",
-    "r no density.h5": "density_compensation of shape (576,) for 576 samples; expected one value for each, at least 0",
+    "r nan.h5": "data has NaN or infinite values in slice 1",
+    "r zeros.h5": "data is all zero in slice 0",
+    "r real.h5": "data of type float64; expected complex values",
+    "r spokes.h5": "data of shape (2, 3, 12, 48); expected 3 axes (slices, coils, samples)",
+    "r density.h5": "density compensation of shape (48,) for 576 samples",
+    "r no density.h5": "density compensation of shape (576,) for 576 samples; expected one value for each, at least 0",
     "r maps.h5": "coil maps of shape (1, 3, 32, 32); expected (2, 3, 24, 24), or one slice of it",
     "r centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0 (",
-    "r no trajectory.h5": "no dataset 'trajectory' of numbers; it has 'data' (2, 3, 576)",
-    "r image.h5": "image_size is 3; expected at least 4 pixels",
+    "r no trajectory.h5": "no dataset 'trajectory' of real numbers; next to the data it has no datasets",
+    "r image.h5": "images of 3 x 3; expected square ones of at least 4 pixels",
     "r pixel.h5": "pixel size is -2.5 mm",
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files(bad, tmp_path, monkeypatch, capsys, name):
+def test_bad_files(bad, name):
+    """One line that names the file."""
+    with pytest.raises(InputError) as caught:
+        read_scan(bad / name)
+    assert re.fullmatch(r".+", str(caught.value))  # the dot matches no line break
+    assert str(caught.value).startswith(f"measurement {bad / name}: ")
+    assert BAD_FILES[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "truncated.h5", "degrees.h5", "k nan.h5", "f header.h5", "real.npy"])
+def test_bad_files_on_the_command_line(bad, tmp_path, monkeypatch, capsys, name):
     """One line, exit code 2, and nothing written."""
     monkeypatch.chdir(tmp_path)
     configs = ["--config", f"{CONFIGS}/task/measured.yaml", "--config", f"{CONFIGS}/method/fbp.yaml"]
     monkeypatch.setattr(sys, "argv", ["ddip-pl", "predict", *configs, "--data.path", str(bad / name)])
     assert cli.main() == 2
     error = capsys.readouterr().err
-    assert re.fullmatch(r"ddip-pl: error: .+\n", error)  # the dot matches no line break
+    assert re.fullmatch(r"ddip-pl: error: .+\n", error)
     assert BAD_FILES[name] in error
     assert str(bad / name) in error
     assert not list(tmp_path.iterdir())
@@ -593,11 +506,11 @@ def test_bad_files(bad, tmp_path, monkeypatch, capsys, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"slices": 5}, "data.slices is 5; measurement {path} has 4 slices"),
-        ({"first": 4}, "data.first is 4; measurement {path} has 4 slices"),
-        ({"slices": 0}, "data.slices is 0"),
+        ({"slices": 5}, "measurement {path}: data.slices is 5; the file has 4 slices"),
+        ({"first": 4}, "measurement {path}: data.first is 4; the file has 4 slices"),
+        ({"slices": 0}, "measurement {path}: data.slices is 0"),
     ],
 )
 def test_slices_that_are_not_there(bad, settings, message):
     with pytest.raises(InputError, match=re.escape(message.format(path=bad / "fine.h5"))):
-        read_measurement(bad / "fine.h5", **settings)
+        read_scan(bad / "fine.h5", **settings)
