@@ -76,7 +76,7 @@ def reconstruct(
             bars.update(task, total=steps, completed=done)
 
         result = chosen.to(unit.like.device).reconstruct(measurement, frame or Frame(), on_step)
-    return replace(result, images=result.images.numpy(force=True)) if isinstance(y, np.ndarray) else result
+    return replace(result, images=result.tensor.numpy(force=True)) if isinstance(y, np.ndarray) else result
 
 
 def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:
