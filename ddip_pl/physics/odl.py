@@ -17,8 +17,9 @@ class ODLOperator(LinearOperator):
     """A linear `odl.Operator`, applied slice by slice, or to the volume if its domain is one.
 
     It is matrix-free and differentiable. Its adjoint is ODL's without the weights of ODL's inner products, so that
-    `<A x, y> = <x, A^T y>` holds for plain sums; `check()` finds operators of ODL whose adjoint forgets them. It computes where ODL does and returns on the device of its argument.
-    Its norm is ODL's: `ODLOperator(...).normalised()` has unit norm.
+    `<A x, y> = <x, A^T y>` holds for plain sums; `check()` finds operators of ODL whose adjoint ignores its weights.
+    It computes where ODL does and returns on the device of its argument. Its norm is that of ODL's operator;
+    `ODLOperator(...).normalised()` has unit norm.
 
     Images are `(slices, channels, height, width)`, with 2 channels (real and imaginary part) if the domain is complex.
     Measurements are `(slices, *range)`, or `(1, *range)` of a volume.
