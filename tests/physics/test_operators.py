@@ -235,11 +235,10 @@ def test_norm(make, size):
 @SIZES
 @table(BUILT_IN | {"super-resolution": OWN["super-resolution"]})
 def test_unit_norm(make, size):
-    operator = make(volume(size)).double()
+    """That it is true, `test_norm` finds."""
+    operator = make(volume(size))
     assert operator.norm == 1
     assert operator.normalised() is operator
-    norms = torch.linalg.matrix_norm(dense(operator), 2)
-    assert norms.max().item() == pytest.approx(1, abs=2e-3)
 
 
 @table({name: OWN[name] for name in ("blur", "brightness")})
@@ -277,6 +276,7 @@ def test_superposition(name):
 @table({name: make for name, make in OPERATORS.items() if "no pairs" not in name})
 def test_gradients(make):
     operator = make(volume(6)).double()
+    operator.iterations = min(operator.iterations, 5)  # of conjugate gradients, before only rounding is left
     x, y = (tensor.requires_grad_() for tensor in random_pair(operator, torch.float64))
     assert torch.autograd.gradcheck(operator, x, fast_mode=True)
     assert torch.autograd.gradcheck(operator.adjoint, y, fast_mode=True)
@@ -371,6 +371,7 @@ def test_without_state(make):
 def test_select(make, slices):
     """The operator of some slices does with these what that of all slices does."""
     operator = make(volume(12))
+    operator.iterations = min(operator.iterations, 5)  # of conjugate gradients, before only rounding is left
     x, y = random_pair(operator)
     before = operator(x)
     part = operator.select(slices)
