@@ -47,3 +47,15 @@ def save_phantoms(path: Path, slices: int) -> Path:
     data = (images.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
     nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 3.0, 1.0])), path)
     return path
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Standard normal values, always the same."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_maps(height: int, width: int, coils: int = 6, slices: int = 1, seed: int = 0) -> torch.Tensor:
+    """Random smooth maps `(slices, coils, height, width)`, complex64, other ones for each slice, not normalised."""
+    spectrum = torch.zeros(slices, coils, height, width, dtype=torch.complex64)
+    spectrum[..., :3, :3] = random(slices, coils, 3, 3, dtype=torch.complex64, seed=seed)
+    return torch.fft.ifft2(spectrum, norm="forward") + 0.3
