@@ -51,6 +51,18 @@ def save_phantoms(path: Path, slices: int) -> Path:
     return path
 
 
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Standard normal values, always the same."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_maps(height: int, width: int, coils: int = 6, slices: int = 1, seed: int = 0) -> Tensor:
+    """Random smooth maps `(slices, coils, height, width)`, complex64, other ones for each slice, not normalised."""
+    spectrum = torch.zeros(slices, coils, height, width, dtype=torch.complex64)
+    spectrum[..., :3, :3] = random(slices, coils, 3, 3, dtype=torch.complex64, seed=seed)
+    return torch.fft.ifft2(spectrum, norm="forward") + 0.3
+
+
 # Closed forms, for solvers and estimators.
 
 

@@ -33,8 +33,8 @@ def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     def call(self: LinearOperator, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
             return method(self, x)
-        precision = self.like.dtype.to_complex() if np.iscomplexobj(x) else self.like.dtype
-        tensor = torch.from_numpy(np.array(x, order="C")).to(self.like.device, precision)
+        precision = self.lattice.dtype.to_complex() if np.iscomplexobj(x) else self.lattice.dtype
+        tensor = torch.from_numpy(np.array(x, order="C")).to(self.lattice.device, precision)
         return method(self, tensor).numpy(force=True)
 
     return call
@@ -97,9 +97,9 @@ class LinearOperator(nn.Module, ABC):
     @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
-        differentiable = torch.is_grad_enabled()
+        differentiable = torch.is_grad_enabled() and y.requires_grad
         with torch.enable_grad():
-            x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
+            x = self.lattice.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
             return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
 
     @accepts_arrays
@@ -148,10 +148,10 @@ class LinearOperator(nn.Module, ABC):
 
     def zeros(self) -> Tensor:
         """A volume of zeros, `x = 0`, in the operator's precision, on its device."""
-        return self.like.new_zeros(self.domain)
+        return self.lattice.new_zeros(self.domain)
 
     @property
-    def like(self) -> Tensor:
+    def lattice(self) -> Tensor:
         """An empty tensor of the operator's precision, on its device."""
         return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
 
@@ -282,14 +282,14 @@ class LinearOperator(nn.Module, ABC):
         (gradient,) = torch.autograd.grad(energy, x)
         with torch.no_grad():
             ax, au = self(x), self(u)
-            linearity = relative(self(2 * x - u), 2 * ax - au)
+            linearity = relative(self(2 * x + u), 2 * ax + au)
             y = noise(ax)
             y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # noise alone would be next to orthogonal to all it meets
             difference = abs(inner(ax, y) - inner(x, self.adjoint(y)))
             adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
             wrong = relative(gradient, self.normal(x))
         for error, advice in (
-            (linearity, "is not linear: A(2 x - u) and 2 A(x) - A(u) differ"),
+            (linearity, "is not linear: A(2 x + u) and 2 A(x) + A(u) differ"),
             (adjointness, "has a wrong adjoint, which automatic differentiation makes if none is written: it is off"),
             (wrong, "has a wrong gradient, which is A^T A x for 1/2 ||A x||^2: it is off"),
         ):
@@ -303,7 +303,7 @@ class Check(NamedTuple):
 
     Attributes:
         norm: spectral norm.
-        linearity: relative difference of `A (2 x - u)` and `2 A x - A u`.
+        linearity: relative difference of `A (2 x + u)` and `2 A x + A u`.
         adjointness: `|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`.
         gradient: relative error of the gradient of `1/2 ||A x||^2`, which is `A^T A x`.
     """
