@@ -1,6 +1,7 @@
 """The one exception that the command line turns into a line of text and exit code 2."""
 
 import argparse
+import re
 from typing import NoReturn
 
 
@@ -21,6 +22,12 @@ class ArgumentParser(argparse.ArgumentParser):
 def reason(error: Exception) -> str:
     """What an exception of somebody else says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def parser_reason(message: str) -> str:
+    """What jsonargparse says of a setting, in one line that names it by its whole path."""
+    line = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(message.split()))
+    return line.replace('": Parser key "', ".")
 
 
 def bad_input(error: BaseException | None) -> str | None:

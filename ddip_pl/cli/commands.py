@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ddip_pl.cli.usage import COMMANDS, usage
+from ddip_pl.config_files import find_configs
 from ddip_pl.errors import InputError, bad_input
 
-MODULES = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}
+TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # and their modules
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -24,10 +25,15 @@ def run(command: str, arguments: Sequence[str]) -> int:
     """
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}")
-    if command in MODULES:
-        import_module(f"ddip_pl.cli.{MODULES[command]}").main(command, arguments)
+    arguments = find_configs(arguments)
+    if command not in TRAINER:
+        return import_module(f"ddip_pl.cli.{command}").main(arguments) or 0
+    if {"-h", "--help"} & set(arguments):
+        import_module("ddip_pl.cli.help").show(command)
         return 0
-    return import_module(f"ddip_pl.cli.{command}").main(arguments) or 0
+    arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
+    import_module(f"ddip_pl.cli.{TRAINER[command]}").main(command, arguments)
+    return 0
 
 
 def main() -> int:
