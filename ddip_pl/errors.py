@@ -27,7 +27,11 @@ def reason(error: Exception) -> str:
 def parser_reason(message: str) -> str:
     """What jsonargparse says of a setting, in one line that names it by its whole path."""
     line = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(message.split()))
-    return line.replace('": Parser key "', ".")
+    line = line.replace('": Parser key "', ".")
+    line = re.sub(r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", line)
+    if missing := re.fullmatch(r'Parser key "([\w.]+)": the following arguments are required: (.*)', line):
+        return f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
+    return line
 
 
 def bad_input(error: BaseException | None) -> str | None:

@@ -83,7 +83,7 @@ def test_changes_can_be_objects() -> None:
         ("none", {}, "method 'none': no such method; choose from admm_tv, d3ip,"),
         ("../task/sv_ct", {}, "no such method"),
         ("d3ip", {"nonsense": 1}, "method d3ip: Parser key \"model\": Option 'nonsense' is not accepted"),
-        ("d3ip", {"sampler.nonsense": 1}, "'sampler' does not accept option 'nonsense'"),
+        ("d3ip", {"sampler.nonsense": 1}, "Option 'sampler.nonsense' is not accepted"),
         ("fbp", {"strength": 1}, "method fbp: Parser key \"model\": Option 'strength' is not accepted"),
         (
             "d3ip",

@@ -25,6 +25,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
+from ddip_pl.reconstruction.sampler import ReverseDiffusion
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.files import read_nifti, read_volume
 
@@ -221,7 +222,7 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
     np.testing.assert_allclose(series.data, image.data, atol=np.ptp(image.data) / 65535)
     np.testing.assert_allclose(series.affine, image.affine, atol=1e-5)
 
-    monkeypatch.setattr("ddip_pl.callbacks.writer.write_dicom", None)  # refused before the run
+    monkeypatch.setattr("ddip_pl.results.result.write_dicom", None)  # refused before the run
     sheared = nib.load(phantom_volume)
     nib.save(nib.Nifti1Image(sheared.get_fdata(), [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "s.nii")
     code, _, error = run("predict", *given, "--data.path", "s.nii", "--output", "new", "--dicom", "true")
@@ -230,7 +231,7 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
 
 
 def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
-    monkeypatch.setattr(ReverseDiffusionLoop, "on_advance_end", lambda loop: loop.trainer.save_checkpoint("some.ckpt"))
+    monkeypatch.setattr(ReverseDiffusionLoop, "_tell", lambda loop, *_: loop.trainer.save_checkpoint("some.ckpt"))
     given = ("--data.path", str(phantom_volume), "--data.slices", "1")
     assert run("test", *DDS, *given, "--model.prior", str(tiny_prior), "--output", "out")[0] == 0
     code, _, error = run("test", *TASK, *given, "--model", "DirectInverse", "--ckpt_path", "some.ckpt", "--output", "b")
@@ -359,7 +360,7 @@ def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_vol
     def fault(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", fault)
+    monkeypatch.setattr(ReverseDiffusion, "advance", fault)
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
     assert code == 1
@@ -375,12 +376,12 @@ def test_debug_shows_where_bad_input_was_found(run):
     assert re.fullmatch("ddip-pl: error: .*none.yaml.*", error.splitlines()[-1])
 
 
-def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypatch):
+def test_a_folder_that_was_there_stays(run, folder, phantom_volume, tiny_prior, monkeypatch):
     def bad(*_: object) -> None:
         raise InputError("bad\ninput")
 
     Path("out").mkdir()
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", bad)
+    monkeypatch.setattr(ReverseDiffusion, "advance", bad)
     given = (*DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output")
     assert run("test", *given, "out")[::2] == (2, "ddip-pl: error: bad input\n")
     assert Path("out").is_dir()
@@ -389,7 +390,9 @@ def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypa
         loop.trainer.save_checkpoint("saved/last.ckpt")
         raise InputError("later")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", save_and_fail)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ReverseDiffusionLoop, "_tell", save_and_fail)
     assert run("test", *given, "saved")[0] == 2
     assert [path.name for path in Path("saved").iterdir()] == ["last.ckpt"]
 
@@ -594,7 +597,7 @@ def refused(run, folder, bad, monkeypatch):
     def started(*_: object) -> None:
         raise AssertionError("the long part of the run has started")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", started)
+    monkeypatch.setattr(ReverseDiffusion, "advance", started)
     monkeypatch.setattr(DiffusionPrior, "training_step", started)
 
     def check(arguments: list[str], message: str) -> None:
