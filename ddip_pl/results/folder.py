@@ -30,7 +30,7 @@ NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON does not have, as `plai
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class Run:
     """A reconstructed volume as its folder has it.
 
     Attributes:
@@ -73,7 +73,7 @@ def finished(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path) -> Run:
     """Read the folder of a volume.
 
     Raises:
@@ -86,14 +86,14 @@ def read_run(folder: Path) -> FinishedRun:
         names = {name: metrics.pop(name) for name in ("task", "method")}
         figures = {name: float(value) if value in NOT_FINITE else value for name, value in metrics.items()}
         slices = folder / SLICES
-        return FinishedRun(
+        return Run(
             folder, names | figures, read_table(folder / TRAJECTORY), read_table(slices) if slices.is_file() else []
         )
     except (OSError, ValueError) as error:
         raise InputError(f"run {folder}: its files cannot be read ({error}); run it again") from error
 
 
-def read_case(runs: Sequence[FinishedRun]) -> Case:
+def read_case(runs: Sequence[Run]) -> Case:
     """Runs of one task and volume for a page; the reference is that of the run with the most slices."""
     shown = [
         Shown(run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text())

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from nibabel.nifti1 import Nifti1Image
 
-from ddip_pl.results.folder import FinishedRun
+from ddip_pl.results.folder import Run
 from ddip_pl.results.tables import by_subject
 
 PANEL = 3.6  # inches
 WIDTH, ZOOM = 3.0, 0.3  # of a panel of the gallery, in inches; of the enlarged section, as a share of the image
 
 
-def curves(runs: Sequence[FinishedRun], path: Path) -> None:
+def curves(runs: Sequence[Run], path: Path) -> None:
     """One line of panels a task and volume: quality against time, residual along the trajectory, PSNR of each slice."""
     subjects = list(by_subject(runs))
     figure = Figure(figsize=(3.6 * PANEL, PANEL * len(subjects)), layout="constrained")
@@ -45,7 +45,7 @@ def curves(runs: Sequence[FinishedRun], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def gallery(rivals: Mapping[str, FinishedRun], path: Path) -> None:
+def gallery(rivals: Mapping[str, Run], path: Path) -> None:
     """One row a method: central slice with a section enlarged, the cut across the slices, and the error.
 
     Args:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ddip_pl.errors import InputError
-from ddip_pl.results.folder import FinishedRun, finished, read_run
+from ddip_pl.results.folder import Run, finished, read_run
 
 TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of each metric
     "slices": ("slices", "{:.0f}".format),
@@ -27,13 +27,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+def read_runs(folders: Sequence[Path]) -> list[Run]:
     """All volumes in and below these folders, none twice, sorted by task and volume, otherwise in the order given.
 
     Raises:
         InputError: there is no finished volume in one of them, or its files cannot be read.
     """
-    runs: dict[Path, FinishedRun] = {}
+    runs: dict[Path, Run] = {}
     for folder in folders:
         paths = finished(folder)
         if not paths:
@@ -42,14 +42,14 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
     return sorted(runs.values(), key=lambda run: run.subject)
 
 
-def read_tests(folder: Path, methods: Sequence[str]) -> list[FinishedRun]:
+def read_tests(folder: Path, methods: Sequence[str]) -> list[Run]:
     """All volumes below a folder that have a reference, by task and volume, methods in the given order, then others."""
     runs = [run for run in map(read_run, finished(folder)) if "psnr" in run.metrics]
     order = {method: place for place, method in enumerate(methods)}
     return sorted(runs, key=lambda run: (run.subject, order.get(run.method, len(order))))
 
 
-def by_subject(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, str], dict[str, FinishedRun]]]:
+def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Run]]]:
     """Runs of each task and volume by method, with the run's folder added where several have the same."""
     for subject, group in groupby(runs, key=lambda run: run.subject):
         rivals = list(group)
@@ -63,7 +63,7 @@ def by_subject(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, str], d
         )
 
 
-def tables(runs: Sequence[FinishedRun]) -> list[Table]:
+def tables(runs: Sequence[Run]) -> list[Table]:
     """For each task and volume a table of what its runs have, one line each; the best PSNR and SSIM are bold."""
     views = []
     for subject, rivals in by_subject(runs):
@@ -93,7 +93,7 @@ def tables(runs: Sequence[FinishedRun]) -> list[Table]:
     return views
 
 
-def markdown(rivals: Mapping[str, FinishedRun]) -> str:
+def markdown(rivals: Mapping[str, Run]) -> str:
     """Tests of one volume as a table like the paper's Table 2; the best PSNR and SSIM are bold."""
     best = {name: max(run.metrics[name] for run in rivals.values()) for name in ("psnr", "ssim")}
     lines = [
@@ -117,7 +117,7 @@ def markdown(rivals: Mapping[str, FinishedRun]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(runs: Sequence[FinishedRun], path: Path) -> None:
+def write_csv(runs: Sequence[Run], path: Path) -> None:
     """The metrics of all runs with all digits, and their folders."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
