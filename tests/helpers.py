@@ -18,10 +18,10 @@ SHARED = ROOT.parent / "shared"
 
 # Arguments of the command line.
 TASK = ("--config", f"{CONFIGS}/task/sv_ct.yaml")
-DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.steps", "2", "--model.start", "500")
+DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.sampler.steps", "2", "--model.sampler.start", "500")
 D3IP = (
-    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.steps", "2", "--model.start", "500",
-    "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.steps", "1",
+    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.sampler.steps", "2", "--model.sampler.start", "500",
+    "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.training.steps", "1",
 )  # fmt: skip
 FIT = (
     "fit", "--config", f"{CONFIGS}/prior/ellipses_128.yaml", "--model.network.image_size", "16",

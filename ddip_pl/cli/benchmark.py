@@ -10,6 +10,8 @@ A file of methods names variations of them:
       d3ip, K = 1:
         config: ../method/d3ip.yaml
         model.adaptation.init_args.slices: 1
+      d3ip, published sampling:
+        config: [../method/d3ip.yaml, ../sampler/published.yaml]
 """
 
 import json
@@ -22,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from rich.console import Console
 
 from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.config_files import read_config
 from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.report.page import write_page
 from ddip_pl.results.folder import METRICS, finished, read_case
@@ -67,8 +69,10 @@ class Job:
     @property
     def record(self) -> str:
         """All that the results depend on, to tell whether those that lie there are of the same settings."""
-        contents = [config.read_text() for config in self.configs]
-        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
+        contents = [read_config(config) for config in self.configs]
+        return json.dumps(
+            {"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings}, default=str
+        )
 
     def is_done(self) -> bool:
         """Whether the results of these settings are there."""
@@ -92,39 +96,26 @@ def as_argument(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Content of a YAML file.
-
-    Raises:
-        InputError: it cannot be read, or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"config {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"config {path}: no settings by name in it")
-    return content
-
-
-def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Config and further settings of each method, by name, from method configs and files of methods.
+def read_methods(paths: Sequence[Path]) -> dict[str, tuple[list[Path], dict[str, Any]]]:
+    """Configs and further settings of each method, by name, from method configs and files of methods.
 
     Raises:
         InputError: a file is neither.
     """
-    methods: dict[str, tuple[Path, dict[str, Any]]] = {}
+    methods: dict[str, tuple[list[Path], dict[str, Any]]] = {}
     for path in paths:
         content = read_config(path)
         if "methods" not in content:
-            methods[content.get("method", path.stem)] = path, {}
+            methods[content.get("method", path.stem)] = [path], {}
             continue
         for name, settings in content["methods"].items():
             if not isinstance(settings, dict) or "config" not in settings:
                 raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
-            config = path.parent / settings["config"]
-            read_config(config)
-            methods[name] = config, {key: value for key, value in settings.items() if key != "config"}
+            named = settings["config"] if isinstance(settings["config"], list) else [settings["config"]]
+            configs = [path.parent / config for config in named]
+            for config in configs:
+                read_config(config)
+            methods[name] = configs, {key: value for key, value in settings.items() if key != "config"}
     return methods
 
 
@@ -149,10 +140,10 @@ def plan(
     for path in tasks:
         task = read_config(path).get("task", path.stem)
         for volume in volumes:
-            for name, (config, changes) in rows.items():
+            for name, (configs, changes) in rows.items():
                 place = re.sub(r"[^\w.=-]+", "_", name)
                 folder = output / task / volume_name(volume) / place
-                jobs.append(Job(task, name, volume, [path, config], settings | changes, folder, wandb))
+                jobs.append(Job(task, name, volume, [path, *configs], settings | changes, folder, wandb))
     return jobs
 
 

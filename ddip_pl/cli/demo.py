@@ -3,42 +3,23 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
-from ddip_pl.callbacks.progress import ReconstructionProgress
-from ddip_pl.callbacks.writer import VolumeWriter
-from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.api import reconstruct
+from ddip_pl.data.simulated import SIZE, VolumeDataModule
 from ddip_pl.errors import ArgumentParser, InputError
-from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.pictures import compare
+from ddip_pl.methods import load_method
 from ddip_pl.physics.ct import ParallelBeamCT
-from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction
 from ddip_pl.report.page import Case, write_page
 from ddip_pl.results.result import Result
 
 ANGLES, SIGMA_Y = 30, 2e-4
-START = 150
-ESTIMATOR = DDS(iterations=15, discrepancy=1)
-ADAPTATIONS: dict[str, Adaptation] = {
-    "DDS": NoAdaptation(),
-    "D3IP": VolumeAdaptation(slices=3, steps=5, ema=0.9, discrepancy=1, horizon=5),
-}
-
-
-class KeepResult(Callback):
-    """Keeps the last reconstructed volume."""
-
-    result: Result
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
-        self.result = outputs
+METHODS = "DDS", "D3IP"
 
 
 def save_template(path: Path) -> None:
@@ -67,19 +48,16 @@ def main(arguments: Sequence[str]) -> None:
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
+    methods = {name: load_method(name.lower(), prior=options.prior, **{"sampler.steps": options.steps}) for name in METHODS}
+    seed_everything(0, verbose=False)
+    data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
+    measurement, frame = data.simulate(methods["DDS"].image_size or SIZE)
     results = {}
-    for name, adaptation in ADAPTATIONS.items():
-        seed_everything(0, verbose=False)
-        keeper = KeepResult()
-        writer = VolumeWriter(options.output / name.lower(), "demo", name)
-        trainer = ReconstructionTrainer(callbacks=[ReconstructionProgress(name), keeper, writer])
-        data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
-        method = Reconstruction(
-            options.prior, ESTIMATOR, adaptation, steps=options.steps, start=START, spacing=3.0, eta=1.0, planes="all",
-            averaging=0.3,
-        )  # fmt: skip
-        trainer.test(method, data)
-        results[name] = keeper.result
+    for name, method in methods.items():
+        results[name] = reconstruct(
+            measurement.y, measurement.operator, SIGMA_Y, method, reference=measurement.reference, frame=frame
+        )
+        results[name].save(options.output / name.lower() / frame.name, task="demo", method=name)
     report(results, options.output)
 
 
