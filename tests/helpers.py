@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from lightning import Callback, Trainer
 from torch import nn
 
 from ddip_pl.data.phantoms import RandomEllipses, phantoms
@@ -47,3 +48,11 @@ def save_phantoms(path: Path, slices: int) -> Path:
     data = (images.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
     nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 3.0, 1.0])), path)
     return path
+
+
+def quiet_trainer(*callbacks: Callback) -> Trainer:
+    """Lightning's own Trainer, without files and output."""
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks),
+    )  # fmt: skip
