@@ -21,3 +21,13 @@ class ArgumentParser(argparse.ArgumentParser):
 def reason(error: Exception) -> str:
     """What an exception of somebody else says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def bad_input(error: BaseException | None) -> str | None:
+    """The bad input that an error comes from, in one line, or None if it comes from something else.
+
+    Parsers wrap what the constructors that they call raise, hence the search for the cause.
+    """
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return None if error is None else " ".join(str(error).split())

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 log = logging.getLogger(__name__)
 
 
 def user_cache() -> Path:
     """`ddip-pl` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddip-pl"
+    return platformdirs.user_cache_path("ddip-pl", appauthor=False)
 
 
 def cached(folder: Path, name: str, key: Any, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

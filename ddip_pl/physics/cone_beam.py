@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
-from ddip_pl.physics.ct import as_angles, as_count, as_length
+from ddip_pl.physics.geometry import as_angles, as_count, as_length
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import LinearOperator, spectral_norm
 from ddip_pl.solvers.cg import conjugate_gradient

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.geometry import (
+    as_angles,
+    as_count,
+    as_description,
+    as_length,
+    only_one_of,
+    read_geometry,
+    square,
+)
+from ddip_pl.physics.operator import Shape
 from ddip_pl.physics.projector import Projector, check_shape
-from ddip_pl.solvers.cg import conjugate_gradient
 
 FILTERS = ("ram-lak", "hann")
 
@@ -26,40 +35,57 @@ class ParallelBeamCT(Projector):
     `RayTransform` with `Parallel2dGeometry`, and the same arrays go into both: `p_0` grows from one row of
     the image to the next, `p_1` from column to column, `s` from bin to bin of a detector centred at 0.
 
+    The geometry is given by `angles` and the settings that follow it, or as a whole by `geometry`.
+
     Args:
-        image_size: height and width of the image, in pixels.
+        shape: of the volume: `(slices, size, size)`.
         angles: number of equidistant angles `i * angular_range / angles`, or the angles in radians.
         angular_range: range of equidistant angles in radians; below pi for limited-angle CT.
         detectors: number of detector bins; by default they cover the diagonal of the image.
         spacing: width of a detector bin, in pixels.
         filter: window of the filtered back-projection: `ram-lak` (none) or `hann` (smoother).
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
+        geometry: ODL's `Parallel2dGeometry`, or what `describe_geometry` makes of one.
+        pixel: size of a pixel in the unit of the lengths of `geometry`.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or slices are not square.
     """
 
+    kind = "parallel_beam"
+    discretisation, beam = "linear", "parallel"
     fbp_filter: Tensor
 
     def __init__(
         self,
-        image_size: int,
-        angles: int | Sequence[float],
+        shape: Shape,
+        angles: int | Sequence[float] | None = None,
         angular_range: float = math.pi,
         detectors: int | None = None,
         spacing: float = 1.0,
         filter: Literal["ram-lak", "hann"] = "ram-lak",
         cache_dir: str | Path | None = None,
+        geometry: Any = None,
+        pixel: float = 1.0,
     ) -> None:
-        image_size, spacing = as_count("image_size", image_size), as_length("spacing", spacing)
-        directions = as_angles(angles, as_length("angular_range", angular_range))
-        if detectors is None:
-            detectors = math.ceil(math.sqrt(2) * image_size / spacing)
+        size = square(shape, "parallel-beam CT")
+        only_one_of(angles=angles, geometry=geometry)
         if filter not in FILTERS:
             raise InputError(f"filter is {filter!r}; expected one of {', '.join(FILTERS)}")
-        super().__init__(
-            "linear", "parallel", image_size, directions, as_count("detectors", detectors), spacing, cache_dir=cache_dir
-        )
+        if angles is not None:
+            spacing, directions = (
+                as_length("spacing", spacing),
+                as_angles(angles, as_length("angular_range", angular_range)),
+            )
+            if detectors is None:
+                detectors = math.ceil(math.sqrt(2) * size / spacing)
+            geometry = {
+                "kind": self.kind, "angles": directions, "detectors": as_count("detectors", detectors),
+                "detector_spacing": spacing,
+            }  # fmt: skip
+        else:
+            geometry = as_description(geometry, self.kind, pixel)
+        super().__init__(shape, geometry, pixel, cache_dir)
         self.filter = filter
 
         # Back-projection sums over angles (weight: the angular step) and convolution over bins (weight: the
@@ -76,12 +102,17 @@ class ParallelBeamCT(Projector):
         repeated directions are integrated correctly; a missing wedge is not filled in.
 
         Raises:
-            ValueError: `y` is not (slices, 1, angles, detectors).
+            ValueError: `y` is not `(slices, 1, angles, detectors)`.
         """
-        check_shape(y, self._sinogram_shape)
+        check_shape(y, self.range[1:])
         length = 2 * (self.fbp_filter.shape[-1] - 1)
         spectrum = torch.fft.rfft(y.to(self.fbp_filter.dtype), n=length) * self.fbp_filter
         return self.adjoint(torch.fft.irfft(spectrum, n=length)[..., : self.detectors])
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> ParallelBeamCT:
+        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
+        return cls((data[0], size, size), geometry=geometry, pixel=pixel)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, filter={self.filter}"
@@ -93,8 +124,10 @@ class FanBeamCT(Projector):
     Rays are integrated exactly through unit pixels (Siddon, Med. Phys. 12, 1985). Geometry and orientation are those of
     ODL's `RayTransform` with `FanBeamGeometry`. Distances are in image widths, so that they serve all image sizes.
 
+    The geometry is given by `angles` and the settings that follow it, or as a whole by `geometry`.
+
     Args:
-        image_size: height and width of the image, in pixels.
+        shape: of the volume: `(slices, size, size)`.
         angles: number of equidistant angles `i * angular_range / angles`, or the angles in radians.
         angular_range: range of equidistant angles in radians.
         source_distance: from the source to the centre of the image, in image widths.
@@ -103,15 +136,20 @@ class FanBeamCT(Projector):
         spacing: width of a detector bin, in pixels; by default that of a pixel in the centre, as it is magnified.
         iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
+        geometry: ODL's `FanBeamGeometry`, or what `describe_geometry` makes of one.
+        pixel: size of a pixel in the unit of the lengths of `geometry`.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or slices are not square.
     """
+
+    kind = "fan_beam"
+    discretisation, beam = "line_fanflat", "fanflat"
 
     def __init__(
         self,
-        image_size: int,
-        angles: int | Sequence[float],
+        shape: Shape,
+        angles: int | Sequence[float] | None = None,
         angular_range: float = 2 * math.pi,
         source_distance: float = 1.2,
         detector_distance: float = 0.9,
@@ -119,66 +157,40 @@ class FanBeamCT(Projector):
         spacing: float | None = None,
         iterations: int = 20,
         cache_dir: str | Path | None = None,
+        geometry: Any = None,
+        pixel: float = 1.0,
     ) -> None:
-        image_size = as_count("image_size", image_size)
-        directions = as_angles(angles, as_length("angular_range", angular_range))
-        source = as_length("source_distance", source_distance) * image_size
-        detector = as_length("detector_distance", detector_distance) * image_size
-        radius = image_size / math.sqrt(2)
-        if source <= radius:
-            raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the image")
-        magnification = (source + detector) / source
-        spacing = magnification if spacing is None else as_length("spacing", spacing)
-        if detectors is None:
-            widest = (source + detector) * radius / math.sqrt(source**2 - radius**2)  # a tangent to the image's circle
-            detectors = math.ceil(2 * widest / spacing)
-        super().__init__(
-            "line_fanflat", "fanflat", image_size, directions, as_count("detectors", detectors), spacing,
-            (source, detector), cache_dir,
-        )  # fmt: skip
+        size = square(shape, "fan-beam CT")
+        only_one_of(angles=angles, geometry=geometry)
+        if angles is not None:
+            directions = as_angles(angles, as_length("angular_range", angular_range))
+            source = as_length("source_distance", source_distance) * size
+            detector = as_length("detector_distance", detector_distance) * size
+            radius = size / math.sqrt(2)
+            if source <= radius:
+                raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the image")
+            magnification = (source + detector) / source
+            spacing = magnification if spacing is None else as_length("spacing", spacing)
+            if detectors is None:  # the outermost rays are tangents to the circle around the image
+                widest = (source + detector) * radius / math.sqrt(source**2 - radius**2)
+                detectors = math.ceil(2 * widest / spacing)
+            geometry = {
+                "kind": self.kind, "angles": directions, "detectors": as_count("detectors", detectors),
+                "detector_spacing": spacing, "source_distance": source, "detector_distance": detector,
+            }  # fmt: skip
+        else:
+            geometry = as_description(geometry, self.kind, pixel)
+        super().__init__(shape, geometry, pixel, cache_dir)
         self.iterations = as_count("iterations", iterations)
-        self.distances = (source_distance, detector_distance)
 
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A few conjugate-gradient steps on `A^T A x = A^T y` from 0.
-
-        Raises:
-            ValueError: `y` is not (slices, 1, angles, detectors).
-        """
-        return conjugate_gradient(self.normal, self.adjoint(y), self.iterations)
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> FanBeamCT:
+        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
+        return cls((data[0], size, size), geometry=geometry, pixel=pixel)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, distances={self.distances} image widths"
-
-
-# --- settings ---------------------------------------------------------------------------------------------
-
-
-def as_count(name: str, value: int) -> int:
-    """A setting that counts something; raises `InputError` if it cannot."""
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return int(value)
-
-
-def as_length(name: str, value: float) -> float:
-    """A setting that is a length; raises `InputError` if it cannot be one."""
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} is {value!r}; expected a positive, finite number")
-    return float(value)
-
-
-def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
-    """Equidistant angles or given ones, in radians; raises `InputError` if they cannot be used."""
-    if isinstance(angles, (int, np.integer)):
-        return np.arange(as_count("angles", angles)) * (angular_range / angles)
-    try:
-        explicit = np.array(angles, dtype=np.float64)
-    except (TypeError, ValueError):  # text, ragged lists
-        explicit = np.empty(0)
-    if explicit.ndim != 1 or explicit.size == 0 or not np.isfinite(explicit).all():
-        raise InputError(f"angles is {angles!r}; expected their number or a list of finite angles in radians")
-    return explicit
+        source, detector = (self._geometry[name] for name in ("source_distance", "detector_distance"))
+        return f"{super().extra_repr()}, source={source:g}, detector={detector:g}"
 
 
 # --- filtered back-projection -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def conjugate_gradient(
 ) -> Tensor:
     """Solve `normal(x) = b` from `x = 0`, in a fixed number of steps or until the solution is good enough.
 
-    Every slice is a system of its own, with its own inner products, or so many `coupled` neighbours are.
+    Every slice, or every group of `coupled` neighbouring slices, is a system with its own inner products.
 
     Args:
         normal: symmetric, positive semi-definite and linear; acts on each system by itself.

@@ -22,7 +22,7 @@ class Frame:
 
     Attributes:
         name: of the volume; its results are filed under it.
-        affine: `(4, 4)`, from indices (column, row, slice) of the image without its margin to scanner coordinates in mm.
+        affine: `(4, 4)`, from (column, row, slice) of the image without its margin to scanner coordinates in mm.
         window: intensities that 0 and 1 stand for, in `units`.
         margin: rows above and below, columns left and right that are padding and not image.
         units: of the intensities, where they are known.

@@ -1,0 +1,328 @@
+"""Geometries of CT scans as plain numbers: made from ODL's objects and turned into them.
+
+A description is a dictionary. Its lengths share one unit; a standard geometry has these entries only:
+
+    kind                                parallel_beam, fan_beam or cone_beam
+    angles                              (views,), radians
+    detectors, rows                     number of bins along the detector and, of cone beams, of its rows
+    detector_spacing                    width of a bin
+    source_distance, detector_distance  from the axis of rotation; not of parallel beams
+
+Anything unusual has an entry of its own: `row_spacing`, `detector_offset` and `row_offset` (where the middle of the
+detector is), ODL's arguments of the same names (`OPTIONS`), and `source_shift` and `detector_shift`, ODL's shift
+functions at the angles. Importing ODL takes two seconds, so only the functions that need it do so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddip_pl.errors import InputError
+from ddip_pl.physics.description import array, numbers
+from ddip_pl.physics.operator import Description, Shape, volume_shape
+
+ONE_TURN = 2.02 * math.pi
+
+# Arguments of ODL's geometries, with their defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "parallel_beam": {"det_pos_init": (0, 1), "det_axis_init": (1, 0), "translation": (0, 0)},
+    "fan_beam": {"src_to_det_init": (0, 1), "det_axis_init": (1, 0), "translation": (0, 0)},
+    "cone_beam": {
+        "src_to_det_init": (0, 1, 0), "det_axes_init": ((1, 0, 0), (0, 0, 1)), "axis": (0, 0, 1), "pitch": 0.0,
+        "offset_along_axis": 0.0, "translation": (0, 0, 0),
+    },
+}  # fmt: skip
+STANDARD = {"kind", "angles", "detectors", "rows", "detector_spacing", "source_distance", "detector_distance"}
+LENGTHS = {
+    "detector_spacing", "row_spacing", "detector_offset", "row_offset", "source_distance", "detector_distance",
+    "source_shift", "detector_shift", "det_pos_init", "translation", "pitch", "offset_along_axis",
+}  # fmt: skip
+
+
+def describe_geometry(geometry: Any) -> Description:
+    """An ODL geometry in plain numbers.
+
+    Args:
+        geometry: a `Parallel2dGeometry`, `FanBeamGeometry` or `ConeBeamGeometry` of `odl.applications.tomo`.
+
+    Raises:
+        InputError: it is something else, or its detector is curved or has bins of different widths.
+    """
+    from odl.applications.tomo import ConeBeamGeometry, FanBeamGeometry, Parallel2dGeometry
+    from odl.applications.tomo.geometry.detector import Flat1dDetector, Flat2dDetector
+
+    kinds = {Parallel2dGeometry: "parallel_beam", FanBeamGeometry: "fan_beam", ConeBeamGeometry: "cone_beam"}
+    kind = kinds.get(type(geometry))
+    if kind is None:
+        raise InputError(
+            f"geometry is a {type(geometry).__name__}; expected ODL's {', '.join(cls.__name__ for cls in kinds)}"
+        )
+    bins = geometry.det_partition
+    if not isinstance(geometry.detector, Flat1dDetector | Flat2dDetector) or not bins.is_uniform:
+        raise InputError("geometry has a curved detector or uneven bins; expected a flat one with bins of equal width")
+    widths, middle = bins.cell_sides.tolist(), bins.mid_pt.tolist()
+    found: Description = {
+        "kind": kind, "angles": np.array(geometry.angles, float), "detectors": bins.shape[0],
+        "detector_spacing": widths[0],
+    }  # fmt: skip
+    if kind == "cone_beam":
+        found["rows"] = bins.shape[1]
+        if not math.isclose(*widths):
+            found["row_spacing"] = widths[1]
+    for name, offset, width in zip(("detector_offset", "row_offset"), middle, widths, strict=False):
+        if abs(offset) > 1e-9 * width:
+            found[name] = offset
+    if kind != "parallel_beam":
+        found |= {"source_distance": float(geometry.src_radius), "detector_distance": float(geometry.det_radius)}
+        for name, shift in ("source_shift", geometry.src_shift_func), ("detector_shift", geometry.det_shift_func):
+            values = np.broadcast_to(np.asarray(shift(geometry.angles), float), (len(geometry.angles), geometry.ndim))
+            if values.any():
+                found[name] = values.copy()
+    for name, default in OPTIONS[kind].items():
+        value = np.array(getattr(geometry, name), float)
+        if name == "det_pos_init":  # ODL has moved it
+            value -= geometry.translation
+        if not np.allclose(value, default):
+            found[name] = value if value.ndim else float(value)
+    return found
+
+
+def geometry_from(description: Mapping[str, Any]) -> Any:
+    """The ODL geometry of a description, the inverse of `describe_geometry`.
+
+    ODL wants increasing angles: full turns are added where they are not.
+    """
+    from odl.applications.tomo import ConeBeamGeometry, FanBeamGeometry, Parallel2dGeometry
+    from odl.core.discr.partition import nonuniform_partition, uniform_partition
+
+    kind, angles = description["kind"], _increasing(description["angles"])
+    widths = [description["detector_spacing"]]
+    counts, offsets = [description["detectors"]], [description.get("detector_offset", 0.0)]
+    if kind == "cone_beam":
+        widths.append(description.get("row_spacing", widths[0]))
+        counts.append(description["rows"])
+        offsets.append(description.get("row_offset", 0.0))
+    middle, half = np.array(offsets), np.array(counts) * widths / 2
+    partitions = nonuniform_partition(angles), uniform_partition(middle - half, middle + half, counts)
+    options = {}
+    if OPTIONS[kind].keys() & description.keys():  # all of them, as ODL derives those that it is not given
+        options = {name: description.get(name, default) for name, default in OPTIONS[kind].items()}
+    if kind == "parallel_beam":
+        return Parallel2dGeometry(*partitions, **options)
+    for name, argument in ("source_shift", "src_shift_func"), ("detector_shift", "det_shift_func"):
+        if name in description:
+            options[argument] = _shift_function(angles, description[name])
+    cls = FanBeamGeometry if kind == "fan_beam" else ConeBeamGeometry
+    return cls(*partitions, description["source_distance"], description["detector_distance"], **options)
+
+
+def same_geometry(first: Any, second: Any) -> bool:
+    """Whether two ODL geometries measure along the same rays, up to rounding."""
+    a, b = describe_geometry(first), describe_geometry(second)
+    numeric = a.keys() - {"kind"}
+    return (
+        a.keys() == b.keys()
+        and a["kind"] == b["kind"]
+        and all(np.shape(a[name]) == np.shape(b[name]) and np.allclose(a[name], b[name]) for name in numeric)
+    )
+
+
+def is_standard(description: Mapping[str, Any]) -> bool:
+    """Whether a geometry has nothing unusual: a centred detector that turns with the source around the origin."""
+    return description.keys() <= STANDARD
+
+
+def scaled(description: Mapping[str, Any], factor: float) -> Description:
+    """A geometry with all lengths multiplied."""
+    return {name: value * factor if name in LENGTHS else value for name, value in description.items()}
+
+
+def checked_geometry(description: Mapping[str, Any], kind: str) -> Description:
+    """The entries that describe a geometry, checked.
+
+    Raises:
+        InputError: something is missing or out of range.
+    """
+    if description.get("kind", kind) != kind:
+        raise InputError(f"geometry of kind {description['kind']}; expected {kind}")
+    divergent = kind != "parallel_beam"
+    lengths = ["detector_spacing"] + ["source_distance", "detector_distance"] * divergent
+    found: Description = {"kind": kind}
+    found |= {name: numbers(description, name, 1)[0] for name in lengths}
+    for name in ["detectors"] + ["rows"] * (kind == "cone_beam"):
+        found[name] = as_count(name, description.get(name, "missing"))
+    angles = array(description, "angles", "biufc")
+    if angles.ndim != 1 or angles.size == 0 or np.iscomplexobj(angles) or not np.isfinite(angles).all():
+        raise InputError(f"angles of shape {angles.shape}; expected a list of finite angles")
+    found["angles"] = angles.astype(np.float64)
+    views, dimensions = len(angles), 3 if kind == "cone_beam" else 2
+    for name in ["detector_offset"] + ["row_offset", "row_spacing"] * (kind == "cone_beam"):
+        if name in description:
+            [found[name]] = numbers(description, name, 1)
+    options = dict(OPTIONS[kind])
+    if divergent:
+        options |= dict.fromkeys(("source_shift", "detector_shift"), np.zeros((views, dimensions)))
+    for name, default in options.items():
+        if name in description:
+            flat = numbers({name: np.ravel(description[name])}, name, np.size(default))
+            found[name] = np.reshape(flat, np.shape(default)) if np.ndim(default) else flat[0]
+    return found
+
+
+def read_geometry(
+    description: Mapping[str, Any], kind: str, data: tuple[int, ...], axes: tuple[str, ...]
+) -> tuple[int, float, Description]:
+    """What a file has to say of any CT scan: image size, size of a pixel in mm, and the geometry in mm.
+
+    Args:
+        description: see `LinearOperator.describe`.
+        kind: of the geometry.
+        data: shape of the measured data.
+        axes: names of the axes of the data.
+
+    Raises:
+        InputError: something is missing or out of range, or does not fit the data.
+    """
+    if len(data) != len(axes):
+        raise InputError(f"sinogram of shape {data}; expected {len(axes)} axes ({', '.join(axes)})")
+    bins = {name: count for name, count in zip(axes, data, strict=True) if name in ("rows", "detectors")}
+    [pixel], [size] = numbers(description, "pixel_size", 1), numbers(description, "image_size", 1)
+    geometry = checked_geometry(dict(description) | bins, kind)
+    angles, views = geometry["angles"], axes.index("angles")
+    if data[views] != len(angles):
+        like = [axis for axis in range(len(data))[::-1] if axis != views and data[axis] == len(angles)]
+        hint = f"axis {like[0]} looks like the angles, move it to axis {views}" if like else "no axis has that length"
+        raise InputError(f"sinogram of shape {data} with {len(angles)} angles; expected ({', '.join(axes)}); {hint}")
+    if np.ptp(angles) > ONE_TURN and "pitch" not in geometry:
+        raise InputError(
+            f"angles from {angles.min():g} to {angles.max():g} are more than a turn in radians and look like degrees; "
+            "convert them"
+        )
+    if geometry["detector_spacing"] <= 0:
+        raise InputError(f"detector spacing is {geometry['detector_spacing']:g} mm; expected it positive")
+    if size < 1:
+        raise InputError(f"image_size is {size:g}; expected at least 1 pixel")
+    if pixel <= 0:
+        raise InputError(f"pixel size is {pixel:g} mm; expected a positive length")
+    width = size * pixel
+    if kind != "parallel_beam":
+        source, detector = geometry["source_distance"], geometry["detector_distance"]
+        if source <= width / 2**0.5 or detector <= 0:
+            raise InputError(
+                f"source_distance {source:g} mm, detector_distance {detector:g} mm; expected them positive, and the "
+                f"source outside of the image, more than {width / 2**0.5:g} mm from the axis"
+            )
+    return int(size), pixel, geometry
+
+
+def plane_vectors(description: Mapping[str, Any]) -> np.ndarray:
+    """ASTRA's vectors of a geometry in the plane, (views, 6): ray or source, middle of the detector, bin to bin.
+
+    ASTRA's x runs along the columns and its y against the rows. (ODL has the same for fan beams; its conversion of
+    parallel beams drops the place of the detector.)
+    """
+    geometry, rotation = geometry_from(description), np.array([[0.0, 1.0], [-1.0, 0.0]])
+    angles, middle = geometry.angles, geometry.det_params.mid_pt.item()
+    parallel = description["kind"] == "parallel_beam"
+    first = -geometry.det_to_src(angles, middle) if parallel else geometry.src_position(angles)
+    step = geometry.det_axis(angles) * description["detector_spacing"]
+    parts = first, geometry.det_point_position(angles, middle), step
+    return np.concatenate([np.atleast_2d(part) @ rotation.T for part in parts], axis=1)
+
+
+def cone_vectors(description: Mapping[str, Any]) -> np.ndarray:
+    """ASTRA's `cone_vec` of a cone beam, (views, 12): source, middle of the detector, bin to bin, row to row.
+
+    x runs along the columns, y along the rows and z along the slices of the volume, with 0 in its middle.
+    """
+    geometry = geometry_from(description)
+    angles, middle = geometry.angles, geometry.det_params.mid_pt
+    along, across = np.moveaxis(geometry.det_axes(angles), -2, 0)
+    width = description["detector_spacing"]
+    parts = (
+        geometry.src_position(angles), geometry.det_point_position(angles, middle), along * width,
+        across * description.get("row_spacing", width),
+    )  # fmt: skip
+    return np.concatenate([np.atleast_2d(part)[:, [1, 0, 2]] for part in parts], axis=1)  # ODL's x is the row
+
+
+def _increasing(angles: np.ndarray) -> np.ndarray:
+    found = np.array(angles, float)
+    for i in range(1, len(found)):
+        if found[i] <= found[i - 1]:
+            found[i] += 2 * np.pi * (1 + (found[i - 1] - found[i]) // (2 * np.pi))
+    return found
+
+
+def _shift_function(angles: np.ndarray, shifts: np.ndarray) -> Any:
+    """Shift at any of the angles."""
+    return lambda angle: shifts[np.abs(np.subtract.outer(np.atleast_1d(angle), angles)).argmin(-1)]
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def square(shape: Shape, operator: str) -> int:
+    """Height and width of slices that have to be square.
+
+    Raises:
+        InputError: they are not, or the shape is not one of a volume.
+    """
+    _, height, width = volume_shape(shape)
+    if height != width:
+        raise InputError(f"slices of {height} x {width} pixels; {operator} needs square ones, pad them")
+    return height
+
+
+def only_one_of(**settings: Any) -> None:
+    """Raise `InputError` unless exactly one of the settings is given."""
+    given = [name for name, value in settings.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"{' and '.join(given) or 'nothing'} given; expected exactly one of {', '.join(settings)}")
+
+
+def as_description(geometry: Any, kind: str, pixel: float) -> Description:
+    """A geometry in pixels.
+
+    Args:
+        geometry: of ODL, or its description.
+        kind: that it has to be of.
+        pixel: size of a pixel in the unit of its lengths.
+
+    Raises:
+        InputError: it is of another kind, or something in it is missing or out of range.
+    """
+    described = checked_geometry(geometry if isinstance(geometry, Mapping) else describe_geometry(geometry), kind)
+    pixel = as_length("pixel", pixel)
+    return {name: value / pixel if name in LENGTHS else value for name, value in described.items()}
+
+
+def as_count(name: str, value: int) -> int:
+    """A setting that counts something; raises `InputError` if it cannot."""
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
+    return int(value)
+
+
+def as_length(name: str, value: float) -> float:
+    """A setting that is a length; raises `InputError` if it cannot be one."""
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} is {value!r}; expected a positive, finite number")
+    return float(value)
+
+
+def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
+    """Equidistant angles or given ones, in radians; raises `InputError` if they cannot be used."""
+    if isinstance(angles, (int, np.integer)):
+        return np.arange(as_count("angles", angles)) * (angular_range / angles)
+    try:
+        explicit = np.array(angles, dtype=np.float64)
+    except (TypeError, ValueError):  # text, ragged lists
+        explicit = np.empty(0)
+    if explicit.ndim != 1 or explicit.size == 0 or not np.isfinite(explicit).all():
+        raise InputError(f"angles is {angles!r}; expected their number or a list of finite angles in radians")
+    return explicit
