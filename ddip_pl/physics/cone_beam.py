@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
-from ddip_pl.physics.geometry import as_angles, as_count, as_length
+from ddip_pl.physics.cone_rays import CircularRays, ConeRays, FreeRays
+from ddip_pl.physics.description import array, numbers, square_pixel
+from ddip_pl.physics.geometry import (
+    STANDARD,
+    as_angles,
+    as_count,
+    as_description,
+    as_length,
+    cone_vectors,
+    geometry_from,
+    is_standard,
+    only_one_of,
+    read_geometry,
+    scaled,
+    square,
+)
 from ddip_pl.physics.noise import sinogram_noise
-from ddip_pl.physics.operator import LinearOperator, spectral_norm
-from ddip_pl.solvers.cg import conjugate_gradient
+from ddip_pl.physics.operator import Description, LinearOperator, Shape, Slices, spectral_norm
 
 CACHE_VERSION = 1  # raise it when the norm of a geometry changes
-GRID_SAMPLE_ADJOINT = torch.ops.aten.grid_sampler_2d_backward  # what autograd calls
-BILINEAR_WITH_ZEROS = 0, 0, False  # mode, padding, align_corners: as of `F.grid_sample` below
 
 
 class ConeBeamCT(LinearOperator):
-    """Cone-beam CT with a flat detector and a circular orbit around the middle of the volume.
+    """Cone-beam CT with a flat detector, around the middle of the volume or along any path.
 
-    Volumes are (slices, 1, image_size, image_size), projections (1, angles, rows, detectors). In the plane of the
-    orbit, orientation and angles are those of `FanBeamCT`; detector rows follow the slices.
+    Volumes are `(slices, 1, size, size)`, projections `(1, views, rows, detectors)`. In the plane of the orbit,
+    orientation and angles are those of `FanBeamCT`; detector rows follow the slices.
 
-    A ray is sampled where it crosses planes that are parallel to the detector and one pixel apart, with linear
-    interpolation along each axis. All rays of a plane come from it by the same magnification, so the interpolation
-    comes apart: within the slices it is the same for all slices and rows, across them the same for all views and
-    detectors. The first is done view by view, so that memory does not grow with their number; the second is a matrix
-    product.
+    The geometry is given by `angles` and the distances (a circular orbit, the fast case, see `CircularRays`), as a
+    whole by `geometry`, or view by view by `vectors` (see `FreeRays`).
 
     Args:
-        image_size: height and width of the slices, in pixels.
+        shape: of the volume: `(slices, size, size)`.
         angles: number of equidistant angles `i * 2 pi / angles`, or the angles in radians.
-        slices: of the volume; `for_volume` gives the operator for another number.
         thickness: from one slice to the next, in pixels.
         source_distance: from the source to the centre of the volume, in image widths.
         detector_distance: from the centre of the volume to the detector, in image widths.
@@ -50,23 +56,24 @@ class ConeBeamCT(LinearOperator):
         spacing: width and height of a bin, in pixels; by default that of a pixel in the centre, as it is magnified.
         iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
         cache_dir: folder that keeps the spectral norm between runs, by default `ddip-pl` in the user's cache.
+        geometry: ODL's `ConeBeamGeometry`, or what `describe_geometry` makes of one. ODL's `(x, y, z)` are the row, the
+            column and the slice.
+        vectors: `(views, 12)` as ASTRA's `cone_vec`: in each view the positions `(x, y, z)` of the source and of the
+            middle of the detector, and the steps from bin to bin and from row to row; x runs along the columns, y along
+            the rows and z along the slices, with 0 in the middle of the volume. `rows` and `detectors` are needed.
+        pixel: size of a pixel in the unit of `geometry` or `vectors`.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or slices are not square.
     """
 
-    slopes: Tensor
-    depths: Tensor
-    across: Tensor
-    lengths: Tensor
-    forwards: Tensor
-    sidewards: Tensor
+    kind = "cone_beam"
+    axes = ("volumes", "angles", "rows", "detectors")
 
     def __init__(
         self,
-        image_size: int,
-        angles: int | Sequence[float],
-        slices: int = 1,
+        shape: Shape,
+        angles: int | Sequence[float] | None = None,
         thickness: float = 1.0,
         source_distance: float = 1.2,
         detector_distance: float = 0.9,
@@ -75,162 +82,195 @@ class ConeBeamCT(LinearOperator):
         spacing: float | None = None,
         iterations: int = 20,
         cache_dir: str | Path | None = None,
+        geometry: Any = None,
+        vectors: Any = None,
+        pixel: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.for_slices = partial(
-            ConeBeamCT, image_size, angles, thickness=thickness, source_distance=source_distance,
-            detector_distance=detector_distance, rows=rows, detectors=detectors, spacing=spacing,
-            iterations=iterations, cache_dir=cache_dir,
-        )  # fmt: skip
-        image_size, slices = as_count("image_size", image_size), as_count("slices", slices)
-        thickness = as_length("thickness", thickness)
-        source = as_length("source_distance", source_distance) * image_size
-        focus = source + as_length("detector_distance", detector_distance) * image_size  # from source to detector
-        radius = image_size / math.sqrt(2)
-        if source <= radius:
-            raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the volume")
-        spacing = focus / source if spacing is None else as_length("spacing", spacing)
-        if detectors is None:  # the outermost rays are tangents to the circle around the slices
-            detectors = math.ceil(2 * focus * radius / math.sqrt(source**2 - radius**2) / spacing)
-        if rows is None:  # and meet the volume's edge where that is nearest to the source
-            rows = math.ceil(slices * thickness * focus / (source - radius) / spacing)
-        self.image_size, self.coupled = image_size, slices
-        self.angles = as_angles(angles, 2 * math.pi)
-        self.rows, self.detectors = as_count("rows", rows), as_count("detectors", detectors)
-        self.thickness, self.source, self.focus, self.spacing = thickness, source, focus, spacing
-        self.iterations = as_count("iterations", iterations)
+        super().__init__(shape)
+        size = square(shape, "cone-beam CT")
+        only_one_of(angles=angles, geometry=geometry, vectors=vectors)
+        self.coupled, self.thickness = self.shape[0], as_length("thickness", thickness)
+        self.norm, self.pixel, self.iterations = 1.0, as_length("pixel", pixel), as_count("iterations", iterations)
         self.cache_dir = Path(cache_dir) if cache_dir is not None else user_cache()
+        if angles is not None:
+            source = as_length("source_distance", source_distance) * size
+            detector = as_length("detector_distance", detector_distance) * size
+            focus = source + detector
+            radius = size / math.sqrt(2)
+            if source <= radius:
+                raise InputError(
+                    f"source_distance is {source_distance}; expected more than 0.71, outside of the volume"
+                )
+            spacing = focus / source if spacing is None else as_length("spacing", spacing)
+            if detectors is None:  # the outermost rays are tangents to the circle around the slices
+                detectors = math.ceil(2 * focus * radius / math.sqrt(source**2 - radius**2) / spacing)
+            if rows is None:  # and meet the volume's edge where that is nearest to the source
+                rows = math.ceil(self.coupled * self.thickness * focus / (source - radius) / spacing)
+            self._geometry: Description = {
+                "kind": self.kind, "angles": as_angles(angles, 2 * math.pi), "rows": as_count("rows", rows),
+                "detectors": as_count("detectors", detectors), "detector_spacing": spacing, "source_distance": source,
+                "detector_distance": detector,
+            }  # fmt: skip
+        elif geometry is not None:
+            self._geometry = as_description(geometry, self.kind, pixel)
+        else:
+            self._geometry = {
+                "vectors": as_vectors(vectors) / pixel, "rows": as_count("rows", rows or 0),
+                "detectors": as_count("detectors", detectors or 0),
+            }  # fmt: skip
+        self.rows, self.detectors = self._geometry["rows"], self._geometry["detectors"]
+        self.rays = self._rays()
 
-        u, v = (_centred(count).double() * spacing for count in (self.detectors, self.rows))
-        depths = source + _centred(math.ceil(2 * radius) + 1)  # of the planes, from the source
-        heights = v[:, None, None] * depths / focus / thickness  # in which rays cross them, in slices
-        across = (1 - (heights - _centred(slices)[:, None]).abs()).clamp(min=0)
-        lengths = (focus**2 + u**2 + v[:, None] ** 2).sqrt() / focus  # of a ray, from plane to plane
-        sines, cosines = (torch.from_numpy(f(self.angles)) for f in (np.sin, np.cos))
-        buffers = {
-            "slopes": u / focus, "depths": depths, "across": across, "lengths": lengths,
-            "forwards": torch.stack([cosines, -sines], dim=1),  # columns, rows of the image
-            "sidewards": torch.stack([sines, cosines], dim=1),
-        }  # fmt: skip
-        for name, values in buffers.items():
-            self.register_buffer(name, values.float(), persistent=False)
+    def _rays(self) -> ConeRays:
+        geometry = self._geometry
+        if is_standard(geometry):
+            source = geometry["source_distance"]
+            return CircularRays(
+                self.shape, geometry["angles"], self.rows, self.detectors, geometry["detector_spacing"], source,
+                source + geometry["detector_distance"], self.thickness,
+            )  # fmt: skip
+        vectors = geometry["vectors"] if "vectors" in geometry else cone_vectors(geometry)
+        box = np.array([self.shape[2], self.shape[1], self.shape[0] * self.thickness]) / 2
+        inside = np.flatnonzero((np.abs(vectors[:, :3]) < box).all(1))
+        if inside.size:
+            raise InputError(f"the source is within the volume in view {inside[0]}; expected it outside")
+        return FreeRays(self.shape, vectors, self.rows, self.detectors, self.thickness)
 
     @cached_property
     def scale(self) -> float:  # type: ignore[override]
         """Spectral norm of the physical operator, to about 0.1 %."""
-        shape = self._volume_shape
+        like = self.lattice
 
         def make() -> dict[str, np.ndarray]:
-            normal = lambda x: self._back_project(self._project(x.to(self.across)))  # noqa: E731
-            return {"norm": np.array(spectral_norm(normal, shape, torch.float32, tolerance=1e-6))}
+            normal = lambda x: self.rays.back_project(self.rays.project(x.to(like)))  # noqa: E731
+            return {"norm": np.array(spectral_norm(normal, self.domain, torch.float32, tolerance=1e-6))}
 
-        key = [
-            CACHE_VERSION, shape, self.angles.tolist(), self.rows, self.detectors, self.spacing, self.thickness,
-            self.source, self.focus,
-        ]  # fmt: skip
+        geometry = self._geometry
+        key: list[Any] = [CACHE_VERSION, self.domain]
+        if is_standard(geometry):
+            source = geometry["source_distance"]
+            key += [
+                geometry["angles"].tolist(), self.rows, self.detectors, geometry["detector_spacing"], self.thickness,
+                source, source + geometry["detector_distance"],
+            ]  # fmt: skip
+        else:
+            key += [self.thickness, {name: np.asarray(value).tolist() for name, value in geometry.items()}]
         norm = float(cached(self.cache_dir, "cone-beam", key, make)["norm"])
         if norm == 0:
             raise InputError("no ray meets the volume; expected detectors that cover it")
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Projections (1, angles, rows, detectors) of a volume `x` (slices, 1, image_size, image_size).
+        """Projections `(1, views, rows, detectors)` of a volume `x (slices, 1, size, size)`.
 
         Raises:
             ValueError: `x` has another shape.
         """
-        _check_shape(x, self._volume_shape)
-        y: Tensor = _Projection.apply(x.to(self.across.dtype), self, False)
+        _check_shape(x, self.domain)
+        y: Tensor = self.rays(x.to(self.lattice.dtype))
         return y / self.scale
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Back-projection (slices, 1, image_size, image_size) of `y` (1, angles, rows, detectors).
+        """Back-projection `(slices, 1, size, size)` of `y (1, views, rows, detectors)`.
 
         Raises:
             ValueError: `y` has another shape.
         """
-        _check_shape(y, self._projections_shape)
-        x: Tensor = _Projection.apply(y.to(self.across.dtype), self, True)
-        return x / self.scale
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """A few conjugate-gradient steps on `A^T A x = A^T y` from 0.
-
-        (Filtered back-projection loses the outermost slices, through which most rays do not pass all the way.)
-
-        Raises:
-            ValueError: `y` has another shape.
-        """
-        return conjugate_gradient(self.normal, self.adjoint(y), self.iterations, coupled=self.coupled)
+        _check_shape(y, self.range)
+        return self.rays.adjoint(y.to(self.lattice.dtype)) / self.scale
 
     def noise_level(self, y: Tensor) -> float:
         """See `sinogram_noise`."""
         return sinogram_noise(y)
 
-    def for_volume(self, slices: int) -> ConeBeamCT:
-        """The operator of a volume of so many slices."""
-        return self.for_slices(slices=slices)
+    @property
+    def range(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of `y`."""
+        return 1, len(self._views), self.rows, self.detectors
 
-    def select(self, slices: slice | Sequence[int] | Tensor) -> ConeBeamCT:
+    @property
+    def _views(self) -> np.ndarray:
+        views: np.ndarray = self._geometry["vectors" if "vectors" in self._geometry else "angles"]
+        return views
+
+    @property
+    def geometry(self) -> Any:
+        """The scan geometry, an object of `odl.applications.tomo`.
+
+        Raises:
+            InputError: it was given by vectors, for which ODL has no geometry.
+        """
+        if "vectors" in self._geometry:
+            raise InputError("ODL has no geometry for vectors of each view; see vectors")
+        return geometry_from(scaled(self._geometry, self.pixel))
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The scan geometry view by view, `(views, 12)` in the unit of `pixel`; see the argument of the same name."""
+        found = self._geometry["vectors"] if "vectors" in self._geometry else cone_vectors(self._geometry)
+        return np.array(found * self.pixel)
+
+    def select(self, slices: Slices) -> LinearOperator:
         """The operator of some slices of the volume, the others of which are 0; of norm below 1."""
-        part = copy.copy(self)
-        part.scale = self.scale
-        part._buffers = self._buffers | {"across": self.across[:, slices]}
-        part.coupled = part.across.shape[1]
+        _ = self.scale  # of all slices
+        part: Any = super().select(slices)
+        part.rays.keep(slices)
+        part.coupled = part.shape[0]
+        del part.norm
         return part
 
+    def describe(self, pixel: tuple[float, float]) -> Description:
+        """The geometry in mm, and number and thickness of the slices; see `ddip_pl.physics.geometry`."""
+        side = square_pixel(pixel, "cone beams")
+        lengths = {n: v for n, v in scaled(self._geometry, side).items() if n not in ("kind", "rows", "detectors")}
+        return lengths | {
+            "slices": self.shape[0], "slice_thickness": self.thickness * side, "image_size": self.shape[1],
+            "pixel_size": side,
+        }  # fmt: skip
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> ConeBeamCT:
+        [slices], [thickness] = numbers(description, "slices", 1), numbers(description, "slice_thickness", 1)
+        if slices < 1 or thickness <= 0:
+            raise InputError(f"{slices:g} slices of {thickness:g} mm; expected at least 1, and a positive length")
+        if "vectors" not in description:
+            size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
+            return cls((int(slices), size, size), thickness=thickness / pixel, geometry=geometry, pixel=pixel)
+        [pixel], [side] = numbers(description, "pixel_size", 1), numbers(description, "image_size", 1)
+        vectors = array(description, "vectors")
+        if len(data) != len(cls.axes) or data[1] != len(vectors):
+            raise InputError(
+                f"projections of shape {data} with vectors of shape {vectors.shape}; expected ({', '.join(cls.axes)}) "
+                "and 12 numbers for each angle"
+            )
+        if pixel <= 0 or side < 1:
+            raise InputError(f"pixel size is {pixel:g} mm, image_size {side:g}; expected them positive")
+        shape = int(slices), int(side), int(side)
+        return cls(shape, thickness=thickness / pixel, vectors=vectors, rows=data[2], detectors=data[3], pixel=pixel)
+
+    def unit(self, pixel: tuple[float, float]) -> float:
+        return self.scale * square_pixel(pixel, "cone beams")
+
     def extra_repr(self) -> str:
+        geometry = self._geometry
+        names = {"detector_spacing": "spacing", "source_distance": "source", "detector_distance": "detector"}
+        lengths = "".join(f", {names[n]}={geometry[n]:g}" for n in names if n in geometry)
+        unusual = "".join(f", {n}={v}" for n, v in geometry.items() if n not in STANDARD | {"vectors"})
         return (
-            f"image_size={self.image_size}, slices={self.coupled}, angles={len(self.angles)}, rows={self.rows}, "
-            f"detectors={self.detectors}, spacing={self.spacing:g}, source={self.source:g}, focus={self.focus:g}"
+            f"shape={self.shape}, angles={len(self._views)}, rows={self.rows}, detectors={self.detectors}, "
+            f"thickness={self.thickness:g}{lengths}{unusual}"
         )
 
-    @property
-    def _volume_shape(self) -> tuple[int, ...]:
-        return self.coupled, 1, self.image_size, self.image_size
 
-    @property
-    def _projections_shape(self) -> tuple[int, ...]:
-        return 1, len(self.angles), self.rows, self.detectors
-
-    def _samples(self) -> Iterator[Tensor]:
-        """Of each view, where rays cross the planes: (1, planes, detectors, 2), as `grid_sample` counts."""
-        for forward, sideways in zip(self.forwards, self.sidewards, strict=True):
-            rays = forward + self.slopes[:, None] * sideways
-            yield (2 / self.image_size * (self.depths[:, None, None] * rays - self.source * forward))[None]
-
-    def _project(self, x: Tensor) -> Tensor:
-        images, across = x.transpose(0, 1), self.across.flatten(1)
-        views = [
-            across @ F.grid_sample(images, samples, align_corners=False)[0].flatten(0, 1) for samples in self._samples()
-        ]
-        return self.lengths * torch.stack(views)[None]
-
-    def _back_project(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(self._volume_shape).transpose(0, 1)
-        for view, samples in zip((self.lengths * y)[0], self._samples(), strict=True):
-            planes = (self.across.flatten(1).T @ view).unflatten(0, self.across.shape[1:])[None]
-            x += GRID_SAMPLE_ADJOINT(planes, x, samples, *BILINEAR_WITH_ZEROS, [True, False])[0]
-        return x.transpose(0, 1)
-
-
-class _Projection(torch.autograd.Function):
-    """Projection, or back-projection if `back`; the gradient of the one is the other."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, operator: ConeBeamCT, back: bool) -> Tensor:
-        ctx.operator, ctx.back = operator, back
-        with torch.autocast(tensor.device.type, enabled=False):  # measurements stay in full precision
-            return operator._back_project(tensor) if back else operator._project(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Projection.apply(grads[0], ctx.operator, not ctx.back), None, None
-
-
-def _centred(count: int) -> Tensor:
-    """Positions one apart, with 0 in the middle."""
-    return torch.arange(count) - (count - 1) / 2
+def as_vectors(vectors: Any) -> np.ndarray:
+    """Source, detector and axes of each view; raises `InputError` if they are not `(views, 12)` finite numbers."""
+    try:
+        found = np.array(vectors, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.ndim != 2 or found.shape[1] != 12 or not len(found) or not np.isfinite(found).all():
+        raise InputError(f"vectors of shape {found.shape}; expected (views, 12) finite numbers")
+    return found
 
 
 def _check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
