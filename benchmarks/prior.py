@@ -26,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.data.phantoms import VALIDATION_SEED, draw_ellipses, phantoms
-from ddip_pl.data.simulated import cut, fit, normalise
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
@@ -35,6 +34,7 @@ from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
 from ddip_pl.volumes.files import read_nifti
+from ddip_pl.volumes.slices import cut, fit, to_unit_interval
 
 METHODS = Path(__file__).parents[1] / "configs" / "method"
 REGIMES = {"60 angles, sigma_y 2e-4": (60, 2e-4), "30 angles, sigma_y 8e-4": (30, 8e-4), "30 angles, 0.01": (30, 1e-2)}
@@ -52,8 +52,8 @@ def read(path: str, window: list[float], slices: int, size: int) -> Tensor:
     """Central axial slices of a volume as the reconstruction has them, `(slices, 1, size, size)`."""
     volume = read_nifti(Path(path))
     low, high = window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
-    images = normalise(cut(volume, "axial", None, slices)[0], (low, high))
-    return fit(torch.from_numpy(images)[:, None].float(), size, enlarge=True)[0]
+    images = to_unit_interval(cut(volume, "axial", None, slices)[0], (low, high))
+    return fit(torch.from_numpy(images)[:, None].float(), (size, size), enlarge=True)[0]
 
 
 def measure(x: Tensor, angles: int, sigma_y: float) -> Measurement:

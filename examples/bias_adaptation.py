@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddip_pl.adaptation.adaptation import Adaptation, Figures
+from ddip_pl.adaptation import Adaptation, Adapted, AdaptedWeights
+from ddip_pl.adaptation.adaptation import OnGradientStep, ignore
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import PosteriorMean
 from ddip_pl.physics import Measurement
@@ -28,27 +29,27 @@ class BiasAdaptation(Adaptation):
             raise InputError(
                 f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; give others"
             )
-        self.denoiser, self.measurement = denoiser, measurement
         parameters = denoiser.network.named_parameters()
         self.biases = {n: nn.Parameter(p.detach().clone()) for n, p in parameters if n.endswith("bias")}
         self.optimizer = torch.optim.Adam(self.biases.values(), self.learning_rate)
-        denoiser.weights = self.biases  # which the network computes with from now on, instead of its own
+        self.measurement = measurement
+        self.denoiser = denoiser.with_weights(self.biases)  # computes with these instead of the network's own
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
         chosen = torch.randperm(len(x_t))[: self.slices]
         part = self.measurement[chosen]
-        mean = estimator(self.denoiser, x_t[chosen], t, part).mean
-        loss = part.residual(mean).abs().square().flatten(1).sum(1).mean()
+        loss = part.misfit(estimator(self.denoiser, x_t[chosen], t, part).mean).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.on_gradient_step(1, 1)
-        return {"loss": loss.item()}
+        on_gradient_step(1, 1)
+        return Adapted(self.denoiser, {"loss": loss.item()})
 
-    def finish(self) -> dict[str, Tensor]:
-        self.denoiser.weights = {}
-        return {name: bias.detach() for name, bias in self.biases.items()}
+    def finish(self) -> AdaptedWeights:
+        return AdaptedWeights({name: bias.detach() for name, bias in self.biases.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"biases": {n: b.detach() for n, b in self.biases.items()}, "optimizer": self.optimizer.state_dict()}

@@ -26,7 +26,7 @@ class Landweber(PosteriorMean):
         self.iterations, self.step = iterations, step
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-        x = x0_hat
+        A, x = measurement.operator, x0_hat
         for _ in range(self.iterations):
-            x = x - self.step * measurement.operator.adjoint(measurement.residual(x))
+            x = x - self.step * A.adjoint(measurement.residual(x))
         return x, {}  # nothing to remember until the next diffusion step

@@ -2,63 +2,82 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
 
 Figures = dict[str, float]
+OnGradientStep = Callable[[int, int], None]  # gradient steps done, and to do at most, at this timestep
+
+
+def ignore(done: int, steps: int) -> None:
+    """An `OnGradientStep` that does nothing."""
+
+
+class Adapted(NamedTuple):
+    """What an adaptation makes of a timestep.
+
+    Attributes:
+        denoiser: the prior as it is now, to sample with.
+        figures: of what was done, such as the loss before and after; none if nothing was done at this timestep.
+    """
+
+    denoiser: Denoiser
+    figures: Figures
 
 
 class Adaptation(ABC):
     """Changes the prior to fit the measurement, in the course of one volume.
 
-    The loop calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds all that is
-    needed to go on in another process.
+    The sampler calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds everything
+    that is needed to go on in another process.
 
     Attributes:
-        slicewise: every slice gets weights of its own, so that there are none for the planes across the slices.
-        trajectories: how often the reverse diffusion is gone through, from noise.
-        on_gradient_step: called with the number of gradient steps done and to do, at most, at this timestep.
+        trajectories: how often the reverse diffusion runs from noise to image.
     """
 
-    slicewise: ClassVar[bool] = False
     trajectories: ClassVar[int] = 1
-    on_gradient_step: Callable[[int, int], None] = staticmethod(lambda done, steps: None)
+
+    def check(self, planes: Literal["slices", "all"]) -> None:  # noqa: B027 (most can do either)
+        """Refuse what this adaptation cannot do, before anything runs.
+
+        Args:
+            planes: those that the prior will denoise, see `Sampler`.
+
+        Raises:
+            InputError: they do not go together.
+        """
 
     @abstractmethod
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
-        """Make ready for a volume.
+        """Prepare for a volume.
 
         Raises:
             InputError: the settings do not fit the volume.
         """
 
     @abstractmethod
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
-        """Adapt the denoiser at `x_t (slices, channels, height, width)`, for this and later steps.
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
+        """Adapt the prior at `x_t (slices, channels, height, width)`, for this timestep and later ones."""
 
-        Returns:
-            Figures of what was done, such as the loss before and after it; none if nothing was done at this timestep.
-        """
-
-    def next_trajectory(self) -> None:  # noqa: B027 (most have one only)
-        """Make ready for another trajectory; called before the second one and later ones."""
+    def next_trajectory(self) -> None:  # noqa: B027 (most have only one)
+        """Prepare for another trajectory; called before the second one and later ones."""
 
     @abstractmethod
-    def finish(self) -> dict[str, Tensor]:
-        """Leave the prior as it was found; returns the adapted weights by name.
-
-        Names of weights that belong to a slice have its number and a slash in front.
-        """
+    def finish(self) -> AdaptedWeights:
+        """Leave the network as it was found; returns the adapted weights."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; called behind `start`."""
+        """Go on from `state`; called after `start`."""

@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al. 2022) of the network's blocks, with PEFT's layers, weights and files."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 PEFT_PREFIX = "base_model.model."  # of names in a file
+FACTOR = ".lora_A.default.weight"  # ends the name of each layer's first factor
 
 Weights = dict[str, Tensor]
 
@@ -39,10 +42,6 @@ class LoRA:
     def __init__(
         self, network: nn.Module, rank: int = 4, bias: bool = True, dropout: float = 0.0, slicewise: bool = False
     ):
-        if rank < 1:
-            raise InputError(f"LoRA rank is {rank}; give at least 1")
-        if not 0 <= dropout < 1:
-            raise InputError(f"LoRA dropout is {dropout}; give a probability below 1")
         self.network, self.dropout = network, dropout
         self._required_grad = {name: p.requires_grad for name, p in network.named_parameters()}
         targets = [
@@ -55,7 +54,6 @@ class LoRA:
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }
         for layer in self._layers.values():
-            layer.reset_lora_parameters("default", "gaussian")
             if slicewise:
                 layer.register_forward_hook(add_low_rank)
         self._trained = {name: p for name, p in network.named_parameters() if "lora_" in name}
@@ -155,47 +153,76 @@ def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
     """PEFT's settings of our weights."""
-    return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
+    return LoraConfig(
+        r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets, init_lora_weights="gaussian"
+    )  # fmt: skip
 
 
-def save(weights: Weights, folder: Path) -> None:
-    """Write adapted weights as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
+@dataclass(frozen=True)
+class LoraWeights(AdaptedWeights):
+    """LoRA weights of a volume, or of each of its slices.
 
-    Args:
-        weights: by name. Names of weights that belong to a slice have its number and a slash in front; each slice gets
-            a folder of that number inside `folder`.
-        folder: is created.
+    Attributes:
+        tensors: by name; where every slice has its own, their first axis is that of the slices.
+        rank: of each weight's update.
+        bias: whether biases were trained too.
+        slices: number of slices that have weights of their own; 0 where there is one set for the volume.
     """
-    folders: dict[Path, Weights] = {}
-    for name, weight in weights.items():
-        part, _, name = name.rpartition("/")
-        folders.setdefault(folder / part, {})[name] = weight
-    for path, own in folders.items():
-        factors = {name.split(".lora_A.")[0]: weight for name, weight in own.items() if ".lora_A." in name}
-        rank, bias = len(next(iter(factors.values()))), any(name.endswith(".bias") for name in own)
-        config = peft_config(rank, bias, sorted(factors))
-        config.inference_mode = True
-        config.save_pretrained(str(path))
-        stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": w.cpu().contiguous() for name, w in own.items()}
-        save_file(stored, path / "adapter_model.safetensors", {"format": "pt"})
+
+    rank: int = 4
+    bias: bool = True
+    slices: int = 0
+
+    def of_slice(self, i: int) -> Weights:
+        """The weights of one slice."""
+        return {name: weight[i] for name, weight in self.tensors.items()} if self.slices else dict(self.tensors)
+
+    def save(self, folder: Path) -> None:
+        """Write `lora/` into a folder, in PEFT's format; where every slice has weights, in `lora/0000` and so on."""
+        if not self.slices:
+            save_one(self.of_slice(0), self.rank, self.bias, folder / "lora")
+        for i in range(self.slices):
+            save_one(self.of_slice(i), self.rank, self.bias, folder / "lora" / f"{i:04d}")
+
+    @staticmethod
+    def load(folder: Path) -> "LoraWeights":
+        """Read the folder `lora` that `save` wrote.
+
+        Raises:
+            InputError: there are no such weights in the folder, or weights of slices that differ in kind.
+        """
+        if (folder / "adapter_config.json").exists():
+            weights, rank, bias = load_one(folder)
+            return LoraWeights(weights, rank, bias)
+        parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+        if not parts:
+            raise InputError(
+                f"LoRA weights {folder}: no adapter_config.json in there; give the folder `lora` of a result"
+            )
+        sets = [load_one(path) for path in parts]
+        if any(
+            {name: weight.shape for name, weight in one.items()} != {name: w.shape for name, w in sets[0][0].items()}
+            for one, _, _ in sets
+        ):
+            raise InputError(
+                f"LoRA weights {folder}: the slices have weights of different shapes; give those of one run"
+            )
+        stacked = {name: torch.stack([one[name] for one, _, _ in sets]) for name in sets[0][0]}
+        return LoraWeights(stacked, *sets[0][1:], slices=len(sets))
 
 
-def load(folder: Path) -> list[Weights]:
-    """Read what `save` wrote: one set of weights for a volume, or one for each slice.
-
-    Raises:
-        InputError: there are no such weights in the folder.
-    """
-    if (folder / "adapter_config.json").exists():
-        return [load_one(folder)]
-    parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
-    if not parts:
-        raise InputError(f"LoRA weights {folder}: no adapter_config.json in there; give the folder `lora` of a result")
-    return [load_one(path) for path in parts]
+def save_one(weights: Weights, rank: int, bias: bool, folder: Path) -> None:
+    """Write one set of weights as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
+    targets = sorted(name.removesuffix(FACTOR) for name in weights if name.endswith(FACTOR))
+    config = peft_config(rank, bias, targets)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": w.cpu().contiguous() for name, w in weights.items()}
+    save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
-def load_one(folder: Path) -> Weights:
-    """Read a folder in PEFT's format."""
+def load_one(folder: Path) -> tuple[Weights, int, bool]:
+    """Read a folder in PEFT's format: weights, rank, and whether biases were trained."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         stored = load_file(folder / "adapter_model.safetensors")
@@ -207,4 +234,4 @@ def load_one(folder: Path) -> Weights:
     for name, weight in stored.items():
         layer, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".")
         weights[f"{layer}.default.{kind}"] = weight
-    return weights
+    return weights, config["r"], bool(config.get("lora_bias"))

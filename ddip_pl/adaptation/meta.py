@@ -1,12 +1,12 @@
 """D3IP meta: Reptile (Nichol et al. 2018) over the volume, then DDIP from what it learnt (Chung & Ye 2024)."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Adaptation, Figures
-from ddip_pl.adaptation.lora import Weights
-from ddip_pl.adaptation.slicewise import SlicewiseAdaptation
+from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.lora import LoraWeights
+from ddip_pl.adaptation.slicewise import SlicewiseAdaptation, refuse_coupled
 from ddip_pl.adaptation.volume import VolumeAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
@@ -17,7 +17,7 @@ from ddip_pl.prior.denoiser import Denoiser
 class MetaAdaptation(Adaptation):
     """Two trajectories: one learns `theta_vol` for the volume, the second starts from it in every slice.
 
-    In the first, each timestep's gradient steps lead from `theta` to `theta'`, and Reptile goes a part of that way,
+    In the first, each timestep's gradient steps lead from `theta` to `theta'`, and Reptile goes part of that way,
     `theta <- theta + alpha (theta' - theta)`, with `alpha` from 1 at the first timestep, linear in `t`, to 0.5 at 0.
 
     Args:
@@ -25,48 +25,51 @@ class MetaAdaptation(Adaptation):
         slices: the adaptation of the second trajectory; starts from `theta_vol`.
     """
 
-    slicewise = True
     trajectories = 2
 
     def __init__(self, volume: VolumeAdaptation | None = None, slices: SlicewiseAdaptation | None = None):
         self.volume, self.slices = volume or VolumeAdaptation(), slices or SlicewiseAdaptation()
-        if (self.volume.rank, self.volume.bias) != (self.slices.rank, self.slices.bias):
+        first, second = self.volume.training, self.slices.training
+        if (first.rank, first.bias) != (second.rank, second.bias):
             raise InputError(
-                f"LoRA rank and bias are {self.volume.rank}, {self.volume.bias} for the volume and {self.slices.rank}, "
-                f"{self.slices.bias} for the slices; give the same, as the second start from the first"
+                f"LoRA rank and bias are {first.rank}, {first.bias} for the volume and {second.rank}, {second.bias} "
+                "for the slices; give the same, as the second start from the first"
             )
-        if self.slices.initial:
+        if self.slices.initial is not None:
             raise InputError("slices.start_from: the slices start from the volume's weights; give volume.start_from")
 
+    def check(self, planes: Literal["slices", "all"]) -> None:
+        self.slices.check(planes)
+
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
+        refuse_coupled(measurement)
         self.denoiser, self.measurement = denoiser, measurement
         self.first: int | None = None
         self.active: VolumeAdaptation | SlicewiseAdaptation = self.volume
-        self.volume.on_gradient_step = self.slices.on_gradient_step = self.on_gradient_step
         self.volume.start(denoiser, measurement)
 
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
         if self.active is self.slices:
-            return self.slices.adapt(estimator, x_t, t)
+            return self.slices.adapt(estimator, x_t, t, on_gradient_step)
         volume = self.volume
         self.first = t if self.first is None else self.first
         alpha = 0.5 + 0.5 * t / max(self.first, 1)
         latest, average = volume.latest, volume.average
-        figures = volume.adapt(estimator, x_t, t)
-        if figures:
+        adapted = volume.adapt(estimator, x_t, t, on_gradient_step)
+        if adapted.figures:
             volume.latest = {name: old.lerp(volume.latest[name], alpha) for name, old in latest.items()}
             volume.average = {name: old.lerp(volume.average[name], alpha) for name, old in average.items()}
             volume.use_average()
-        return figures
+        return Adapted(volume.adapted, adapted.figures)
 
     def next_trajectory(self) -> None:
         weights = self.volume.finish()
-        self.slices.initial = [weights]
         self.active = self.slices
-        self.slices.start(self.denoiser, self.measurement)
-        self.slices.initial = []
+        self.slices.start_from(self.denoiser, self.measurement, weights)
 
-    def finish(self) -> Weights:
+    def finish(self) -> LoraWeights:
         return self.active.finish()
 
     def state_dict(self) -> dict[str, Any]:

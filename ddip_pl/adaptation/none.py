@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Adaptation, Figures
+from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
@@ -14,13 +15,15 @@ class NoAdaptation(Adaptation):
     """Leaves the prior alone."""
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
-        pass
+        self.denoiser = denoiser
 
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
-        return {}
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
+        return Adapted(self.denoiser, {})
 
-    def finish(self) -> dict[str, Tensor]:
-        return {}
+    def finish(self) -> AdaptedWeights:
+        return AdaptedWeights()
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -1,21 +1,21 @@
 """DDIP (Chung & Ye 2024) and SCD (Barbano et al. 2023): LoRA weights of its own for every slice, many at once."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ddip_pl.adaptation.adaptation import Figures
-from ddip_pl.adaptation.lora import LoRA, Weights
-from ddip_pl.adaptation.trained import TrainedAdaptation
+from ddip_pl.adaptation.adaptation import Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.lora import LoRA, LoraWeights
+from ddip_pl.adaptation.training import LoraAdaptation, LoraTraining
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
 
 
-class SlicewiseAdaptation(TrainedAdaptation):
+class SlicewiseAdaptation(LoraAdaptation):
     """AdamW on `|| y_i - A D_theta_i(x_t^i | y_i) ||^2` for every slice i, with weights `theta_i` of its own.
 
     A batch of slices goes through the network at once, each with its own weights; to rounding, the result is that of
@@ -23,37 +23,58 @@ class SlicewiseAdaptation(TrainedAdaptation):
     their optimiser's state, four times as much. For estimators that take the slices one by one.
 
     Args:
-        **settings: of the training, see `TrainedAdaptation`.
+        training: of the weights.
     """
 
-    slicewise = True
+    def __init__(self, training: LoraTraining = LoraTraining()):  # noqa: B008 (frozen)
+        super().__init__(training)
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
+    def check(self, planes: Literal["slices", "all"]) -> None:
+        if planes == "all":
+            raise InputError(
+                "slices with weights of their own cannot be cut in other planes; give model.sampler.planes slices"
+            )
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
-        slices = len(measurement)
-        if len(self.initial) not in (0, 1, slices):
+        self.start_from(denoiser, measurement, self.initial)
+
+    def start_from(self, denoiser: Denoiser, measurement: Measurement, initial: LoraWeights | None) -> None:
+        """Prepare for a volume, with given weights in every slice.
+
+        Raises:
+            InputError: the settings or the weights do not fit the volume.
+        """
+        slices, training = len(measurement), self.training
+        refuse_coupled(measurement)
+        if initial is not None and initial.slices not in (0, slices):
             raise InputError(
-                f"start_from has weights for each of {len(self.initial)} slices, the volume has {slices}; give those "
-                "of a volume, or of as many slices"
+                f"start_from has weights for each of {initial.slices} slices, the volume has {slices}; give one set, or "
+                "one for each slice"
             )
-        self.begin(denoiser, measurement, LoRA(denoiser.network, self.rank, self.bias, slicewise=True))
+        lora = LoRA(denoiser.network, training.rank, training.bias, slicewise=True)
         vectors = []
-        for weights in self.initial or [self.lora.state_dict()]:
-            self.lora.load_state_dict(weights)
-            vectors.append(self.lora.flat())
+        for i in range(slices if initial is not None and initial.slices else 1):
+            if initial is not None:
+                self.load(lora, initial.of_slice(i))
+            vectors.append(lora.flat())
+        self.begin(denoiser, measurement, lora)
         # One vector for a slice, which AdamW leaves alone, with its state, in steps that the slice takes no part in.
         self.theta = [nn.Parameter(vectors[i % len(vectors)].clone()) for i in range(slices)]
-        self.optimizer = torch.optim.AdamW(self.theta, self.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.theta, training.learning_rate)
         self.average = torch.stack([theta.detach() for theta in self.theta])
-        denoiser.slicewise = True
-        self.use_average()
+
+    @property
+    def adapted(self) -> Denoiser:
+        """The denoiser that computes with the averaged weights of all slices."""
+        return self.denoiser.with_weights(self.lora.split(self.average), slicewise=True)
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
-        if not self.within_horizon(t):
-            return {}
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
+        steps = self.training.steps
+        if not self.training.within_horizon(t):
+            return Adapted(self.adapted, {})
         first, last = x_t.new_zeros(2, len(x_t))
         batches = torch.arange(len(x_t)).split(self.denoiser.batch_size)
         for number, batch in enumerate(batches):
@@ -61,21 +82,22 @@ class SlicewiseAdaptation(TrainedAdaptation):
                 last[left] = losses
                 if step == 0:
                     first[left] = losses
-                self.on_gradient_step(number * self.steps + step + 1, len(batches) * self.steps)
-        self.use_average()
-        return self.figures(first, last, self.lora.split(self.average))
+                on_gradient_step(number * steps + step + 1, len(batches) * steps)
+        adapted = self.adapted
+        return Adapted(adapted, self.figures(first, last, dict(adapted.weights)))
 
     def adapt_batch(
         self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gradient steps of some slices, each until its loss is that of noise; yields who took part, and losses."""
         left = torch.arange(len(batch))  # those of the batch that go on
-        for _ in range(self.steps):
-            theta = torch.stack([self.theta[i] for i in batch[left]])
-            self.denoiser.weights = self.lora.split(theta)
-            losses = self.losses(estimator, x_t, t, batch[left])
-            yield batch[left], losses.detach()
-            more = losses > self.enough(batch[left])
+        for _ in range(self.training.steps):
+            chosen = batch[left]
+            theta = torch.stack([self.theta[i] for i in chosen])
+            denoiser = self.denoiser.with_weights(self.lora.split(theta), slicewise=True)
+            losses, enough = self.losses(estimator, denoiser, x_t[chosen], t, self.measurement[chosen])
+            yield chosen, losses.detach()
+            more = losses > enough
             left = left[more.cpu()]
             if len(left) == 0:
                 break
@@ -84,18 +106,13 @@ class SlicewiseAdaptation(TrainedAdaptation):
             losses[more].sum().backward(inputs=trained)
             self.optimizer.step()
             latest = torch.stack([theta.detach() for theta in trained])
-            self.average[batch[left]] = latest.lerp(self.average[batch[left]], self.ema)
+            self.average[batch[left]] = latest.lerp(self.average[batch[left]], self.training.ema)
         self.optimizer.zero_grad()
 
-    def use_average(self) -> None:
-        """Let the denoiser compute with the averaged weights of all slices."""
-        self.denoiser.weights = self.lora.split(self.average)
-
-    def finish(self) -> Weights:
-        self.denoiser.weights, self.denoiser.slicewise = {}, False
-        weights = self.lora.split(self.average)
+    def finish(self) -> LoraWeights:
+        tensors = self.lora.split(self.average)
         self.lora.remove()
-        return {f"{i:04d}/{name}": weight[i] for i in range(len(self.theta)) for name, weight in weights.items()}
+        return LoraWeights(tensors, self.training.rank, self.training.bias, slices=len(self.theta))
 
     def state_dict(self) -> dict[str, Any]:
         latest = torch.stack([theta.detach() for theta in self.theta])
@@ -106,4 +123,12 @@ class SlicewiseAdaptation(TrainedAdaptation):
             theta.data.copy_(value)
         self.average = state["average"].to(self.average)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.use_average()
+
+
+def refuse_coupled(measurement: Measurement) -> None:
+    """Raise `InputError` where slices are measured together and cannot be taken one by one."""
+    if measurement.operator.coupled > 1:
+        raise InputError(
+            f"{type(measurement.operator).__name__} measures slices together, and the adaptation takes them one by "
+            "one; choose d3ip or d3ip_mbir, or a method without adaptation"
+        )

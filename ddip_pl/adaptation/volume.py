@@ -1,21 +1,20 @@
 """D3IP: one set of LoRA weights for the whole volume (Chung & Ye 2024, Algorithm 2)."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddip_pl.adaptation.adaptation import Figures
-from ddip_pl.adaptation.lora import LoRA, Weights
-from ddip_pl.adaptation.trained import TrainedAdaptation
+from ddip_pl.adaptation.adaptation import Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.lora import LoRA, LoraWeights
+from ddip_pl.adaptation.training import LoraAdaptation, LoraTraining
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
 
 
-class VolumeAdaptation(TrainedAdaptation):
+class VolumeAdaptation(LoraAdaptation):
     """AdamW on `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`, the mean over slices estimated from a few random ones.
 
     Its cost and the number of adapted parameters do not depend on the number of slices. Where slices are coupled, the
@@ -25,13 +24,21 @@ class VolumeAdaptation(TrainedAdaptation):
         slices: K, random slices of one gradient step.
         neighbours: the K slices are i .. i+K-1 with random i, for estimators that couple them (D3IP mbir).
         dropout: of the LoRA path.
-        **settings: of the training, see `TrainedAdaptation`.
+        training: of the weights.
     """
 
-    def __init__(self, slices: int = 6, neighbours: bool = False, dropout: float = 0.0, **settings: Any):
-        super().__init__(**settings)
+    def __init__(
+        self,
+        slices: int = 3,
+        neighbours: bool = False,
+        dropout: float = 0.0,
+        training: LoraTraining = LoraTraining(),  # noqa: B008 (frozen)
+    ):
+        super().__init__(training)
         if slices < 1:
             raise InputError(f"slices of the adaptation is {slices}; give a positive number")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout of the adaptation is {dropout}; give a probability below 1")
         self.slices, self.neighbours, self.dropout = slices, neighbours, dropout
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
@@ -39,11 +46,14 @@ class VolumeAdaptation(TrainedAdaptation):
             raise InputError(
                 f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; lower adaptation.slices"
             )
-        if len(self.initial) > 1:
-            raise InputError(f"start_from has weights for each of {len(self.initial)} slices; give those of a volume")
-        self.begin(denoiser, measurement, LoRA(denoiser.network, self.rank, self.bias, self.dropout))
-        self.optimizer = torch.optim.AdamW(self.lora.parameters(), self.learning_rate)
-        self.latest = self.average = self.lora.state_dict()
+        if self.initial is not None and self.initial.slices:
+            raise InputError(f"start_from has weights for each of {self.initial.slices} slices; give one set")
+        lora = LoRA(denoiser.network, self.training.rank, self.training.bias, self.dropout)
+        if self.initial is not None:
+            self.load(lora, self.initial.of_slice(0))
+        self.begin(denoiser, measurement, lora)
+        self.optimizer = torch.optim.AdamW(lora.parameters(), self.training.learning_rate)
+        self.latest = self.average = lora.state_dict()
         self.use_average()
 
     def draw_slices(self) -> Tensor:
@@ -53,45 +63,42 @@ class VolumeAdaptation(TrainedAdaptation):
         return torch.randperm(len(self.measurement))[: self.slices]
 
     @torch.enable_grad()
-    def adapt(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> Figures:
-        if not self.within_horizon(t):
-            return {}
-        self.hold(estimator, x_t, t)
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
+        if not self.training.within_horizon(t):
+            return Adapted(self.adapted, {})
+        with torch.no_grad():
+            measurement = self.measurement.given(lambda: estimator(self.adapted, x_t, t, self.measurement).mean)
         self.lora.load_state_dict(self.latest)
         first: Tensor | None = None
-        for step in range(self.steps):
-            self.denoiser.weights = self.lora.merged(training=True)
+        for step in range(self.training.steps):
+            denoiser = self.denoiser.with_weights(self.lora.merged(training=True))
             chosen = self.draw_slices()
-            loss = self.losses(estimator, x_t, t, chosen).mean()
+            losses, enough = self.losses(estimator, denoiser, x_t[chosen], t, measurement[chosen])
+            loss = losses.mean()
             first = loss if first is None else first
-            if loss <= self.enough(chosen).mean():
+            if loss <= enough.mean():
                 break
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             self.latest = self.lora.state_dict()
-            self.average = {name: new.lerp(self.average[name], self.ema) for name, new in self.latest.items()}
-            self.on_gradient_step(step + 1, self.steps)
+            ema = self.training.ema
+            self.average = {name: new.lerp(self.average[name], ema) for name, new in self.latest.items()}
+            on_gradient_step(step + 1, self.training.steps)
         self.use_average()
         assert first is not None
-        return self.figures(first, loss, self.average)
-
-    @torch.no_grad()
-    def hold(self, estimator: PosteriorMean, x_t: Tensor, t: int) -> None:
-        """Estimate all slices if they are coupled; the loss of some holds the others there."""
-        if self.measurement.operator.coupled > 1:
-            estimate = estimator(self.denoiser, x_t, t, self.measurement).mean
-            self.measurement = replace(self.measurement, estimate=estimate)
+        return Adapted(self.adapted, self.figures(first, loss, self.average))
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Let the denoiser compute with the averaged weights."""
+        """Make the denoiser that computes with the averaged weights."""
         self.lora.load_state_dict(self.average)
-        self.denoiser.weights = self.lora.merged()
+        self.adapted = self.denoiser.with_weights(self.lora.merged())
 
-    def finish(self) -> Weights:
-        self.denoiser.weights = {}
-        weights = self.lora.state_dict()
+    def finish(self) -> LoraWeights:
+        weights = LoraWeights(self.average, self.training.rank, self.training.bias)
         self.lora.remove()
         return weights
 
@@ -99,8 +106,7 @@ class VolumeAdaptation(TrainedAdaptation):
         return {"latest": self.latest, "average": self.average, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lora.load_state_dict(state["latest"])
-        self.latest = self.lora.state_dict()
+        self.latest = {name: value.to(self.latest[name]) for name, value in state["latest"].items()}
         self.average = {name: value.to(self.latest[name]) for name, value in state["average"].items()}
         self.use_average()
         self.optimizer.load_state_dict(state["optimizer"])

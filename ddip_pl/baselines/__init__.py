@@ -1,4 +1,4 @@
-"""What a user would otherwise pick: methods without a prior that was learnt."""
+"""Methods without a learnt prior, for comparison."""
 
 from ddip_pl.baselines.baseline import Baseline
 from ddip_pl.baselines.dip import DeepImagePrior

@@ -1,23 +1,22 @@
-"""What the baselines share: they go from one iteration to the next, and are told about like any other method."""
+"""What the baselines share."""
+
+from __future__ import annotations
 
 import logging
-import time
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from ddip_pl.adaptation.adaptation import OnGradientStep, ignore
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.metrics import relative_residual
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.reconstruction.callback import reconstruction_callbacks
-from ddip_pl.reconstruction.memory import peak_memory
-from ddip_pl.reconstruction.module import Method, Result
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.step import Step
 
 log = logging.getLogger(__name__)
-
-Step = tuple[Tensor, dict[str, float]]
 
 
 class Baseline(Method):
@@ -30,6 +29,8 @@ class Baseline(Method):
         InputError: there are none.
     """
 
+    resumable = False
+
     def __init__(self, iterations: int):
         super().__init__()
         if iterations < 1:
@@ -38,27 +39,46 @@ class Baseline(Method):
 
     @abstractmethod
     def iterate(self, measurement: Measurement) -> Iterator[Step]:
-        """The images `(slices, channels, height, width)` after each iteration, and its figures; ends when it is done.
+        """The `estimate` after each iteration, and its figures; ends when it is done.
 
         Raises:
             InputError: the settings do not fit the measurement.
         """
 
-    def test_step(self, measurement: Measurement, batch_idx: int) -> Result:  # type: ignore[override]
-        trajectory: list[dict[str, float]] = []
-        clock = time.monotonic()
-        for images, figures in self.iterate(measurement):
-            cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(self.device)}
-            trajectory.append({"residual": relative_residual(images, measurement), **figures, **cost})
-            for callback in reconstruction_callbacks(self.trainer):
-                callback.on_diffusion_step_end(
-                    self.trainer, len(trajectory), self.iterations, trajectory[-1], {"estimate": images}
-                )
-            clock = time.monotonic()
-        return Result(measurement, images, trajectory, {}, peak_memory(self.device))
+    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> BaselineProcess:
+        return BaselineProcess(self, measurement)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> NoReturn:
-        raise InputError(f"{type(self).__name__} cannot go on from a checkpoint; leave out --ckpt_path")
+    def until_converged(
+        self, measurement: Measurement, iterates: Iterable[tuple[Tensor, float]], tolerance: float
+    ) -> Iterator[Step]:
+        """Steps of a solver that yields images and their relative change, and a warning if it has not converged."""
+        for images, change in iterates:
+            yield step(images, measurement, change=change)
+        if not change < tolerance:
+            log.warning(
+                "not converged after %d iterations (%.1e, tolerance %.0e); raise model.iterations",
+                self.iterations, change, tolerance,
+            )  # fmt: skip
+
+
+class BaselineProcess:
+    """A baseline at work on a measurement; a `Process` that always starts from the beginning."""
+
+    weights = AdaptedWeights()
+
+    def __init__(self, method: Baseline, measurement: Measurement):
+        self.method, self.measurement, self.steps = method, measurement, method.iterations
+
+    def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        return self.method.iterate(self.measurement)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def step(images: Tensor, measurement: Measurement, **figures: float) -> Step:
+    """The step that ends with these images."""
+    return Step({"estimate": images}, {"residual": measurement.relative_residual(images), **figures})
 
 
 def absolute(strength: float, measurement: Measurement) -> float:
@@ -72,12 +92,3 @@ def absolute(strength: float, measurement: Measurement) -> float:
     if not measurement.sigma_y > 0:
         raise InputError("data.sigma_y is 0, and the strength is in units of it; give the noise level of the data")
     return strength * measurement.sigma_y
-
-
-def warn_unless_converged(change: float, tolerance: float, iterations: int) -> None:
-    """Say it if the iteration ended before it had converged."""
-    if not change < tolerance:
-        log.warning(
-            "not converged after %d iterations (%.1e, tolerance %.0e); raise model.iterations",
-            iterations, change, tolerance,
-        )  # fmt: skip

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from ddip_pl.baselines.baseline import Baseline, Step
+from ddip_pl.baselines.baseline import Baseline, step
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.unet import UNet, UNetConfig
+from ddip_pl.reconstruction.step import Step
 
 INPUT_CHANNELS = 32
 
@@ -18,9 +19,9 @@ class DeepImagePrior(Baseline):
     `A^+`, the operator's `pseudo_inverse`, makes all frequencies count alike, where a plain residual would take CT many
     times as many iterations (BP-DIP; Zukerman, Tirer & Giryes 2020); in single-coil MRI it changes nothing.
 
-    One network makes all slices, each from noise of its own. The reconstruction is a running average of its outputs,
-    as in the paper. It stops when the residual of that is as large as the noise is expected to be,
-    `discrepancy sigma_y` a measured value (Morozov's principle): from there on the network would learn the noise.
+    One network makes all slices, each from its own noise. The reconstruction is a running average of its outputs, as in
+    the paper. It stops when the residual of this average has fallen to the expected size of the noise,
+    `discrepancy sigma_y` a measured value (Morozov's principle): beyond that the network would learn the noise.
 
     Args:
         learning_rate: of Adam.
@@ -60,23 +61,22 @@ class DeepImagePrior(Baseline):
         network = UNet(config).to(guess)
         noise = 0.1 * torch.rand(slices, INPUT_CHANNELS, height, width).to(guess)
         optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
-        coupled = measurement.operator.coupled > 1  # measured together, fitted together
-        batches = torch.arange(slices).split(slices if coupled else self.batch_size)
+        batches = measurement.operator.batches(self.batch_size)
         enough = measurement.noise_energy(self.discrepancy).sum()
         average = None
         for _ in range(self.iterations):
             optimizer.zero_grad()
             outputs = []
             for chosen in batches:
+                part = measurement if len(batches) == 1 else measurement[chosen]
                 with torch.enable_grad():
                     output = network(noise[chosen], noise.new_zeros(len(chosen)))
-                    part = measurement if coupled else measurement[chosen]
                     part.operator.pseudo_inverse(part.residual(output)).square().sum().backward()
                 outputs.append(output.detach())
             optimizer.step()
             new = torch.cat(outputs)
             average = new if average is None else new.lerp(average, self.averaging)
-            loss = float(measurement.residual(average).abs().square().sum())
-            yield average, {"loss": loss / slices}
-            if loss <= enough:
+            misfit = measurement.misfit(average).sum()
+            yield step(average, measurement, loss=float(misfit) / slices)
+            if misfit <= enough:
                 break

@@ -1,4 +1,4 @@
-"""`ddip-pl compare`: a table and figures of finished runs."""
+"""`ddip-pl compare`: a table and curves of finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 from rich.console import Console
 
 from ddip_pl.errors import ArgumentParser, InputError
-from ddip_pl.results.comparison import draw, read_runs, tables, write_csv
+from ddip_pl.results.plots import curves
+from ddip_pl.results.tables import read_runs, tables, write_csv
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the runs, print the table, write it and the figures.
+    """Read the runs, print the table, write it and the curves.
 
     Raises:
         InputError: a folder holds no finished run, or nothing can be written.
     """
     parser = ArgumentParser("ddip-pl compare", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that test, predict, benchmark or demo wrote")
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for table and figures")
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for table and curves")
     options = parser.parse_args(list(arguments))
     runs = read_runs(options.runs)
     console = Console()
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         write_csv(runs, options.output / "compare.csv")
-        draw(runs, options.output / "compare.png")
+        curves(runs, options.output / "compare.png")
     except OSError as error:
         raise InputError(f"output folder {options.output}: cannot be written ({error.strerror})") from error
-    console.print(f"table and figures in {options.output}")
+    console.print(f"table and curves in {options.output}")

@@ -1,46 +1,60 @@
-"""The parser of the command line: Lightning's, with usual choices, and with errors of one line."""
+"""The parser of the commands: settings from files and options, and errors in one line."""
 
 import inspect
-import re
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from ddip_pl.data.simulated import VolumeDataModule
-from ddip_pl.errors import InputError
-from ddip_pl.reconstruction.module import Reconstruction
+from ddip_pl.cli.usage import COMMANDS
+from ddip_pl.config_files import read_config
+from ddip_pl.errors import InputError, parser_reason
+from ddip_pl.methods import class_path
 
-USUAL: dict[str, type] = {"model": Reconstruction, "data": VolumeDataModule}
 HINT = "; see ddip-pl COMMAND --help"
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong with the settings in one line."""
+    """Lightning's parser, with configs that build on others and errors in one line."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
-        if missing := re.fullmatch(r'Parser key "(\w+)": the following arguments are required: (.*)', line):
-            line = f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
-        raise InputError(line + HINT)
+    @classmethod
+    def of(cls, command: str) -> Self:
+        """The parser of a command, with what all of them take."""
+        parser = cls(prog=f"ddip-pl {command}", description=COMMANDS[command], parser_mode="omegaconf")
+        parser.add_argument("--config", action="config", help="File with settings.")
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all random numbers.")
+        return parser
 
-    def add_lightning_class_args(
-        self, lightning_class: Any, nested_key: str, subclass_mode: bool = False, required: bool = True
-    ) -> list[str]:
-        """The choice of method and data, with one of each whose settings need no class to be named."""
-        if not subclass_mode:
-            return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
-        usual = USUAL[nested_key]
-        settings = ", ".join(f"--{nested_key}.{name}" for name in inspect.signature(usual).parameters)
-        return self.add_subclass_arguments(  # type: ignore[return-value]
-            lightning_class, nested_key, default={"class_path": f"{usual.__module__}.{usual.__name__}"},
-            help=f"Class, by default {usual.__name__}, and its settings; those of a class NAME are explained by "
-            f"--{nested_key}.help NAME, those of {usual.__name__} are {settings}.",
+    def add_choice(self, base: type, key: str, usual: type) -> None:
+        """Any subclass of `base` and its settings; `usual` where no class is named."""
+        settings = ", ".join(f"--{key}.{name}" for name in inspect.signature(usual).parameters)
+        self.add_subclass_arguments(
+            base, key, fail_untyped=False, default=class_path(usual),
+            help=f"Class, by default {usual.__name__}, and its settings; --{key}.help NAME explains the settings of a "
+            f"class NAME, those of {usual.__name__} are {settings}.",
         )  # fmt: skip
 
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """Settings from options and the files that they name.
+
+        Raises:
+            InputError: they cannot be used.
+        """
         try:
-            return super().parse_path(cfg_path, *args, **kwargs)
+            return self.parse_args(list(arguments))
+        except OmegaConfBaseException as error:
+            raise InputError(f"settings: {error}") from error
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        content = read_config(Path(path))
+        try:
+            return self.parse_string(yaml.safe_dump(content), str(path), *args, **kwargs)
         except (TypeError, ValueError, OmegaConfBaseException) as error:
-            raise InputError(f"config {cfg_path}: {error}") from error
+            raise InputError(f"config {path}: {error}") from error
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise InputError(parser_reason(message.replace(HINT, "")) + HINT)

@@ -8,75 +8,75 @@ from pathlib import Path
 
 import numpy as np
 
-from ddip_pl.data.module import MeasurementDataModule
+from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
-from ddip_pl.physics.measurement import Measurement
-from ddip_pl.scans.hdf5 import read_measurement
+from ddip_pl.scans.files import read_scan
 
 BRIGHT = 99.5  # per cent of the voxels are darker than 1
 
 
-def normalise(measurement: Measurement) -> Measurement:
-    """The measurement of an image whose intensities are those that a prior knows, about [0, 1].
+def scale_to_prior(scan: Scan) -> Scan:
+    """The scan of an image whose intensities are those that a prior knows, about [0, 1].
 
     The measured intensities are in no known units. What becomes 1 is the 99.5th percentile of the modulus of the
-    pseudo-inverse over the volume; `window` says what that is in the units of the scanner.
+    pseudo-inverse over the volume; the `window` holds it in the units of the scanner.
 
     Raises:
         InputError: the pseudo-inverse is 0 nearly everywhere.
     """
-    guess = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y)).norm(dim=1)
+    measurement, frame = scan
+    operator = measurement.operator
+    guess = frame.unpad(operator.visible(operator.pseudo_inverse(measurement.y))).norm(dim=1)
     scale = float(np.percentile(guess.numpy(force=True), BRIGHT))
     if not scale > 0:
-        raise InputError(f"measurement {measurement.name}: its image is 0 nearly everywhere; nothing to reconstruct")
-    low, high = measurement.window
-    return replace(
-        measurement,
-        y=measurement.y / scale,
-        sigma_y=measurement.sigma_y / scale,
-        window=(low, low + scale * (high - low)),
+        raise InputError(f"measurement {frame.name}: its image is 0 nearly everywhere; nothing to reconstruct")
+    low, high = frame.window
+    return Scan(
+        replace(measurement, y=measurement.y / scale, sigma_y=measurement.sigma_y / scale),
+        replace(frame, window=(low, low + scale * (high - low))),
     )
 
 
-def noise_level(measurement: Measurement) -> float:
+def noise_level(scan: Scan) -> float:
     """Standard deviation of the noise, estimated from the measurement in the way of its operator.
 
     Raises:
-        InputError: there is none to be seen.
+        InputError: none can be seen.
     """
+    measurement, frame = scan
     sigma_y = measurement.operator.noise_level(measurement.y)
     if not 0 < sigma_y < float("inf"):
-        raise InputError(f"measurement {measurement.name}: its noise level cannot be estimated; give data.sigma_y")
+        raise InputError(f"measurement {frame.name}: its noise level cannot be estimated; give data.sigma_y")
     return sigma_y
 
 
-class Scans(Sequence[Measurement]):
-    """Measurements that are read when their turn comes; only the last one is kept in memory.
+class Scans(Sequence[Scan]):
+    """Scans that are read when their turn comes; only the latest is kept in memory.
 
     Args:
         paths: files.
-        read: makes a measurement of one of them.
+        read: makes a scan of one of them.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Measurement]):
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Scan]):
         self.paths, self.read = paths, lru_cache(maxsize=1)(read)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Measurement:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Scan:  # type: ignore[override]
         return self.read(self.paths[index])
 
 
 class MeasuredDataModule(MeasurementDataModule):
-    """What a scanner measured, from file; see `read_measurement` for the formats and docs/measurements.md.
+    """What a scanner measured, from file; see `read_scan` for the formats and docs/measurements.md.
 
     Args:
         path: file, or list of files.
         slices: number of slices, the central ones; by default all.
         first: index of the first slice, where not the central ones are wanted.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1]; by
-            default what the file says, or else what is estimated from the data.
+            default that of the file, or else an estimate from the data.
         calibration: width of the centre of k-space that coil maps are calibrated from, at most.
     """
 
@@ -97,17 +97,15 @@ class MeasuredDataModule(MeasurementDataModule):
     def setup(self, stage: str) -> None:
         if stage == "test":
             raise InputError("what a scanner measured has no truth to compare with; use ddip-pl predict")
-        self.measurements = Scans(self.paths, self.read)
-        # All are read once, so that none is found to be bad in the middle of the run; the first one stays.
-        names = Counter(measurement.name for measurement in reversed(self.measurements))
+        self.scans = Scans(self.paths, self.read)
+        # All are read once, so that a bad one is found before the run and not in the middle of it; the first one stays.
+        names = Counter(frame.name for _, frame in reversed(self.scans))
         if not names or max(names.values()) > 1:
             raise InputError(f"data.path has {sorted(names.elements())}; give scans that differ in their names")
 
-    def read(self, path: Path) -> Measurement:
-        """Read a file, scale it and find out its noise level."""
-        measurement = normalise(read_measurement(path, self.slices, self.first, self.calibration))
-        if self.sigma_y is not None:
-            return replace(measurement, sigma_y=self.sigma_y)
-        if measurement.sigma_y >= 0:
-            return measurement
-        return replace(measurement, sigma_y=noise_level(measurement))
+    def read(self, path: Path) -> Scan:
+        """Read a file, scale it and find its noise level."""
+        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration))
+        measurement, frame = scan
+        sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
+        return Scan(replace(measurement, sigma_y=sigma_y if sigma_y >= 0 else noise_level(scan)), frame)

@@ -2,31 +2,40 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ddip_pl.physics.measurement import Measurement
+from ddip_pl.scans.scan import Scan
+
+__all__ = ["MeasurementDataModule", "Scan"]
 
 
 class MeasurementDataModule(LightningDataModule, ABC):
-    """Measurements for `test` and `predict`, one a batch; `setup` makes them.
+    """Scans for `test` and `predict`, one a batch; `setup` makes them.
 
     Attributes:
-        measurements: of one volume each.
+        scans: of one volume each.
     """
 
-    measurements: Sequence[Measurement]
+    scans: Sequence[Scan]
 
     @abstractmethod
     def setup(self, stage: str) -> None:
-        """Make the measurements.
+        """Make the scans.
 
         Raises:
-            InputError: they cannot be had.
+            InputError: there is something wrong with them.
         """
 
-    def test_dataloader(self) -> DataLoader[Measurement]:
-        return DataLoader(self.measurements, batch_size=None)  # type: ignore[arg-type]
+    def test_dataloader(self) -> DataLoader[Scan]:
+        return DataLoader(self.scans, batch_size=None)  # type: ignore[arg-type]
 
     predict_dataloader = test_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Scan:
+        """Move the measurement; its frame is for files and stays with them."""
+        measurement, frame = batch
+        return Scan(measurement.to(device), frame)

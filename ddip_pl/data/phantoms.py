@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -60,7 +61,7 @@ def render(ellipses: Tensor, size: int) -> Tensor:
         `(batch, size, size)` of the same dtype.
     """
     batch, count, _ = ellipses.shape
-    value, a, b, centre_x, centre_y, rotation = ellipses.flatten(0, 1).unbind(-1)
+    value, a, b, centre_x, centre_y, rotation = rearrange(ellipses, "batch count parameter -> parameter (batch count)")
     cos, sin = rotation.cos(), rotation.sin()
     # The ellipse covers |x| <= sqrt(extent), and there y = slope x +- a b / extent sqrt(extent - x^2).
     extent = ((a * cos) ** 2 + (b * sin) ** 2).clamp(min=torch.finfo(ellipses.dtype).tiny)
@@ -82,7 +83,7 @@ def render(ellipses: Tensor, size: int) -> Tensor:
 
 def phantoms(ellipses: Tensor, size: int) -> Tensor:
     """Phantoms as published, `(batch, 1, size, size)` float32 in [0, 1], of ellipses `(batch, count, 6)` float64."""
-    return normalise(render(ellipses, size))
+    return stretch(render(ellipses, size))
 
 
 def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tenso
     Returns:
         `(batch, 1, size, size)` float32 in [0, 1].
     """
-    blur, low, high, level = look.float().view(-1, 4, 1, 1, 1).unbind(1)
-    image = F.avg_pool2d(normalise(render(ellipses, 2 * size)), 2)  # pixels are means over their area
+    blur, low, high, level = rearrange(look.float(), "batch parameter -> parameter batch 1 1 1")
+    image = F.avg_pool2d(stretch(render(ellipses, 2 * size)), 2)  # pixels are means over their area
     row, column = (frequency(size, device=image.device) for frequency in (torch.fft.fftfreq, torch.fft.rfftfreq))
     transfer = torch.exp(-2 * (torch.pi * blur) ** 2 * (row[:, None] ** 2 + column**2))
     image = torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=(size, size)) * smooth(shading, (size, size)).exp()
@@ -110,12 +111,12 @@ def smooth(field: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(field[:, None].float(), size=size, mode="bicubic", align_corners=True)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Sums of ellipses `(batch, size, size)` to images `(batch, 1, size, size)` float32 in [0, 1].
+def stretch(image: Tensor) -> Tensor:
+    """Sums of ellipses `(batch, size, size)` as images `(batch, 1, size, size)` float32 that fill [0, 1].
 
     The foreground is shifted by the minimum, then the image is divided by its maximum.
     """
-    foreground = image.abs() > 1e-9  # what the running sums leave behind an ellipse is far below that
+    foreground = image.abs() > 1e-9  # rounding of the running sums next to an ellipse is far below that
     minimum = image.amin((1, 2), keepdim=True)
     image = torch.where(foreground, image, minimum).sub_(minimum)
     return image.div_(image.amax((1, 2), keepdim=True).clamp_(min=1e-9))[:, None].float()
@@ -231,4 +232,5 @@ class EllipsesDataModule(LightningDataModule):
         corner = (batch["corner"] * (self.image_size - window + 1)).long()
         pixel = corner[:, :, None] + torch.arange(window, device=corner.device)
         index = torch.arange(len(images), device=corner.device)[:, None, None]
-        return images.movedim(1, -1)[index, pixel[:, 0, :, None], pixel[:, 1, None, :]].movedim(-1, 1)
+        windows = rearrange(images, "b c h w -> b h w c")[index, pixel[:, 0, :, None], pixel[:, 1, None, :]]
+        return rearrange(windows, "b h w c -> b c h w")

@@ -1,28 +1,30 @@
-"""Denoising diffusion null-space model (Wang, Yu & Zhang 2023): the data decide all that they can decide."""
+"""Denoising diffusion null-space model (Wang, Yu & Zhang 2023): data in the range of `A`, prior in its null space."""
 
 from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.solvers.cg import conjugate_gradient
 
 
 class DDNM(PosteriorMean):
     """`x0_hat + A^+ (y - A x0_hat)`: the null space from the prior, the range from the data (eq. 13).
 
-    The correction is the least-squares solution of smallest norm, which conjugate gradients on
-    `A^T A d = A^T (y - A x0_hat)` find from `d = 0`. Filtered back-projection is no substitute for `A^+`: its error is
+    The correction is the least-squares solution of smallest norm, found by conjugate gradients on
+    `A^T A d = A^T (y - A x0_hat)` from `d = 0`. Filtered back-projection is no substitute for `A^+`: its error is
     added to `x0_hat` again and again. Where `A^+` is `A^T` (single-coil MRI), one step is enough.
 
-    Noise is fitted like data, and all the more the better the problem is solved.
+    Noise is fitted like data, and the more so the better the problem is solved; with much noise, use DDS.
 
     Args:
         iterations: conjugate-gradient steps, at most.
-        tolerance: a slice is solved when the residual of this system is at most that share of its right-hand side.
+        tolerance: a slice is solved when the residual of this system is at most this share of its right-hand side.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 100, tolerance: float = 1e-5):
+    def __init__(self, iterations: int = 30, tolerance: float = 1e-5):
         if iterations < 1:
             raise InputError(f"iterations of DDNM is {iterations}; give at least 1")
         if not 0 < tolerance < 1:
@@ -30,9 +32,6 @@ class DDNM(PosteriorMean):
         self.iterations, self.tolerance = iterations, tolerance
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-        operator = measurement.operator
-        gradient = -operator.adjoint(measurement.residual(x0_hat))
-        correction = conjugate_gradient(
-            operator.normal, gradient, self.iterations, tolerance=self.tolerance, coupled=operator.coupled
-        )
-        return x0_hat + correction, {}
+        A = measurement.operator
+        gradient = A.adjoint(measurement.residual(x0_hat))
+        return x0_hat + A.solve(-gradient, self.iterations, tolerance=self.tolerance), {}

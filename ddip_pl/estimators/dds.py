@@ -1,18 +1,19 @@
 """Decomposed diffusion sampling (Chung, Lee & Ye 2024): conjugate gradients from the prior's mean."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.solvers.cg import conjugate_gradient
 
 
 class DDS(PosteriorMean):
     """A few conjugate-gradient steps from `x0_hat` towards the data.
 
     Without `gamma` on `A^T A x = A^T y` (the paper's CT), with it on the proximal problem
-    `min_x gamma/2 ||A x - y||^2 + 1/2 ||x - x0_hat||^2`, that is `(I + gamma A^T A) x = x0_hat + gamma A^T y`
+    `min_x gamma/2 ||A x - y||^2 + 1/2 ||x - x0_hat||^2`, that is `(A^T A + I / gamma) x = A^T y + x0_hat / gamma`
     (the paper's MRI, gamma 5).
 
     Both are solved for the correction `d = x - x0_hat`, whose right-hand side is `A^T (y - A x0_hat)`.
@@ -20,12 +21,15 @@ class DDS(PosteriorMean):
     Args:
         iterations: conjugate-gradient steps, at most.
         gamma: weight of the data in the proximal form.
-        discrepancy: a slice is left alone as soon as its residual is this many times as large as the noise is expected
-            to be, `discrepancy sigma_y sqrt(number of values)` (Morozov's principle): what is left then is noise, and
-            closer agreement would be with the noise. 0 makes all the steps, as published. For the form without gamma.
+        discrepancy: a slice is left alone as soon as its residual is this many times the expected size of the noise,
+            `discrepancy sigma_y sqrt(number of values)` (Morozov's principle): what remains then is noise, and a closer
+            fit would fit the noise. 0 makes all the steps. For the form without gamma.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 5, gamma: float | None = None, discrepancy: float = 0.0):
+    def __init__(self, iterations: int = 15, gamma: float | None = None, discrepancy: float = 1.0):
         if iterations < 1:
             raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
         if gamma is not None and gamma <= 0:
@@ -34,18 +38,16 @@ class DDS(PosteriorMean):
             raise InputError(f"discrepancy is {discrepancy}; give 0 or more, and 0 with gamma")
         self.iterations, self.gamma, self.discrepancy = iterations, gamma, discrepancy
 
+    @classmethod
+    def published(cls, gamma: float | None = None) -> DDS:
+        """The paper's settings: 5 steps, all of them; no gamma in CT, 5 in MRI."""
+        return cls(iterations=5, gamma=gamma, discrepancy=0.0)
+
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-        operator, gamma = measurement.operator, self.gamma
+        A = measurement.operator
         residual = measurement.residual(x0_hat)
-        gradient = -operator.adjoint(residual)
-        if gamma is None:
-            enough = measurement.noise_energy(self.discrepancy)
-            decrease = residual.abs().square().flatten(1).sum(1) - enough if self.discrepancy else None
-            correction = conjugate_gradient(
-                operator.normal, gradient, self.iterations, decrease, coupled=operator.coupled
-            )
-            return x0_hat + correction, {}
-        correction = conjugate_gradient(
-            lambda d: d + gamma * operator.normal(d), gamma * gradient, self.iterations, coupled=operator.coupled
-        )
-        return x0_hat + correction, {}
+        damping = 1 / self.gamma if self.gamma else 0.0
+        decrease = None
+        if self.discrepancy:
+            decrease = residual.abs().square().flatten(1).sum(1) - measurement.noise_energy(self.discrepancy)
+        return x0_hat + A.solve(-A.adjoint(residual), self.iterations, damping=damping, decrease=decrease), {}

@@ -1,5 +1,7 @@
 """Diffusion posterior sampling (Chung et al. 2023): the gradient of the data misfit, through the network."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.func import vjp
@@ -16,7 +18,7 @@ class DPS(PosteriorMean):
 
     Where slices are coupled, it is their root mean square norm, so that a slice goes as far as it would by itself.
 
-    Published (Algorithm 1) is the step behind the sampler's: `x_{t-1} = x'_{t-1} - step grad`. As the sampler makes
+    Published (Algorithm 1) is the step after the sampler's: `x_{t-1} = x'_{t-1} - step grad`. As the sampler makes
     `sqrt(abar_{t-1}) mean` of the mean, that is the same as the above in a mean that it goes on from; exactly so when
     all timesteps are made, one by one.
 
@@ -38,23 +40,26 @@ class DPS(PosteriorMean):
         self, denoiser: Denoiser, x_t: Tensor, t: int, measurement: Measurement, memory: Memory | None = None
     ) -> Estimate:
         x0_hat, eps = denoiser(x_t, t)
-        v = self.direction(x0_hat, measurement)
-        axis = denoiser.plane[0]  # along which the images of that plane lie
-        gradient = []
-        for first in range(0, x_t.shape[axis], denoiser.batch_size):
-            count = min(denoiser.batch_size, x_t.shape[axis] - first)
-            with denoiser.only(slice(first, first + count)):
-                transpose = vjp(lambda x: denoiser(x, t)[0], x_t.narrow(axis, first, count))[1]
-            gradient += transpose(v.narrow(axis, first, count))
+        x, v = denoiser.cut(x_t), denoiser.cut(self.direction(x0_hat, measurement))
+        gradient: list[Tensor] = []
+        for first in range(0, len(x), denoiser.batch_size):
+            batch = slice(first, first + denoiser.batch_size)
+            part = denoiser.only(batch)
+            gradient += vjp(partial(means, part, t), x[batch])[1](v[batch])
         abar = denoiser.abar_at(t - 1 if t else None)
-        return Estimate(x0_hat - self.step / abar.sqrt() * torch.cat(gradient, axis), eps, {})
+        return Estimate(x0_hat - self.step / abar.sqrt() * denoiser.join(torch.cat(gradient)), eps, {})
 
     def direction(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
         """`grad || y - A x0_hat ||` with respect to `x0_hat`; 0 for a slice that fits exactly."""
         operator, residual = measurement.operator, measurement.residual(x0_hat)
         lengths = torch.linalg.vector_norm(residual.flatten(1), dim=1) / operator.coupled**0.5
-        lengths = lengths.repeat_interleave(operator.coupled).view(-1, *[1] * (x0_hat.ndim - 1))
+        lengths = operator.per_image(lengths)
         return divide(operator.adjoint(residual), lengths, lengths > 0)
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         raise NotImplementedError("DPS needs the gradient through the network; call it with the denoiser")
+
+
+def means(denoiser: Denoiser, t: int, images: Tensor) -> Tensor:
+    """The prior's means of some images of the denoiser's plane."""
+    return denoiser.cut(denoiser(denoiser.join(images), t)[0])

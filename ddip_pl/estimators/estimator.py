@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
     Attributes:
         mean: posterior mean `D_theta(x_t | y)`, of the shape of `x_t (slices, channels, height, width)`.
         eps: the noise that the prior sees in `x_t`, of the same shape.
-        memory: what the estimator wants to be given back at the next diffusion step, by name.
+        memory: what the estimator carries to the next diffusion step, by name.
     """
 
     mean: Tensor
@@ -28,15 +28,15 @@ class Estimate(NamedTuple):
 class PosteriorMean(ABC):
     """`D_theta(x_t | y)`, for some or all slices of a volume; the same object serves sampling and the adaptation loss.
 
-    It has no state of its own: what is carried from one diffusion step to the next goes through `memory`, which the
-    loop keeps. Most estimators correct the prior's own mean and write `condition` only; one that needs the gradient
-    through the network writes `__call__`.
+    An estimator has no state: whatever it carries from one diffusion step to the next goes through `memory`, which the
+    sampler keeps. Most estimators correct the prior's own mean and implement `condition` only; one that needs the
+    gradient through the network overrides `__call__`.
     """
 
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: int, measurement: Measurement, memory: Memory | None = None
     ) -> Estimate:
-        """Posterior mean at timestep `t`; without `memory`, as at the first diffusion step."""
+        """Posterior mean at timestep `t`; without `memory`, as in the first diffusion step."""
         x0_hat, eps = denoiser(x_t, t)
         mean, memory = self.condition(x0_hat, measurement, memory or {})
         return Estimate(mean, eps, memory)

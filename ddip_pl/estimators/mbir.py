@@ -1,5 +1,7 @@
 """DiffusionMBIR (Chung et al. 2023) in its DDS-accelerated form: the prior's mean, total variation and the data."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from torch import Tensor
@@ -7,35 +9,37 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.solvers.admm import ACROSS_SLICES, ALL_AXES, Split, admm_step, differences, shrink
+from ddip_pl.solvers.admm import ACROSS_SLICES, ALL_AXES, LeastSquares, Split, admm_step, differences, shrink
 
 
 class DiffusionMBIR(PosteriorMean):
     """A few iterations of ADMM on `min_X 1/2 ||A X - Y||^2 + strength sum |D X|` from the prior's mean.
 
-    A 2D prior knows nothing of the neighbouring slices; the total variation across them does. Split and dual variables
-    are carried from one diffusion step to the next. (In the adaptation loss, where the slices change, they start anew;
-    with `axes` "slices" or "all" these should be neighbours.)
+    A 2D prior does not see neighbouring slices; the total variation couples them. Split and dual variables are carried
+    from one diffusion step to the next. In the adaptation loss, where the slices change, they start anew, and the
+    slices should be neighbours.
 
     Args:
         strength: lambda, weight of the total variation, in units of `sigma_y`.
-        rho: penalty of ADMM, in units of `sigma_y`; `strength / rho` is the difference in intensity below which edges
-            vanish.
-        axes: of the differences: across "slices" only, as published, or along "all" three axes, isotropic.
+        rho: penalty of ADMM, in units of `sigma_y`; edges lower than `strength / rho` vanish.
+        axes: of the differences: across "slices" only, or along "all" three axes, isotropic.
         iterations: of ADMM at each diffusion step, at most.
         cg_iterations: conjugate-gradient steps of each of them.
-        discrepancy: ADMM ends as soon as the residual of the volume is this many times as large as the noise is
-            expected to be, see `DDS`; 0 makes all the iterations, as published.
+        discrepancy: ADMM ends as soon as the residual of the volume is this many times the expected size of the noise,
+            see `DDS`; 0 makes all the iterations.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     def __init__(
         self,
-        strength: float = 0.1,
-        rho: float = 10.0,
+        strength: float = 0.03,
+        rho: float = 1.0,
         axes: Literal["slices", "all"] = "slices",
-        iterations: int = 5,
-        cg_iterations: int = 5,
-        discrepancy: float = 0.0,
+        iterations: int = 10,
+        cg_iterations: int = 3,
+        discrepancy: float = 1.0,
     ):
         if axes not in ("slices", "all"):
             raise InputError(f"axes of DiffusionMBIR is {axes!r}; give 'slices' or 'all'")
@@ -51,6 +55,15 @@ class DiffusionMBIR(PosteriorMean):
         self.axes = ACROSS_SLICES if axes == "slices" else ALL_AXES
         self.iterations, self.cg_iterations = iterations, cg_iterations
 
+    @classmethod
+    def published(cls) -> DiffusionMBIR:
+        """The paper's settings in the scale of a unit-norm operator.
+
+        Published are strength 0.01, rho 0.5 and `sigma_y` 0.01 for a projector of norm 60 to 100. Divided by its norm,
+        here 80, the operator needs strength and rho divided by the norm's square and `sigma_y` by the norm.
+        """
+        return cls(strength=1 / 80, rho=50 / 80, iterations=5, cg_iterations=5, discrepancy=0.0)
+
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         if len(x0_hat) < 2:
             raise InputError(
@@ -60,15 +73,17 @@ class DiffusionMBIR(PosteriorMean):
         if not measurement.sigma_y > 0:
             raise InputError("data.sigma_y is 0, and DiffusionMBIR's strength is in units of it; give the noise level")
         strength, rho = self.strength * measurement.sigma_y, self.rho * measurement.sigma_y
+        A = measurement.operator
+        data = LeastSquares(lambda x: A.adjoint(measurement.residual(x)), A.normal)
         enough = measurement.noise_energy(self.discrepancy).sum()
         x = x0_hat
         if memory:
-            split = Split(memory["d"], memory["u"])
+            split = Split(**memory)
         else:
             d = differences(x, self.axes)
             split = Split(shrink(d, strength / rho), d.new_zeros(()).expand_as(d))
         for _ in range(self.iterations):
-            x, split = admm_step(x, split, measurement, self.axes, strength, rho, self.cg_iterations)
-            if self.discrepancy and measurement.residual(x).abs().square().sum() <= enough:
+            x, split = admm_step(x, split, data, self.axes, strength, rho, self.cg_iterations)
+            if self.discrepancy and measurement.misfit(x).sum() <= enough:
                 break
-        return x, {"d": split.d, "u": split.u}
+        return x, split._asdict()

@@ -1,1 +1,1 @@
-"""Figures of merit and pictures."""
+"""Figures of merit, and the picture of a volume."""

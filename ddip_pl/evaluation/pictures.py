@@ -1,38 +1,39 @@
-"""The figure of a volume: three planes of input, reconstruction, reference and error."""
+"""The picture of a volume: three planes of input, reconstruction, reference and error."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange, repeat
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddip_pl.evaluation.metrics import magnitude, summary
+from ddip_pl.volumes.frame import magnitude
 
 PLANES = ("sagittal", "coronal", "axial")
 WIDTH, THINNEST = 2.8, 0.5  # of a panel, in inches; a stack of few slices is stretched to the second
 
 
-def planes(volume: np.ndarray, affine: Tensor) -> list[np.ndarray]:
+def planes(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
     """Central cuts of `(slices, rows, columns)`: a slice, and the two across the slices.
 
     They are seen as radiologists do: the patient's right, front and head are left or on top, whichever way the axes go.
     """
-    axes = affine[:3, :3].flip(1)  # of slices, rows, columns
-    ascending = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))[0] > 0
-    turned = volume[tuple(slice(None, None, -1 if up else 1) for up in ascending.tolist())]
+    axes = affine[:3, 2::-1].T  # of slices, rows, columns
+    turned = volume[tuple(slice(None, None, -1 if axis[np.abs(axis).argmax()] > 0 else 1) for axis in axes)]
     slices, rows, columns = (length // 2 for length in volume.shape)
     return [turned[slices], turned[:, rows], turned[:, :, columns]]
 
 
-def tri_planar(volume: np.ndarray, affine: Tensor) -> np.ndarray:
+def tri_planar(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The central cuts of `(slices, rows, columns)` in [0, 1], one below the other, as 8-bit grey `(height, width)`.
 
     Slices are repeated as often, roughly, as they are thicker than pixels are wide. See `planes` for the arguments.
     """
-    width, _, thickness = affine[:3, :3].norm(dim=0).tolist()
+    width, _, thickness = np.linalg.norm(affine[:3, :3], axis=0)
+    times = max(1, round(thickness / width))
     within, *across = planes(volume, affine)
-    cuts = [within, *(cut.repeat(max(1, round(thickness / width)), axis=0) for cut in across)]
+    cuts = [within, *(repeat(cut, "slices w -> (slices times) w", times=times) for cut in across)]
     width = max(cut.shape[1] for cut in cuts)
     image = np.concatenate([np.pad(cut, ((0, 0), (0, width - cut.shape[1]))) for cut in cuts])
     return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
@@ -41,30 +42,31 @@ def tri_planar(volume: np.ndarray, affine: Tensor) -> np.ndarray:
 def compare(
     images: Mapping[str, Tensor],
     reference: Tensor | None,
-    affine: Tensor,
+    metrics: Mapping[str, Mapping[str, float]],
+    affine: np.ndarray,
     path: Path,
 ) -> None:
     """Save reconstructions of a volume side by side, with the reference and the error of the last one.
 
     Args:
         images: `(slices, channels, height, width)` in [0, 1] by name.
-        reference: the truth, of the same shape; figures of merit are added to the titles.
+        reference: the truth, of the same shape.
+        metrics: `psnr` and `ssim` of the images for their titles, where there is a reference.
         affine: `(4, 4)`, from (column, row, slice) to scanner coordinates in mm.
         path: image file to write.
     """
-    panels = {name: magnitude(image)[:, 0].clamp(0, 1).cpu().numpy() for name, image in images.items()}
+    panels = {name: grey(image).clip(0, 1) for name, image in images.items()}
     headings = dict.fromkeys(panels, "")
     if reference is not None:
-        for name, image in images.items():
-            headings[name] = "\n{psnr:.2f} dB, SSIM {ssim:.3f}".format(**summary(image, reference))
+        headings = {name: "\n{psnr:.2f} dB, SSIM {ssim:.3f}".format(**metrics[name]) for name in panels}
         last = list(panels)[-1]
-        panels["reference"] = magnitude(reference)[:, 0].cpu().numpy()
+        panels["reference"] = grey(reference)
         error = f"error of {last} x 5"
         panels[error] = 5 * np.abs(panels[last] - panels["reference"])
         headings |= {"reference": "", error: ""}
 
-    dx, dy, dz = affine[:3, :3].norm(dim=0).tolist()
-    column_plane, row_plane, slice_plane = (PLANES[axis] for axis in affine[:3, :3].abs().argmax(dim=0).tolist())
+    dx, dy, dz = np.linalg.norm(affine[:3, :3], axis=0)
+    column_plane, row_plane, slice_plane = (PLANES[axis] for axis in np.abs(affine[:3, :3]).argmax(axis=0))
     slices, rows, columns = next(iter(panels.values())).shape
     cuts = [(slice_plane, columns * dx, rows * dy), (row_plane, columns * dx, slices * dz),
             (column_plane, rows * dy, slices * dz)]  # fmt: skip
@@ -81,3 +83,8 @@ def compare(
                 ax.set_ylabel(plane, fontsize=8)
         axes[0, column].set_title(name + headings[name], fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def grey(images: Tensor) -> np.ndarray:
+    """Images `(slices, channels, height, width)` as grey values `(slices, height, width)`; magnitude if complex."""
+    return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> s h w")

@@ -144,7 +144,7 @@ class ConeBeamCT(LinearOperator):
     @cached_property
     def scale(self) -> float:  # type: ignore[override]
         """Spectral norm of the physical operator, to about 0.1 %."""
-        like = self.lattice
+        like = self.like
 
         def make() -> dict[str, np.ndarray]:
             normal = lambda x: self.rays.back_project(self.rays.project(x.to(like)))  # noqa: E731
@@ -172,7 +172,7 @@ class ConeBeamCT(LinearOperator):
             ValueError: `x` has another shape.
         """
         _check_shape(x, self.domain)
-        y: Tensor = self.rays(x.to(self.lattice.dtype))
+        y: Tensor = self.rays(x.to(self.like.dtype))
         return y / self.scale
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class ConeBeamCT(LinearOperator):
             ValueError: `y` has another shape.
         """
         _check_shape(y, self.range)
-        return self.rays.adjoint(y.to(self.lattice.dtype)) / self.scale
+        return self.rays.adjoint(y.to(self.like.dtype)) / self.scale
 
     def noise_level(self, y: Tensor) -> float:
         """See `sinogram_noise`."""

@@ -29,6 +29,18 @@ def numbers(
     return values
 
 
+def length(description: Mapping[str, Any], name: str) -> float:
+    """A positive length, in mm.
+
+    Raises:
+        InputError: it is missing, or not positive.
+    """
+    [value] = numbers(description, name, 1)
+    if not value > 0:
+        raise InputError(f"{name.replace('_', ' ')} is {value:g} mm; expected a positive length")
+    return value
+
+
 def array(description: Mapping[str, Any], name: str, kinds: str = "biuf") -> np.ndarray:
     """An array of numbers.
 
@@ -44,7 +56,7 @@ def array(description: Mapping[str, Any], name: str, kinds: str = "biuf") -> np.
     if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds:
         found = [f"'{key}' {value.shape}" for key, value in description.items() if isinstance(value, np.ndarray)]
         what = "numbers" if "c" in kinds else "real numbers"
-        raise InputError(f"no dataset '{name}' of {what}; it has {', '.join(found) or 'no datasets'}")
+        raise InputError(f"no dataset '{name}' of {what}; next to the data it has {', '.join(found) or 'no datasets'}")
     return values
 
 

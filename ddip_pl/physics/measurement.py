@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator, Slices
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """`y = A x + n` for all slices of one volume.
+    """`y = A x + n` for all slices of one volume, or for some of them.
 
     Attributes:
         y: measurement in the scale of the operator; first axis slices, or groups of coupled ones.
@@ -34,12 +34,20 @@ class Measurement:
         return len(self.y) * self.operator.coupled
 
     def __getitem__(self, slices: Slices) -> Measurement:
-        """The measurement of some slices; of coupled ones, what the estimate of the others does not explain."""
+        """The measurement of some slices; of coupled ones, what the estimate of the others does not explain.
+
+        Raises:
+            InputError: slices are coupled, and there is no estimate.
+        """
         operator, reference = self.operator.select(slices), None if self.reference is None else self.reference[slices]
         if self.operator.coupled == 1:
             y = self.y[slices]
         else:
-            assert self.estimate is not None, "coupled slices cannot be told apart without an estimate; see given()"
+            if self.estimate is None:
+                raise InputError(
+                    f"{type(self.operator).__name__} measures slices together; choose some of them given an estimate "
+                    "of all, measurement.given(estimate)[slices]"
+                )
             y = operator(self.estimate[slices]) - self.residual(self.estimate)
         return Measurement(y, operator, self.sigma_y, reference)
 
@@ -47,26 +55,25 @@ class Measurement:
         """The same, with all slices but the chosen ones held at an estimate when some are chosen, `[slices]`.
 
         Args:
-            estimate: makes the volume `(slices, channels, height, width)`; it is asked only where slices are measured
-                together, as others do not depend on each other.
+            estimate: makes the volume `(slices, channels, height, width)`; it is called only where slices are coupled,
+                as others do not depend on each other.
         """
         return self if self.operator.coupled == 1 else replace(self, estimate=estimate())
 
-    def to(self, *args: Any, **kwargs: Any) -> Measurement:
-        """The same on another device, as `Tensor.to`."""
-        moved = {name: part.to(*args, **kwargs) for name, part in vars(self).items() if hasattr(part, "to")}
-        return replace(self, **moved)
+    def to(self, device: torch.device | str) -> Measurement:
+        """The same on another device; the operator itself moves there, as modules do."""
+        return replace(self, **{name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")})
 
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""
         return self.operator(x) - self.y
 
     def misfit(self, x: Tensor) -> Tensor:
-        """`|| A x - y ||^2` of each slice, or of those measured together, `(len(y),)`."""
+        """`|| A x - y ||^2` of each slice, or group of coupled ones, `(len(y),)`."""
         return self.residual(x).abs().square().flatten(1).sum(1)
 
     def noise_energy(self, discrepancy: float = 1.0) -> Tensor:
-        """`(discrepancy sigma_y)^2` times the number of values, for each slice or those measured together, `(len(y),)`.
+        """`(discrepancy sigma_y)^2` times the number of values, for each slice or group of coupled ones, `(len(y),)`.
 
         It is what `misfit` is expected to be for the true `x`, with discrepancy 1 (Morozov's principle).
         """

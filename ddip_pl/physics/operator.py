@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import vjp
 
 from ddip_pl.errors import InputError
 from ddip_pl.solvers.cg import conjugate_gradient
@@ -24,16 +23,19 @@ Description = dict[str, Any]  # numbers, text and arrays by name
 
 UNIT = 1e-2  # relative difference up to which a norm counts as 1
 EXACT = 1e-4  # relative difference up to which float32 counts as exact
+TINY = torch.finfo(torch.float32).tiny
 
 
 def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Let a method of one tensor take a NumPy array as well, and return one then."""
+    """Let a method of one tensor take a NumPy array as well, and return one in the operator's precision then."""
 
     @wraps(method)
-    def call(self: Any, x: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            return method(self, torch.from_numpy(np.ascontiguousarray(x))).numpy(force=True)
-        return method(self, x)
+    def call(self: LinearOperator, x: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            return method(self, x)
+        precision = self.lattice.dtype.to_complex() if np.iscomplexobj(x) else self.lattice.dtype
+        tensor = torch.from_numpy(np.array(x, order="C")).to(self.lattice.device, precision)
+        return method(self, tensor).numpy(force=True)
 
     return call
 
@@ -72,8 +74,8 @@ class LinearOperator(nn.Module, ABC):
     scale: float = 1.0
     iterations: int = 20
     per_slice: ClassVar[tuple[str, ...]] = ()
-    kind: ClassVar[str] = ""
-    axes: ClassVar[tuple[str, ...]] = ()
+    kind: str = ""
+    axes: tuple[str, ...] = ()
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -95,8 +97,10 @@ class LinearOperator(nn.Module, ABC):
     @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
-        like = self.lattice.new_zeros(len(y) * self.coupled, *self.domain[1:])
-        return vjp(self.forward, like)[1](y)[0]
+        differentiable = torch.is_grad_enabled() and y.requires_grad
+        with torch.enable_grad():
+            x = self.lattice.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
+            return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
 
     @accepts_arrays
     def pseudo_inverse(self, y: Tensor) -> Tensor:
@@ -140,7 +144,11 @@ class LinearOperator(nn.Module, ABC):
     def range(self) -> tuple[int, ...]:
         """Shape of `y`."""
         with torch.no_grad():
-            return tuple(self(self.lattice.new_zeros(self.domain)).shape)
+            return tuple(self(self.zeros()).shape)
+
+    def zeros(self) -> Tensor:
+        """A volume of zeros, `x = 0`, in the operator's precision, on its device."""
+        return self.lattice.new_zeros(self.domain)
 
     @property
     def lattice(self) -> Tensor:
@@ -148,10 +156,10 @@ class LinearOperator(nn.Module, ABC):
         return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
 
     @cached_property
-    def norm(self) -> float:  # type: ignore[override]
+    def norm(self) -> float:
         """Spectral norm `||A||`, to about 0.1 %."""
-        device = self.lattice.device
-        return spectral_norm(lambda x: self.normal(x.to(device)), self.domain, self.lattice.dtype, tolerance=1e-6)
+        zeros = self.zeros()
+        return spectral_norm(lambda x: self.normal(x.to(zeros.device)), zeros.shape, zeros.dtype, tolerance=1e-6)
 
     # --- other operators ------------------------------------------------------------------------------------------
 
@@ -185,8 +193,12 @@ class LinearOperator(nn.Module, ABC):
         for name in self.per_slice:
             buffer = getattr(self, name)
             kept[id(buffer)] = buffer if len(buffer) == 1 else buffer[slices]
-        part = copy.deepcopy(self, kept)  # which takes the buffers from there instead of copying them
+        for child in self.children():
+            if isinstance(child, LinearOperator) and child.shape[0] == self.shape[0]:
+                kept[id(child)] = child.select(slices)
+        part = copy.deepcopy(self, kept)  # which takes from there what is there, and copies the rest
         part.shape = (len(index), *self.shape[1:])
+        part.coupled = min(self.coupled, len(index))
         part.__dict__.pop("range", None)
         return part
 
@@ -251,52 +263,64 @@ class LinearOperator(nn.Module, ABC):
     # --- checks ---------------------------------------------------------------------------------------------------
 
     def check(self, seed: int = 0) -> Check:
-        """Find out whether the operator is linear, has an exact adjoint and the right gradient.
+        """Find out whether the operator is linear, has the exact adjoint and the right gradient.
 
         Args:
-            seed: of the random volume and measurement that it is tried on.
+            seed: of the random volumes and measurement that it is tried on.
 
         Returns:
-            Relative errors, and the norm.
+            The norm, and relative errors.
 
         Raises:
-            InputError: the adjoint is not that of `forward` (or `forward` is not linear), or its gradient is wrong.
+            InputError: `forward` is not linear or not differentiable, or the adjoint is not its transpose.
         """
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(self.domain, generator=generator).to(self.lattice)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+        x, u = noise(self.zeros()).requires_grad_(), noise(self.zeros())
+        energy = 0.5 * self(x).abs().square().sum()
+        if not energy.requires_grad:
+            raise InputError(f"{type(self).__name__} is not differentiable; write forward with functions of PyTorch")
+        (gradient,) = torch.autograd.grad(energy, x)
         with torch.no_grad():
-            y = torch.randn(self.range, generator=generator, dtype=self(x).dtype).to(self.lattice.device)
-            y = self.sampled(y)
-            forward, back = self(x), self.adjoint(y)
-            size = max(float(forward.norm() * y.norm()), torch.finfo(torch.float32).tiny)
-            adjointness = abs(inner(forward, y) - inner(x, back)) / size
-        variable = x.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(0.5 * self(variable).abs().square().sum(), variable)
-        with torch.no_grad():
-            expected = self.normal(x)
-            wrong = float((gradient - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
-        result = Check(adjointness, self.norm, wrong)
-        for name, error in (("adjoint", adjointness), ("gradient", wrong)):
+            ax, au = self(x), self(u)
+            linearity = relative(self(2 * x + u), 2 * ax + au)
+            y = noise(ax)
+            y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # noise alone would be next to orthogonal to all it meets
+            difference = abs(inner(ax, y) - inner(x, self.adjoint(y)))
+            adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
+            wrong = relative(gradient, self.normal(x))
+        for error, advice in (
+            (linearity, "is not linear: A(2 x + u) and 2 A(x) + A(u) differ"),
+            (adjointness, "has a wrong adjoint, which automatic differentiation makes if none is written: it is off"),
+            (wrong, "has a wrong gradient, which is A^T A x for 1/2 ||A x||^2: it is off"),
+        ):
             if not error < EXACT:
-                raise InputError(
-                    f"{type(self).__name__}: {name} off by {error:.1e} of its size, expected below {EXACT:g}; forward "
-                    "must be linear and differentiable, and adjoint its exact transpose"
-                )
-        return result
+                raise InputError(f"{type(self).__name__} {advice} by {error:.1e} of its size; expected below {EXACT:g}")
+        return Check(self.norm, linearity, adjointness, wrong)
 
 
 class Check(NamedTuple):
     """What `LinearOperator.check` found.
 
     Attributes:
-        adjointness: `|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`.
         norm: spectral norm.
+        linearity: relative difference of `A (2 x + u)` and `2 A x + A u`.
+        adjointness: `|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`.
         gradient: relative error of the gradient of `1/2 ||A x||^2`, which is `A^T A x`.
     """
 
-    adjointness: float
     norm: float
+    linearity: float
+    adjointness: float
     gradient: float
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """`||a - b|| / ||b||`."""
+    return float((a - b).norm() / b.norm().clamp(min=TINY))
 
 
 def inner(a: Tensor, b: Tensor) -> float:
@@ -311,6 +335,7 @@ class Adjoint(LinearOperator):
     def __init__(self, operator: LinearOperator):
         super().__init__(operator.shape)
         self.operator = operator
+        self.scale = operator.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator.adjoint(x)
@@ -330,8 +355,11 @@ class Adjoint(LinearOperator):
     def range(self) -> tuple[int, ...]:
         return self.operator.domain
 
+    def zeros(self) -> Tensor:
+        return self.operator(self.operator.zeros())
+
     @cached_property
-    def norm(self) -> float:  # type: ignore[override]
+    def norm(self) -> float:
         return self.operator.norm
 
 
@@ -346,7 +374,7 @@ class Composition(LinearOperator):
             )
         super().__init__(first.shape)
         self.second, self.first = second, first
-        self.channels, self.coupled = first.channels, max(first.coupled, second.coupled)
+        self.channels, self.coupled = first.channels, first.coupled * second.coupled
         self.scale = first.scale * second.scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -359,14 +387,17 @@ class Composition(LinearOperator):
     def domain(self) -> tuple[int, ...]:
         return self.first.domain
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Composition(self.second.select(slices), self.first.select(slices))
+    def zeros(self) -> Tensor:
+        return self.first.zeros()
 
     def values(self, y: Tensor) -> Tensor:
         return self.second.values(y)
 
     def sampled(self, y: Tensor) -> Tensor:
         return self.second.sampled(y)
+
+    def visible(self, x: Tensor) -> Tensor:
+        return self.first.visible(x)
 
 
 class Stack(LinearOperator):
@@ -395,9 +426,6 @@ class Stack(LinearOperator):
         first, second = y.split([math.prod(shape) for shape in shapes], dim=1)
         return first.unflatten(1, shapes[0]), second.unflatten(1, shapes[1])
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Stack(self.first.select(slices), self.second.select(slices))
-
     def values(self, y: Tensor) -> Tensor:
         first, second = self.split(y)
         return self.first.values(first) + self.second.values(second)
@@ -417,6 +445,7 @@ class Scaled(LinearOperator):
         super().__init__(operator.shape)
         self.operator, self.divisor = operator, divisor
         self.channels, self.coupled, self.scale = operator.channels, operator.coupled, divisor * operator.scale
+        self.kind, self.axes = operator.kind, operator.axes
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator(x) / self.divisor
@@ -428,11 +457,8 @@ class Scaled(LinearOperator):
         return self.operator.pseudo_inverse(self.divisor * y)
 
     @cached_property
-    def norm(self) -> float:  # type: ignore[override]
+    def norm(self) -> float:
         return self.operator.norm / self.divisor
-
-    def select(self, slices: Slices) -> LinearOperator:
-        return Scaled(self.operator.select(slices), self.divisor)
 
     def values(self, y: Tensor) -> Tensor:
         return self.operator.values(y)
@@ -445,6 +471,12 @@ class Scaled(LinearOperator):
 
     def noise_level(self, y: Tensor) -> float:
         return self.operator.noise_level(self.divisor * y) / self.divisor
+
+    def describe(self, pixel: tuple[float, float]) -> Description:
+        return self.operator.describe(pixel)
+
+    def unit(self, pixel: tuple[float, float]) -> float:
+        return self.divisor * self.operator.unit(pixel)
 
 
 def volume_shape(shape: Sequence[int]) -> Shape:

@@ -155,3 +155,22 @@ def _density(length: int, density: Density) -> np.ndarray:
 
 def _lines(columns: np.ndarray, height: int) -> Tensor:
     return torch.from_numpy(columns).repeat(height, 1)
+
+
+def measured_centre(mask: Tensor, most: int) -> int:
+    """Width of the largest square around the zero frequency that is measured in all slices.
+
+    Args:
+        mask: `(slices, ky, kx)`, bool.
+        most: width to stop at.
+
+    Returns:
+        An even number of positions.
+    """
+    everywhere, size = mask.all(0), 0
+    for width in range(2, min(most, *everywhere.shape) + 1, 2):
+        rows, columns = (slice(n // 2 - width // 2, n // 2 + width // 2) for n in everywhere.shape)
+        if not everywhere[rows, columns].all():
+            break
+        size = width
+    return size

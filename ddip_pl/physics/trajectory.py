@@ -3,12 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
 
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
+FURTHEST = 0.5**0.5  # from a sample in the covered centre, in steps of the grid: half a diagonal of its cells
 
 
 class Trajectory(ABC):
@@ -69,3 +71,26 @@ class Spiral(Trajectory):
         angle = first + 2 * math.pi * turns * share
         radius = math.pi * (1 - 1e-9) * share
         return torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1).flatten(0, 1)
+
+
+def covered_centre(positions: Tensor, image_size: int, most: int) -> int:
+    """Width of the largest square around the zero frequency in which no place of the grid is far from all samples.
+
+    Args:
+        positions: `(samples, 2)` of (ky, kx) in radians a pixel.
+        image_size: height and width of the image, and of the grid.
+        most: width to stop at.
+
+    Returns:
+        An even number of steps of the grid.
+    """
+    from scipy.spatial import KDTree
+
+    tree, size = KDTree(positions.numpy(force=True) * image_size / (2 * math.pi)), 0
+    for width in range(2, min(most, image_size) + 1, 2):
+        steps = np.arange(width) - width // 2
+        distances, _ = tree.query(np.stack(np.meshgrid(steps, steps), axis=-1))
+        if distances.max() > FURTHEST:
+            break
+        size = width
+    return size

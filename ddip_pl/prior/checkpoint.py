@@ -1,4 +1,4 @@
-"""Reading and writing priors: our own format, Lightning checkpoints, and the forms in which ADM weights are published.
+"""Priors on disk: our own format, Lightning checkpoints, and the published forms of ADM weights.
 
 Nothing here runs code from a file: `.safetensors` holds none, and pickles are read with `weights_only=True`.
 """
@@ -21,7 +21,7 @@ from ddip_pl.prior.unet import UNet, UNetConfig
 
 FORMAT = "ddip-pl-prior-1"
 SCHEDULE = {"steps": STEPS, "beta_start": BETA_START, "beta_end": BETA_END}
-# Settings of guided-diffusion's scripts that leave the network as it is.
+# Settings of guided-diffusion's scripts that do not affect the network.
 IRRELEVANT = {"use_checkpoint", "use_fp16", "num_heads_upsample", "class_cond", "diffusion_steps", "noise_schedule"}
 
 
@@ -50,7 +50,7 @@ def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
 
 
 def describe(network: UNet) -> dict[str, str]:
-    """What a file must say beside the weights: format, network settings and noise schedule, as JSON."""
+    """What a file holds besides the weights: format, network settings and noise schedule, as JSON."""
     return {"format": FORMAT, "config": json.dumps(asdict(network.config)), "schedule": json.dumps(SCHEDULE)}
 
 
@@ -65,7 +65,7 @@ def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: 
 
 
 def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
-    """Read a prior, whichever form it has, as a float32 network `network(x, t) -> eps` in evaluation mode.
+    """Read a prior in any of these forms, as a float32 network `network(x, t) -> eps` in evaluation mode.
 
     Args:
         path: our `.safetensors`; a Lightning `.ckpt` of `fit`; a guided-diffusion state dict; a dict with `config` and
@@ -84,7 +84,7 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
         raise InputError(f"prior {path}: the file does not say which network it is for; give its settings as config")
     try:
         network = UNet(parse_config(json.loads(settings) if isinstance(settings, str) else settings))
-    except Exception as error:  # where a wrong setting makes itself felt cannot be foreseen
+    except Exception as error:  # a wrong setting can fail anywhere in the network
         raise InputError(f"prior {path}: unusable network settings ({_one_line(error)})") from error
     weights = _name_parameters(network, contents, path) if isinstance(contents, list) else contents
     _load(network, weights, path)

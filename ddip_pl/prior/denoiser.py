@@ -1,34 +1,37 @@
 """The prior as sampling sees it: noisy image in, posterior mean and noise out."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddip_pl.prior.schedule import noise_schedule, tweedie
 
-# Orders of the axes of a volume `(slices, channels, rows, columns)` in which another plane of it comes first; each is
-# its own inverse.
-Plane = tuple[int, int, int, int]
-SLICES, ROWS, COLUMNS = (0, 1, 2, 3), (2, 1, 0, 3), (3, 1, 2, 0)
+Plane = Literal["slices", "rows", "columns"]  # of a volume: what is at one slice, one row, one column
+AXES: dict[Plane, str] = {"slices": "s c h w", "rows": "h c s w", "columns": "w c h s"}  # the images' axis first
 
 
 class Denoiser(nn.Module):
     """`(x_t, t) -> (E[x_0 | x_t], eps_theta(x_t, t))`.
 
-    The images are slices, unless `across` says otherwise. A prior of ellipses is one of ellipsoids, which are ellipses
-    in whichever plane they are cut; so one 2D prior, applied to the three planes in turn, makes a volume that is
-    consistent in 3D. (TPDM, Lee et al. 2023, alternates two planes, with a prior trained for each.)
+    The images are slices; `across` returns a denoiser of another plane. A prior of ellipses is one of ellipsoids, which
+    are ellipses in whichever plane they are cut. So one 2D prior, applied to the three planes in turn, makes a volume
+    that is consistent in 3D. (TPDM, Lee et al. 2023, alternates two planes, with a prior trained for each.)
 
     Args:
-        network: predicts the noise, `network(x, t) -> eps`; channels behind those of the image are ignored.
-        batch_size: slices that pass through the network at once.
+        network: predicts the noise, `network(x, t) -> eps`; output channels beyond those of the image are ignored.
+        batch_size: images that pass through the network at once.
 
     Attributes:
-        weights: what the network computes with instead of its own weights, by name; adapted weights are put here.
+        weights: what the network computes with instead of its own weights, by name; see `with_weights`.
         slicewise: the first axis of these weights is that of the slices, each of which has its own.
+        plane: whose images pass through the network.
     """
 
     abar: Tensor
@@ -39,45 +42,54 @@ class Denoiser(nn.Module):
         self.batch_size = batch_size
         self.weights: Mapping[str, Tensor] = {}
         self.slicewise = False
-        self.plane = SLICES
+        self.plane: Plane = "slices"
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """For images `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
-        images, channels = x_t.permute(self.plane), x_t.shape[1]
+        """For volumes `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
+        images, channels = self.cut(x_t), x_t.shape[1]
         if self.slicewise:
-            assert self.plane == SLICES, "slices have weights of their own, other planes have none"
             assert all(len(weight) == len(images) for weight in self.weights.values()), "see Denoiser.only"
         noise = []
         for first in range(0, len(images), self.batch_size):
             batch = slice(first, first + self.batch_size)
             x = images[batch]
-            noise.append(functional_call(self.network, self.weights_of(batch), (x, x.new_full((len(x),), t))))
-        eps = torch.cat(noise)[:, :channels].permute(self.plane)
+            noise.append(functional_call(self.network, self.only(batch).weights, (x, x.new_full((len(x),), t))))
+        eps = self.join(torch.cat(noise)[:, :channels])
         return tweedie(x_t, eps, self.abar[t]), eps
 
-    def weights_of(self, images: slice) -> dict[str, Tensor]:
-        """Adapted weights for some of the images."""
-        return {name: weight[images] if self.slicewise else weight for name, weight in self.weights.items()}
+    def with_weights(self, weights: Mapping[str, Tensor], slicewise: bool = False) -> Denoiser:
+        """The denoiser that computes with adapted weights.
 
-    @contextmanager
-    def only(self, images: slice) -> Iterator[None]:
-        """Within it, `x_t` holds these of the images only."""
-        weights, self.weights = self.weights, self.weights_of(images)
-        try:
-            yield
-        finally:
-            self.weights = weights
+        Args:
+            weights: by name.
+            slicewise: every slice has its own, along the first axis of the weights.
+        """
+        view = copy.copy(self)
+        view.weights, view.slicewise = weights, slicewise
+        return view
 
-    @contextmanager
-    def across(self, plane: Plane) -> Iterator[None]:
-        """Within it, `x_t` is a whole volume, and the images are those of the given plane of it."""
-        self.plane = plane
-        try:
-            yield
-        finally:
-            self.plane = SLICES
+    def across(self, plane: Plane) -> Denoiser:
+        """The denoiser whose images are those at each slice, row or column of a whole volume `x_t`."""
+        assert plane == "slices" or not self.slicewise, "slices have weights of their own, other planes have none"
+        view = copy.copy(self)
+        view.plane = plane
+        return view
+
+    def only(self, images: slice) -> Denoiser:
+        """The denoiser for an `x_t` that holds some of the images only."""
+        if not self.slicewise:
+            return self
+        return self.with_weights({name: weight[images] for name, weight in self.weights.items()}, slicewise=True)
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """A volume `(slices, channels, height, width)` as images of the plane."""
+        return rearrange(volume, f"s c h w -> {AXES[self.plane]}")
+
+    def join(self, images: Tensor) -> Tensor:
+        """Inverse of `cut`."""
+        return rearrange(images, f"{AXES[self.plane]} -> s c h w")
 
     def abar_at(self, t: int | None) -> Tensor:
-        """`abar` at a timestep; None stands for the clean image behind the last one, where it is 1."""
+        """`abar` at a timestep; None stands for the clean image after the last one, where it is 1."""
         return torch.ones_like(self.abar[0]) if t is None else self.abar[t]

@@ -24,13 +24,14 @@ class DiffusionPrior(LightningModule):
         network: settings of the U-Net.
         learning_rate: of Adam, reached after `warmup_steps` and lowered to zero along a cosine until training ends.
         warmup_steps: in which the learning rate rises, linearly.
-        weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 counts errors of the noise for all t alike, 1 those of the
-            image; between them, errors of all t come to matter.
-        focus: timesteps are drawn as `1000 u^focus`, u uniform: 1 draws all alike, more the small ones more often.
+        weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 weighs errors of the noise equally for all t, 1 errors of the
+            image.
+        focus: timesteps are drawn as `1000 u^focus`, u uniform: 1 draws all equally often, a larger value favours
+            small ones.
         prior: file of a prior to start from; layers of another shape start anew.
     """
 
-    flops_per_batch: int | None = None  # ThroughputMonitor asks for it; they are not counted
+    flops_per_batch: int | None = None  # ThroughputMonitor asks for it; not counted here
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class DiffusionPrior(LightningModule):
     ):
         super().__init__()
         if focus <= 0:
-            raise InputError(f"model.focus is {focus}; give a positive power, 1 for timesteps that are drawn alike")
+            raise InputError(f"model.focus is {focus}; give a positive power, 1 draws all timesteps equally often")
         self.network = UNet(network)
         if prior is not None:
             own = self.network.state_dict()
@@ -61,7 +62,7 @@ class DiffusionPrior(LightningModule):
         return (self.network(x_t, t)[:, : x.shape[1]] - noise).square().mean((1, 2, 3))
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        # Drawn from the step and not from a running state, so that a resumed run draws what an uninterrupted one does.
+        # Seeded by the step, not by a running state, so that a resumed run draws what an uninterrupted one does.
         seed = np.random.SeedSequence((torch.initial_seed(), self.global_step, self.global_rank))
         random = torch.Generator(x.device).manual_seed(int(seed.generate_state(1)[0]))
         t = (STEPS * torch.rand(len(x), device=x.device, generator=random) ** self.focus).long().clamp(max=STEPS - 1)
@@ -70,7 +71,7 @@ class DiffusionPrior(LightningModule):
         return (((1 - self.abar[t]) / self.abar[t]) ** self.weighting * loss).mean()
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
-        """The same noise on the same phantoms every time, so that the figures of a run can be compared."""
+        """The same noise on the same phantoms every time, so that losses can be compared."""
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx)).to(x)
         every = {t: torch.full((len(x),), t, device=x.device) for t in VALIDATION_TIMESTEPS}
         losses = {t: self.loss(x, every[t], noise).mean() for t in every}
@@ -81,7 +82,7 @@ class DiffusionPrior(LightningModule):
     def sample(self, noise: Tensor, steps: int = 50, eta: float = 0.85) -> Tensor:
         """Unconditional samples from `noise`, of its shape, by DDIM, means clipped to [0, 1].
 
-        The fresh noise, always the same, corrects what the network got wrong; with `eta` 0 there is none, and a small
+        The fresh noise, the same in every call, corrects errors of the network; with `eta` 0 there is none, and a small
         network leaves speckle.
         """
         x, random = noise, torch.Generator(noise.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""Variance-preserving diffusion (Ho et al. 2020) and its deterministic-to-stochastic sampler (Song et al. 2021).
+"""Variance-preserving diffusion (Ho et al. 2020) and its sampler, DDIM (Song et al. 2021).
 
 Pure functions of tensors. `abar` is the cumulative product of `1 - beta`: `x_t = sqrt(abar) x + sqrt(1 - abar) e`.
 """
@@ -19,8 +19,8 @@ def timesteps(start: int, steps: int, spacing: float = 1.0) -> list[int]:
     """`steps` timesteps from `start` down to 0, both included: `start (1 - i / (steps - 1))^spacing`, rounded.
 
     With `spacing` 1 they are even (`start` must be at least `steps - 1`, or some come twice). The larger it is, the
-    more of them are small, some of these more than once; there the last word is spoken on what the measurement leaves
-    open (compare Karras et al. 2022, eq. 5).
+    more of them are small, some more than once; these decide what the measurement leaves open (compare Karras et al.
+    2022, eq. 5).
     """
     return (start * torch.linspace(1, 0, steps, dtype=torch.float64) ** spacing).round().long().tolist()
 
@@ -39,8 +39,8 @@ def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: 
     """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10).
 
     `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; `eta` 0: no fresh noise.
-    The variance of the noise is that of the forward process.
-    With `abar_next` 1, behind the last timestep, the mean itself comes back.
+    The noise has the variance of the forward process. With `abar_next` 1, after the last timestep, the result is the
+    mean itself.
     """
     return abar_next.sqrt() * mean + (1 - abar_next).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * eps)
 
@@ -48,7 +48,7 @@ def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: 
 def slerp(first: Tensor, last: Tensor, count: int) -> Tensor:
     """Spherical interpolation in `count` steps from one Gaussian image to another, shape `(count, *image)`.
 
-    Neighbouring slices start from similar noise and each slice's noise is still Gaussian (Shoemake 1985).
+    Neighbouring slices start from similar noise, and the noise of each slice is still Gaussian (Shoemake 1985).
     """
     w = torch.linspace(0, 1, count, device=first.device, dtype=first.dtype).view(-1, *[1] * first.ndim)
     angle = torch.acos(torch.clamp((first * last).sum() / (first.norm() * last.norm()), -1, 1))

@@ -1,7 +1,7 @@
 """ADM U-Net (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021).
 
-Parameter names, and the order in which parameters are registered, are those of OpenAI's guided-diffusion, so that
-published weights load as they are, in both forms in which they are published: by name, and as a list.
+Parameters have the names and the order of OpenAI's guided-diffusion, so that published weights load unchanged, in
+both published forms: by name, and as a list.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ddip_pl.errors import InputError
@@ -20,7 +21,7 @@ class UNetConfig:
     """Settings of the network, named as in guided-diffusion.
 
     Args:
-        image_size: height and width that the prior is made for; images of any other can be given to it.
+        image_size: height and width that the prior is made for; images may have any other size.
         in_channels: 1 for real images, 2 for complex ones (real, imaginary).
         out_channels: channels of the output; twice `in_channels` with `learn_sigma`; None: whatever follows.
         num_channels: channels at full resolution.
@@ -29,7 +30,7 @@ class UNetConfig:
         attention_resolutions: sizes, in pixels of an image of `image_size`, of the levels that have attention.
         num_heads: attention heads, where `num_head_channels` is -1.
         num_head_channels: channels of one attention head.
-        dropout: probability of leaving out a feature inside a residual block while training.
+        dropout: probability that a feature inside a residual block is dropped in training.
         resblock_updown: change resolution by residual blocks instead of strided convolution / nearest neighbour.
         use_scale_shift_norm: let the time embedding scale and shift the normalised features instead of being added.
         use_new_attention_order: split queries, keys and values before the heads instead of after.
@@ -88,7 +89,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution by nearest neighbour, with or without a convolution behind it."""
+    """Double the resolution by nearest neighbour, with or without a convolution after it."""
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
@@ -135,7 +136,7 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels, however many there are, added to its input.
 
-    At sizes other than that of training nothing is better than this (docs/sizes.md).
+    Nothing works better at sizes other than that of training (docs/sizes.md).
     """
 
     def __init__(self, channels: int, config: UNetConfig):
@@ -144,25 +145,24 @@ class AttentionBlock(nn.Module):
         size = channels // self.heads if config.num_head_channels == -1 else config.num_head_channels
         if size * self.heads != channels:
             raise InputError(f"attention over {channels} channels cannot be split into heads of {size} channels")
-        self.heads_first = not config.use_new_attention_order
+        # Order of the channels: q, k and v of each head, or (new) the heads of each of q, k and v.
+        self.order = "(qkv heads channels)" if config.use_new_attention_order else "(heads qkv channels)"
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        flat = x.reshape(batch, channels, height * width)
-        qkv = self.qkv(self.norm(flat))
-        split = (self.heads, 3) if self.heads_first else (3, self.heads)
+        flat = rearrange(x, "batch channels height width -> batch channels (height width)")
+        pattern = f"batch {self.order} pixels -> qkv batch heads pixels channels"
         # Only with the channels of a pixel side by side is attention computed without a matrix of all pairs of pixels.
-        pixels = qkv.reshape(batch, *split, channels // self.heads, -1).transpose(-1, -2).contiguous()
-        q, k, v = pixels.unbind(2 if self.heads_first else 1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, channels, -1)
+        q, k, v = rearrange(self.qkv(self.norm(flat)), pattern, qkv=3, heads=self.heads).contiguous()
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = rearrange(h, "batch heads pixels channels -> batch (heads channels) pixels")
         return (flat + self.proj_out(h)).reshape(x.shape)
 
 
 class Block(nn.Sequential):
-    """A level's layers in sequence; those that want the time embedding get it."""
+    """The layers of a level in sequence; residual blocks also get the time embedding."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -177,7 +177,7 @@ class UNet(nn.Module):
         config: see `UNetConfig`.
 
     Called with `x (batch, in_channels, height, width)` float and `t (batch,)`, timesteps 0 .. 999. Returns
-    `(batch, out_channels, height, width)`: the predicted noise and, with `learn_sigma`, the variance behind it.
+    `(batch, out_channels, height, width)`: the predicted noise, followed by the variance with `learn_sigma`.
     """
 
     def __init__(self, config: UNetConfig):
@@ -247,7 +247,7 @@ class UNet(nn.Module):
 
 
 def mirrored(x: Tensor, multiple: int) -> Tensor:
-    """Images whose height and width are filled up to multiples of `multiple` with their own reflection."""
+    """Images padded with their own reflection so that height and width are multiples of `multiple`."""
     for dim in (2, 3):
         length = x.shape[dim]
         if length % multiple:

@@ -1,6 +1,8 @@
 """Reconstruction of a volume by reverse diffusion."""
 
-from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction, Result
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.module import Reconstruction
+from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
+from ddip_pl.reconstruction.step import Process, Step
 
-__all__ = ["Reconstruction", "ReconstructionTrainer", "Result"]
+__all__ = ["Method", "Reconstruction", "ReverseDiffusion", "Process", "Sampler", "Step"]

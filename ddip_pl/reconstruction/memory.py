@@ -1,12 +1,17 @@
 """Memory in use."""
 
-import resource
+import sys
 
 import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far, in bytes: allocated on the GPU, or of the whole process on a CPU."""
+    """Largest memory so far, in bytes: allocated on the GPU, or of the whole process on a CPU; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB on Linux

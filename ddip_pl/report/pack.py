@@ -5,6 +5,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+from einops import reduce
 
 LEVELS = 4095  # of 12 bits; the lowest code, 0, stands for no value
 
@@ -13,8 +14,7 @@ def coarsen(data: np.ndarray, factor: int) -> np.ndarray:
     """Means over cubes of `factor` voxels along each axis; the border is repeated where a cube hangs over it."""
     edge = [(0, -length % factor) for length in data.shape]
     padded = np.pad(data, edge, mode="edge")
-    cubes = padded.reshape([part for length in padded.shape for part in (length // factor, factor)])
-    return cubes.mean(axis=(1, 3, 5), dtype=np.float32)
+    return reduce(padded, "(x i) (y j) (z k) -> x y z", "mean", i=factor, j=factor, k=factor)
 
 
 def quantise(data: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -16,7 +16,6 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.processing import resample_from_to
 
 from ddip_pl.report.pack import coarsen, pack
-from ddip_pl.results import runs
 
 BUDGET = 15_000_000  # bytes of a page
 COARSEST = 64  # voxels along an axis that are averaged
@@ -29,15 +28,15 @@ class Shown:
     Attributes:
         name: of the method.
         image: the volume, its first axes columns, rows, slices.
-        figures: of merit, cost and origin, as in `metrics.json`.
-        slices: figures of each slice, with its number under `slice`.
-        trajectory: figures of each step.
+        metrics: figures of merit, cost and origin; `units` of the voxels is among them.
+        slices: figures of merit of each slice, with its number under `slice`.
+        trajectory: figures of each step, with its number under `step`.
         config: settings, YAML.
     """
 
     name: str
     image: Nifti1Image
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     slices: list[dict[str, float]] = field(default_factory=list)
     trajectory: list[dict[str, float]] = field(default_factory=list)
     config: str = ""
@@ -58,22 +57,6 @@ class Case:
     volume: str
     runs: list[Shown]
     reference: Nifti1Image | None = None
-
-
-def read_shown(folder: Path) -> Shown:
-    """A finished run from its folder `<run>/<volume>`."""
-    run = runs.read_run(folder)
-    image = Nifti1Image.from_filename(folder / "reconstruction.nii.gz")
-    return Shown(run.method, image, run.metrics, run.slices, run.trajectory, (folder / "config.yaml").read_text())
-
-
-def read_case(volume: str, folders: Sequence[Path]) -> Case:
-    """Finished runs of one task and volume; the reference is that of the run with the most slices."""
-    shown = [read_shown(folder) for folder in folders]
-    longest = max(range(len(shown)), key=lambda i: shown[i].image.shape[2])
-    path = folders[longest] / "reference.nii.gz"
-    reference = Nifti1Image.from_filename(path) if path.is_file() else None
-    return Case(shown[0].figures["task"], volume, shown, reference)
 
 
 def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
@@ -110,7 +93,7 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
     return {
         "task": case.task,
         "volume": case.volume,
-        "units": case.runs[-1].figures.get("units", ""),
+        "units": case.runs[-1].metrics.get("units", ""),
         "shape": shape,
         "affine": (grid.affine @ to_fine).tolist(),
         "window": display_window(case),
@@ -118,7 +101,7 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
         "axis": int(axis),
         "runs": [
             {
-                "name": run.name, "figures": run.figures, "trajectory": run.trajectory, "config": run.config,
+                "name": run.name, "metrics": run.metrics, "trajectory": run.trajectory, "config": run.config,
                 "slices": places(run, grid, int(axis), factor), **pack(coarsen(on_grid(run.image, grid), factor)),
             }
             for run in case.runs

@@ -364,9 +364,9 @@ const heading = (label, unit) => (unit ? `${label} (${unit})` : label);
 
 /** Figures of merit of all runs; the head sorts, a row chooses the run. */
 function buildFigures() {
-  const columns = Object.entries(COLUMNS).filter(([name]) => shown.runs.some((each) => each.figures[name]));
+  const columns = Object.entries(COLUMNS).filter(([name]) => shown.runs.some((each) => each.metrics[name]));
   const rank = (each) => {
-    const value = sort.column === "name" ? each.name : each.figures[sort.column];
+    const value = sort.column === "name" ? each.name : each.metrics[sort.column];
     return value ?? -Infinity;
   };
   const runs = [...shown.runs];
@@ -383,8 +383,8 @@ function buildFigures() {
       element("button", { type: "button", "data-column": name, click: turn }, heading(label, unit)));
   };
   const cell = (each, name, { digits, scale = 1, best }) => {
-    const value = each.figures[name];
-    const values = shown.runs.map((other) => other.figures[name]).filter((other) => typeof other === "number");
+    const value = each.metrics[name];
+    const values = shown.runs.map((other) => other.metrics[name]).filter((other) => typeof other === "number");
     const wins = best && values.length > 1 && value === best(...values);
     return element("td", { class: wins ? "best" : undefined }, number(scaled(value, scale), digits));
   };
@@ -511,7 +511,7 @@ function chart(title, unit, over, lines, { pick, extent }) {
 }
 
 function buildFacts() {
-  const figures = run.figures;
+  const figures = run.metrics;
   const written = {
     peak_memory_bytes: (bytes) => `${number(bytes * 1e-9, 2)} GB`,
     seconds: (seconds) => `${number(seconds, 1)} s`,

@@ -1,1 +1,1 @@
-"""What finished runs leave behind, and tables of them."""
+"""Reconstructed volumes, the folders that they are written to, and comparisons of them."""

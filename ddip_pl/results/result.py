@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import lightning
+import numpy as np
+import torch
 from torch import Tensor
 
+import ddip_pl
 from ddip_pl.adaptation.weights import AdaptedWeights
-from ddip_pl.evaluation.metrics import summary
+from ddip_pl.errors import InputError
+from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
+from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.volumes.frame import Frame
+from ddip_pl.report.page import Case, Shown, write_page
+from ddip_pl.results.folder import DICOM, HDF5, PAGE, PLANES, new_folder, write_hdf5, write_run
+from ddip_pl.volumes.dicom import write_dicom
+from ddip_pl.volumes.frame import Frame, magnitude
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,8 @@ class Result:
     """A reconstructed volume and how it came about.
 
     Attributes:
-        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured.
+        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured. A NumPy array where the
+            measurement was given as one, see `reconstruct`.
         measurement: what they were reconstructed from.
         trajectory: figures of each step (diffusion step, or iteration of a baseline), `seconds` among them.
         weights: the adapted weights; empty where nothing was adapted.
@@ -29,10 +41,163 @@ class Result:
         prior: file of the prior, if there was one.
     """
 
-    images: Tensor
+    images: Tensor | np.ndarray
     measurement: Measurement
-    trajectory: Sequence[dict[str, float]]
+    trajectory: Sequence[dict[str, float]] = ()
     weights: AdaptedWeights = field(default_factory=AdaptedWeights)
     frame: Frame = field(default_factory=Frame)
     peak_memory_bytes: int = 0
     prior: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps, in whichever process they ran."""
+        return sum(row["seconds"] for row in self.trajectory)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The images as a tensor, on the device of the measurement."""
+        return torch.as_tensor(self.images).to(self.measurement.y.device)
+
+    @property
+    def volume(self) -> Tensor:
+        """The images without padding."""
+        return self.frame.unpad(self.tensor)
+
+    @property
+    def reference(self) -> Tensor | None:
+        """The true images without padding, 0 where nothing is measured; None where they are not known."""
+        reference = self.measurement.reference
+        return None if reference is None else self.frame.unpad(self.measurement.operator.visible(reference))
+
+    @cached_property
+    def direct(self) -> Result:
+        """The direct inversion `A^+ y` of the same measurement, to compare with."""
+        operator = self.measurement.operator
+        images = operator.visible(operator.pseudo_inverse(self.measurement.y))
+        return Result(images, self.measurement, frame=self.frame)
+
+    def metrics(self, reference: Tensor | np.ndarray | None = None) -> dict[str, float]:
+        """Figures of merit of the volume.
+
+        Args:
+            reference: the true images, of the shape of `images`; by default those of the measurement.
+
+        Returns:
+            `psnr` in dB, `ssim` and, where torchvision is there, `lpips`, if there is a reference; relative `residual`;
+            `discrepancy`, unless the measurement is free of noise.
+
+        Raises:
+            InputError: the reference has another shape.
+        """
+        if reference is None:
+            return dict(self._metrics)
+        truth = torch.as_tensor(reference)
+        if truth.ndim != 4 or truth.is_complex() or magnitude(truth).shape != magnitude(self.tensor).shape:
+            raise InputError(
+                f"the reference is {tuple(truth.shape)} {truth.dtype}; expected real numbers of the shape of the "
+                f"reconstruction, {tuple(self.images.shape)}"
+            )
+        return replace(self, measurement=replace(self.measurement, reference=truth.to(self.tensor))).metrics()
+
+    def slice_metrics(self) -> list[dict[str, float]]:
+        """Number, PSNR and SSIM of each slice; empty without a reference."""
+        return [dict(row) for row in self._slice_metrics]
+
+    @cached_property
+    def _metrics(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if (reference := self.reference) is not None:
+            figures |= summary(self.volume, reference, self._slice_metrics)
+            if (lpips := perceptual_distance(self.volume, reference)) is not None:
+                figures["lpips"] = lpips
+        figures["residual"] = self.measurement.relative_residual(self.tensor)
+        if self.measurement.sigma_y:
+            figures["discrepancy"] = self.measurement.discrepancy(self.tensor)
+        return figures
+
+    @cached_property
+    def _slice_metrics(self) -> list[dict[str, float]]:
+        return [] if self.reference is None else by_slice(self.volume, self.reference)
+
+    def facts(self) -> dict[str, Any]:
+        """Figures of merit, also of the direct inversion (`input_...`), cost, and how the volume was made."""
+        measurement = self.measurement
+        return {
+            **self.metrics(),
+            **{f"input_{name}": value for name, value in self.direct.metrics().items()},
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "sigma_y": measurement.sigma_y,
+            **({"units": self.frame.units} if self.frame.units else {}),
+            "slices": len(measurement),
+            "steps": len(self.trajectory),
+            "adapted_parameters": self.weights.count,
+            "prior": self.prior and Path(self.prior).name,
+            "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
+            "versions": {
+                "ddip_pl": ddip_pl.__version__,
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def shown(self, name: str, metrics: dict[str, Any] | None = None, config: str = "") -> Shown:
+        """The volume for a page.
+
+        Args:
+            name: of the method.
+            metrics: to show; by default the figures of merit.
+            config: settings, YAML.
+        """
+        steps = [{"step": i} | row for i, row in enumerate(self.trajectory, 1)]
+        image = self.frame.nifti(self.volume)
+        return Shown(name, image, self.metrics() if metrics is None else metrics, self.slice_metrics(), steps, config)
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        task: str = "task",
+        method: str = "method",
+        config: str = "",
+        dicom: bool = False,
+        hdf5: bool = False,
+    ) -> None:
+        """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a page.
+
+        The folder appears when it is complete, and not before.
+
+        Args:
+            folder: of the volume; it replaces results of an earlier run.
+            task: name of the task.
+            method: name of the method.
+            config: settings of the run, YAML.
+            dicom: write the volume as a DICOM series too.
+            hdf5: write the volume as an HDF5 file too, complex images with their phase.
+
+        Raises:
+            InputError: there is something else in the folder, or DICOM cannot express where the volume is.
+        """
+        volume, frame = self.volume, self.frame
+        reference = None if self.reference is None else frame.nifti(self.reference)
+        shown = self.shown(method, {"task": task, "method": method} | self.facts(), config)
+        with new_folder(Path(folder)) as place:
+            write_run(place, shown, reference)
+            self.weights.save(place)
+            if dicom:
+                write_dicom(place / DICOM, frame.in_units(volume), frame.affine, frame.header, f"{task} {method}")
+            if hdf5:
+                write_hdf5(place / HDF5, volume, frame)
+            (place / PLANES).parent.mkdir()
+            panels = {"input": self.direct, method: self}
+            compare(
+                {name: result.volume for name, result in panels.items()},
+                self.reference,
+                {name: result.metrics() for name, result in panels.items()},
+                frame.affine,
+                place / PLANES,
+            )
+            case = Case(task, frame.name, [self.direct.shown("input"), shown], reference)
+            write_page(place / PAGE, f"{frame.name}, {task}, {method}", [case])

@@ -6,12 +6,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+from einops import rearrange
 
-from ddip_pl.data.simulated import span
 from ddip_pl.errors import InputError, reason
-from ddip_pl.scans.encoding import Encoding, parse_header
-from ddip_pl.scans.fastmri import UNITS, inverse_transform, without_oversampling
-from ddip_pl.scans.kspace import KSpace, NonCartesianKSpace
+from ddip_pl.physics.fft import ifft
+from ddip_pl.physics.mri import CartesianMRI
+from ddip_pl.physics.non_cartesian import NonCartesianMRI
+from ddip_pl.scans.header import Encoding, parse_header
+from ddip_pl.scans.oversampling import UNITS, without_oversampling
+from ddip_pl.scans.recording import Recording
+from ddip_pl.volumes.slices import span
 
 Line = Any  # ismrmrd.Acquisition, one readout of all coils; the package has no types
 
@@ -33,7 +37,7 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
     return [group for group in file.values() if isinstance(group, h5py.Group) and {"xml", "data"} <= set(group)]
 
 
-def read_ismrmrd(path: Path, file: h5py.File, slices: int | None, first: int | None) -> KSpace | NonCartesianKSpace:
+def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Recording:
     """One image of several 2D slices, Cartesian or with a trajectory, or of a 3D slab, Cartesian.
 
     What was not measured for the image is left out: noise, navigators, calibration that is no part of it. Values that
@@ -43,57 +47,55 @@ def read_ismrmrd(path: Path, file: h5py.File, slices: int | None, first: int | N
     Raises:
         InputError: the package is missing, the file is damaged, or it holds something else.
     """
-    source, groups = f"measurement {path}", _groups(file)
+    name, groups = Path(file.filename).stem, _groups(file)
     if len(groups) > 1:
         names = ", ".join(group.name.strip("/") for group in groups)
-        raise InputError(f"{source}: several scans ({names}); expected one, copy it to a file of its own")
+        raise InputError(f"several scans ({names}); expected one, copy it to a file of its own")
     try:
         import ismrmrd
         from ismrmrd.file import Container
     except ImportError as error:
-        raise InputError(
-            f"{source}: ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'"
-        ) from error
+        raise InputError("ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'") from error
     try:
         xml, lines = groups[0]["xml"][0], Container(groups[0]).acquisitions[:]
     except Exception as error:  # a damaged file can make the reader stumble over anything
-        raise InputError(f"{source}: damaged, or no ISMRMRD raw data ({reason(error)})") from error
+        raise InputError(f"damaged, or no ISMRMRD raw data ({reason(error)})") from error
 
     def flagged(line: Line, flag: str) -> bool:
         return line.is_flag_set(getattr(ismrmrd, f"ACQ_IS_{flag}"))
 
-    header = parse_header(xml, source)
+    header = parse_header(xml)
     left_out = NO_IMAGE if header.embedded else (*NO_IMAGE, "PARALLEL_CALIBRATION")
     lines = [line for line in lines if not any(flagged(line, flag) for flag in left_out)]
     if not lines:
-        raise InputError(f"{source}: no readouts of an image; expected more than noise and calibration")
+        raise InputError("no readouts of an image; expected more than noise and calibration")
     if any(flagged(line, "REVERSE") for line in lines):
-        raise InputError(f"{source}: readouts in both directions (EPI), which would need a phase correction; not read")
+        raise InputError("readouts in both directions (EPI), which would need a phase correction; not read")
     for counter in ONE_IMAGE:
         if count := len({getattr(line.idx, counter) for line in lines}) - 1:
-            raise InputError(f"{source}: {count + 1} values of the counter '{counter}'; expected one image only")
+            raise InputError(f"{count + 1} values of the counter '{counter}'; expected one image only")
     if len(coils := {line.active_channels for line in lines}) > 1:
-        raise InputError(f"{source}: readouts of {sorted(coils)} coils; expected all of the same ones")
+        raise InputError(f"readouts of {sorted(coils)} coils; expected all of the same ones")
 
     planes = [[line for line in lines if line.idx.slice == i] for i in sorted({line.idx.slice for line in lines})]
-    planes, affine = _in_place(planes, header, source)
+    planes, affine = _in_place(planes, header)
     if header.matrix[2] > 1 and (len(planes) > 1 or header.trajectory != "cartesian"):
         raise InputError(
-            f"{source}: {len(planes)} slabs of {header.matrix[2]} partitions, {header.trajectory}; expected 2D slices, "
+            f"{len(planes)} slabs of {header.matrix[2]} partitions, {header.trajectory}; expected 2D slices, "
             f"or one Cartesian slab"
         )
     if header.matrix[2] > 1:
-        return _slab(source, path.stem, planes, header, affine, slices, first)
-    chosen = span(len(planes), first, slices, source)
+        return _slab(name, planes, header, affine, slices, first)
+    chosen = span(len(planes), first, slices, "the file")
     if affine is not None:
         affine[:, 3] += affine[:, 2] * chosen.start
     if header.trajectory != "cartesian":
-        return _along_trajectory(source, path.stem, planes[chosen], header, affine)
-    data, mask = _on_grid(planes[chosen], header, source)
-    return without_oversampling(source, path.stem, data[..., 0], mask[..., 0], header, affine)
+        return _along_trajectory(name, planes[chosen], header, affine)
+    data, mask = _on_grid(planes[chosen], header)
+    return without_oversampling(name, data[..., 0], mask[..., 0], header, affine)
 
 
-def _in_place(planes: list[list[Line]], header: Encoding, source: str) -> tuple[list[list[Line]], np.ndarray | None]:
+def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Line]], np.ndarray | None]:
     """Slices in their order along `slice_dir`, and the affine from (line, sample, slice) of the encoded image to mm.
 
     The position of a slice is that of pixel `n // 2`, the origin of the Fourier transform. There is no affine where the
@@ -105,7 +107,7 @@ def _in_place(planes: list[list[Line]], header: Encoding, source: str) -> tuple[
     if not directions.any():
         return planes, None
     if not np.allclose(directions @ directions[0].T, np.eye(3), atol=1e-2) or not np.isfinite(positions).all():
-        raise InputError(f"{source}: read_dir, phase_dir, slice_dir that differ among slices, or are not perpendicular")
+        raise InputError("read_dir, phase_dir, slice_dir that differ among slices, or are not perpendicular")
     order = np.argsort(positions @ directions[0, 2], kind="stable")
     planes, positions = [planes[i] for i in order], positions[order]
     read, phase, normal = directions[0]
@@ -115,7 +117,7 @@ def _in_place(planes: list[list[Line]], header: Encoding, source: str) -> tuple[
         expected = positions[0] + np.arange(len(planes))[:, None] * step
         if np.linalg.norm(positions - expected, axis=1).max() > UNEVEN * np.linalg.norm(step):
             along = ", ".join(f"{place:.4g}" for place in positions @ normal)
-            raise InputError(f"{source}: slices at {along} mm along slice_dir; expected even distances")
+            raise InputError(f"slices at {along} mm along slice_dir; expected even distances")
     x, y, z = header.matrix
     affine = np.eye(4)
     affine[:3, :3] = np.stack([phase * header.encoded[1] / y, read * header.encoded[0] / x, step], axis=1)
@@ -129,7 +131,7 @@ def _samples(line: Line) -> np.ndarray:
     return line.data[:, line.discard_pre : line.number_of_samples - line.discard_post]
 
 
-def _on_grid(planes: Sequence[list[Line]], header: Encoding, source: str) -> tuple[np.ndarray, np.ndarray]:
+def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray, np.ndarray]:
     """K-space `(slices, coils, readout, lines, partitions)`, and where it was measured, without the coils."""
     x, y, z = header.matrix
     data = np.zeros((len(planes), planes[0][0].active_channels, x, y, z), np.complex64)
@@ -142,7 +144,7 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding, source: str) -> tup
             stop = start + samples.shape[1]
             if not (0 <= start < stop <= x and 0 <= row < y and 0 <= partition < z):
                 raise InputError(
-                    f"{source}: line {line.idx.kspace_encode_step_1}, partition {line.idx.kspace_encode_step_2}, "
+                    f"line {line.idx.kspace_encode_step_1}, partition {line.idx.kspace_encode_step_2}, "
                     f"{line.number_of_samples} samples with number {line.center_sample} in the centre; expected them "
                     f"inside of the header's matrix of {x} x {y} x {z}"
                 )
@@ -152,53 +154,54 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding, source: str) -> tup
 
 
 def _slab(
-    source: str, name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
+    name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
     slices: int | None, first: int | None,
-) -> KSpace:  # fmt: skip
+) -> Recording:  # fmt: skip
     """Slices of a slab, along an axis of k-space that is complete: the partitions if they are, or else the readout."""
-    data, mask = _on_grid(planes, header, source)
+    data, mask = _on_grid(planes, header)
     x, y, z = header.matrix
     axis = 2 if (mask == mask[..., :1]).all() else 0
     if axis == 0 and (mask != mask[:, :1]).any():
         raise InputError(
-            f"{source}: lines that are measured in some of the partitions only, and partial echoes; expected all "
-            f"partitions, or all samples, of each"
+            "lines that are measured in some of the partitions only, and partial echoes; expected all "
+            "partitions, or all samples, of each"
         )
-    before, behind = header.beside(axis, header.matrix[axis])
-    chosen = span(header.matrix[axis] - before - behind, first, slices, source)
+    before, after = header.beside(axis, header.matrix[axis])
+    chosen = span(header.matrix[axis] - before - after, first, slices, "the file")
     chosen = slice(chosen.start + before, chosen.stop + before)
-    image = np.moveaxis(inverse_transform(data, 2 + axis)[0], 1 + axis, 0)[chosen]  # slices, coils, k-space
+    planes_of = "c x y z -> x c y z" if axis == 0 else "c x y z -> z c x y"
+    image = rearrange(ifft(data, (2 + axis,))[0], planes_of)[chosen]
     if affine is not None and axis == 0:
         affine = affine[:, [2, 0, 1, 3]]  # from (partition, line, sample)
     if affine is not None:
         affine[:, 3] += affine[:, 2] * chosen.start
     if axis == 2:
-        return without_oversampling(source, name, image, mask[..., 0], header, affine)
+        return without_oversampling(name, image, mask[..., 0], header, affine)
     margin = *header.beside(1, y), *header.beside(2, z)
     if affine is not None:
         affine[:, 3] += affine[:, :2] @ [margin[2], margin[0]]
-    return KSpace(
-        source=source, name=name, data=image, pixel=(header.encoded[1] / y, header.encoded[2] / z), mask=mask[:, 0],
-        units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, affine=affine,
+    return Recording(
+        name=name, operator=CartesianMRI, units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, data=image,
+        affine=affine, description={"mask": mask[:, 0], "field_of_view": header.encoded[1:]},
     )  # fmt: skip
 
 
 def _along_trajectory(
-    source: str, name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None
-) -> NonCartesianKSpace:
+    name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None
+) -> Recording:
     """Samples with positions, in cycles per pixel or per field of view: ISMRMRD leaves it open."""
     size, field = header.matrix[0], header.encoded[0]
     if header.matrix[1] != size or abs(header.encoded[1] - field) > 1e-3 * field:
-        raise InputError(f"{source}: encoded matrix {header.matrix}, {header.encoded} mm; expected it to be square")
+        raise InputError(f"encoded matrix {header.matrix}, {header.encoded} mm; expected it to be square")
     if any(line.trajectory_dimensions < 2 for plane in planes for line in plane):
-        raise InputError(f"{source}: a {header.trajectory} scan without the positions of its samples; add them (traj)")
+        raise InputError(f"a {header.trajectory} scan without the positions of its samples; add them (traj)")
     orders = [sorted(plane, key=lambda line: line.idx.kspace_encode_step_1) for plane in planes]
     positions = [
         np.concatenate([line.traj[line.discard_pre : line.number_of_samples - line.discard_post, :2] for line in plane])
         for plane in orders
     ]
     if any(each.shape != positions[0].shape or np.abs(each - positions[0]).max() > 1e-4 for each in positions):
-        raise InputError(f"{source}: trajectories that differ among slices; choose one of them (data.first)")
+        raise InputError("trajectories that differ among slices; choose one of them (data.first)")
     trajectory = positions[0].astype(np.float64)
     if np.abs(trajectory).max() <= 0.5 * (1 + 1e-6):
         trajectory *= size  # from cycles per pixel
@@ -206,8 +209,9 @@ def _along_trajectory(
     left, right = header.beside(1, size)
     if affine is not None:
         affine[:, 3] += affine[:, :2] @ [left, top]
-    return NonCartesianKSpace(
-        source=source, name=name, units=UNITS, pixel=(field / size, field / size), slice_spacing=header.spacing,
-        margin=(top, bottom, left, right), affine=affine, image_size=size, trajectory=trajectory / field,
+    return Recording(
+        name=name, operator=NonCartesianMRI, units=UNITS, slice_spacing=header.spacing, affine=affine,
         data=np.stack([np.concatenate([_samples(line) for line in plane], axis=1) for plane in orders]),
+        margin=(top, bottom, left, right),
+        description={"trajectory": trajectory / field, "pixel_size": field / size, "image_size": size},
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Algorithms on callables and tensors: conjugate gradients, the alternating direction method of multipliers."""
+"""Algorithms on callables and tensors: conjugate gradients, ADMM for total variation, FISTA."""

@@ -4,13 +4,13 @@
 and `|.|` is their Euclidean length at each voxel (isotropic; Rudin, Osher & Fatemi 1992; Boyd et al. 2011).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddip_pl.physics.measurement import Measurement
+from ddip_pl.errors import InputError
 from ddip_pl.solvers.cg import conjugate_gradient
 
 ALL_AXES = (0, 2, 3)  # slices, rows, columns
@@ -18,7 +18,7 @@ ACROSS_SLICES = (0,)
 
 
 def differences(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """`D x`: forward differences of `x (slices, channels, height, width)`, 0 behind the last; `(axes, *x.shape)`."""
+    """`D x`: forward differences of `x (slices, channels, height, width)`, 0 at the end; `(axes, *x.shape)`."""
     return torch.stack([x.diff(dim=axis, append=x.narrow(axis, -1, 1)) for axis in axes])
 
 
@@ -42,9 +42,20 @@ def total_variation(x: Tensor, axes: Sequence[int] = ALL_AXES) -> Tensor:
     return differences(x, axes).square().sum((0, 2)).sqrt().sum()
 
 
-@dataclass
-class Split:
-    """What ADMM keeps beside the image, each `(axes, slices, channels, height, width)`.
+class LeastSquares(NamedTuple):
+    """The data term `1/2 ||A x - y||^2`.
+
+    Attributes:
+        gradient: `x -> A^T (A x - y)`.
+        normal: `x -> A^T A x`.
+    """
+
+    gradient: Callable[[Tensor], Tensor]
+    normal: Callable[[Tensor], Tensor]
+
+
+class Split(NamedTuple):
+    """What ADMM keeps besides the volume, each `(axes, slices, channels, height, width)`.
 
     Attributes:
         d: the differences, shrunk.
@@ -56,24 +67,72 @@ class Split:
 
 
 def admm_step(
-    x: Tensor, split: Split, measurement: Measurement, axes: Sequence[int], strength: float, rho: float, iterations: int
+    x: Tensor, split: Split, data: LeastSquares, axes: Sequence[int], strength: float, rho: float, iterations: int
 ) -> tuple[Tensor, Split]:
-    """One iteration of ADMM from the volume `x`, whose least-squares problem gets `iterations` of conjugate gradients.
+    """One iteration of ADMM from the volume `x`.
 
     Args:
+        x: `(slices, channels, height, width)`.
+        split: from the last iteration.
+        data: the data term.
+        axes: of the differences.
+        strength: weight of the total variation.
         rho: penalty; changes the way to the solution, not the solution.
+        iterations: conjugate-gradient steps on the least-squares problem for `x`.
 
     Returns:
         The next volume and split.
     """
-    operator = measurement.operator
 
     def normal(v: Tensor) -> Tensor:
-        return operator.normal(v) + rho * differences_adjoint(differences(v, axes), axes)
+        return data.normal(v) + rho * differences_adjoint(differences(v, axes), axes)
 
     gap = split.d - split.u - differences(x, axes)
-    gradient = rho * differences_adjoint(gap, axes) - operator.adjoint(measurement.residual(x))
+    gradient = rho * differences_adjoint(gap, axes) - data.gradient(x)
     x = x + conjugate_gradient(normal, gradient, iterations, coupled=len(x))  # by the differences
     d = differences(x, axes)
     shrunk = shrink(d + split.u, strength / rho)
     return x, Split(shrunk, split.u + d - shrunk)
+
+
+@torch.no_grad()
+def tv_iterations(
+    data: LeastSquares, start: Tensor, strength: float, tolerance: float = 1e-3, most: int = 500
+) -> Iterator[tuple[Tensor, float]]:
+    """ADMM along all three axes, run until it has converged.
+
+    It stops when primal and dual residual, each relative to its own scale, are both below `tolerance` (Boyd et al.
+    2011, section 3.3), or after `most` iterations. The penalty starts at `10 strength`, a shrinkage of a tenth of the
+    image's range, and is adjusted while the two residuals are out of balance (section 3.4.1).
+
+    Args:
+        data: the data term.
+        start: volume to start from, `(slices, channels, height, width)`.
+        strength: weight of the total variation.
+        tolerance: see above.
+        most: see above.
+
+    Raises:
+        InputError: `strength` is not positive, or there are no iterations.
+
+    Yields:
+        The volume, and the larger of the two relative residuals.
+    """
+    if not strength > 0:
+        raise InputError(f"strength of the total variation is {strength}; give a positive number")
+    if most < 1:
+        raise InputError(f"{most} iterations of the total variation; give at least 1")
+    x, d = start, differences(start, ALL_AXES)
+    split, rho = Split(d, torch.zeros_like(d)), 10 * strength
+    for iteration in range(most):
+        before = split.d
+        x, split = admm_step(x, split, data, ALL_AXES, strength, rho, iterations=5)
+        d = differences(x, ALL_AXES)
+        primal = (d - split.d).norm() / torch.maximum(d.norm(), split.d.norm())
+        dual = differences_adjoint(split.d - before, ALL_AXES).norm() / differences_adjoint(split.u, ALL_AXES).norm()
+        yield x, float(max(primal, dual))
+        if max(primal, dual) < tolerance:
+            break
+        if iteration < 100 and iteration % 5 == 4 and max(primal, dual) > 10 * min(primal, dual):
+            factor = 2.0 if primal > dual else 0.5
+            rho, split = rho * factor, Split(split.d, split.u / factor)

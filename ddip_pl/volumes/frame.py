@@ -22,7 +22,7 @@ class Frame:
 
     Attributes:
         name: of the volume; its results are filed under it.
-        affine: `(4, 4)`, from indices (column, row, slice) of the image without its margin to scanner coordinates in mm.
+        affine: `(4, 4)`, from (column, row, slice) of the image without its margin to scanner coordinates in mm.
         window: intensities that 0 and 1 stand for, in `units`.
         margin: rows above and below, columns left and right that are padding and not image.
         units: of the intensities, where they are known.
@@ -35,6 +35,12 @@ class Frame:
     margin: tuple[int, int, int, int] = (0, 0, 0, 0)
     units: str = ""
     header: Dataset | None = None
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """From column to column, row to row and slice to slice, in mm."""
+        column, row, slice_ = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(column), float(row), float(slice_)
 
     def unpad(self, images: Tensor) -> Tensor:
         """Images without their margin."""

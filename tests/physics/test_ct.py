@@ -74,7 +74,7 @@ def relative(a, b):
 # --- adjoint, norm, gradients -------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(geometry=GEOMETRIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_adjoint(dtype, tolerance, geometry):
@@ -85,7 +85,7 @@ def test_adjoint(dtype, tolerance, geometry):
     assert abs(difference) <= tolerance * torch.linalg.vector_norm(ax) * torch.linalg.vector_norm(y)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(geometry=GEOMETRIES)
 def test_unit_spectral_norm(geometry):
     operator = ParallelBeamCT(**geometry).double()

@@ -1,4 +1,4 @@
-"""What an ISMRMRD header says of k-space; fastMRI's files have the same."""
+"""The ISMRMRD header, which describes k-space; fastMRI's files have one, too."""
 
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -12,11 +12,11 @@ NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an ISMRMRD header says of k-space, along x (readout), y (lines) and z (partitions).
+    """How k-space was encoded, along x (readout), y (lines) and z (partitions).
 
     Attributes:
         matrix: samples.
-        encoded: field of view that these belong to, in mm.
+        encoded: field of view of these, in mm.
         wanted: field of view that is to be reconstructed, in mm.
         trajectory: "cartesian", or another.
         centre: line and partition of the zero frequency; by default in the middle.
@@ -36,17 +36,17 @@ class Encoding:
         return self.wanted[2] if self.matrix[2] == 1 else self.encoded[2] / self.matrix[2]
 
     def beside(self, axis: int, length: int) -> tuple[int, int]:
-        """How many of `length` positions lie before and behind the field of view that is wanted."""
+        """How many of `length` positions lie before and after the wanted field of view."""
         kept = min(length, max(1, round(length * self.wanted[axis] / self.encoded[axis])))
         before = length // 2 - kept // 2
         return before, length - kept - before
 
 
-def parse_header(xml: str | bytes, source: str) -> Encoding:
+def parse_header(xml: str | bytes) -> Encoding:
     """Read an ISMRMRD header.
 
     Raises:
-        InputError: it is no such header, or of several encodings.
+        InputError: it is no such header, or has several encodings.
     """
     try:
         found = ElementTree.fromstring(xml).findall(f"{NAMESPACE}encoding")
@@ -74,10 +74,8 @@ def parse_header(xml: str | bytes, source: str) -> Encoding:
             embedded=value("parallelImaging", "calibrationMode") == "embedded",
         )
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(
-            f"{source}: no ISMRMRD header with one encodedSpace and reconSpace ({reason(error)})"
-        ) from error
+        raise InputError(f"no ISMRMRD header with one encodedSpace and reconSpace ({reason(error)})") from error
     numbers = np.array([*header.matrix, *header.encoded, *header.wanted])
     if not ((numbers > 0) & (numbers < np.inf)).all():
-        raise InputError(f"{source}: the header has matrix sizes and fields of view {numbers}; expected them positive")
+        raise InputError(f"the header has matrix sizes and fields of view {numbers}; expected them positive")
     return header

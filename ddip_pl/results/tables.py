@@ -1,18 +1,17 @@
-"""Finished runs side by side: one table, and how they came to their results."""
+"""Runs side by side, as text, Markdown and CSV."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ddip_pl.errors import InputError
-from ddip_pl.results.runs import Run, finished, read_run
+from ddip_pl.results.folder import Run, finished, read_run
 
-TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of each figure
+TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of each metric
     "slices": ("slices", "{:.0f}".format),
     "psnr": ("PSNR", "{:.2f} dB".format),
     "ssim": ("SSIM", "{:.3f}".format),
@@ -22,7 +21,10 @@ TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of 
     "seconds": ("time", "{:.1f} s".format),
     "peak_memory_bytes": ("memory", lambda size: f"{size / 1e9:.2f} GB"),
 }
-PANEL = 3.6  # inches
+COLUMNS = (
+    "psnr", "ssim", "lpips", "input_psnr", "residual", "discrepancy", "seconds", "slices", "adapted_parameters",
+    "peak_memory_bytes", "device",
+)  # fmt: skip
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -40,8 +42,15 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return sorted(runs.values(), key=lambda run: run.subject)
 
 
+def read_tests(folder: Path, methods: Sequence[str]) -> list[Run]:
+    """All volumes below a folder that have a reference, by task and volume, methods in the given order, then others."""
+    runs = [run for run in map(read_run, finished(folder)) if "psnr" in run.metrics]
+    order = {method: place for place, method in enumerate(methods)}
+    return sorted(runs, key=lambda run: (run.subject, order.get(run.method, len(order))))
+
+
 def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Run]]]:
-    """Runs of each task and volume by method, with the run's folder behind it where several have the same."""
+    """Runs of each task and volume by method, with the run's folder added where several have the same."""
     for subject, group in groupby(runs, key=lambda run: run.subject):
         rivals = list(group)
         methods = [run.method for run in rivals]
@@ -58,9 +67,9 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     """For each task and volume a table of what its runs have, one line each; the best PSNR and SSIM are bold."""
     views = []
     for subject, rivals in by_subject(runs):
-        figures = [run.metrics for run in rivals.values()]
-        shown = {name: how for name, how in TABLE.items() if any(name in metrics for metrics in figures)}
-        if len({metrics.get("slices") for metrics in figures}) == 1:
+        metrics = [run.metrics for run in rivals.values()]
+        shown = {name: how for name, how in TABLE.items() if any(name in m for m in metrics)}
+        if len({m.get("slices") for m in metrics}) == 1:
             shown.pop("slices", None)
         if "discrepancy" in shown:  # tells more than the residual, which is in the CSV
             shown.pop("residual", None)
@@ -68,10 +77,10 @@ def tables(runs: Sequence[Run]) -> list[Table]:
         view.add_column("method", overflow="fold", min_width=14)
         for heading, _ in shown.values():
             view.add_column(heading, justify="right", no_wrap=True)
-        best = {name: max((m[name] for m in figures if name in m), default=None) for name in ("psnr", "ssim")}
-        if "input_psnr" in figures[0]:
-            first = {"slices": figures[0]["slices"]} if "slices" in shown else {}
-            first |= {name: figures[0][f"input_{name}"] for name in ("psnr", "ssim")}
+        best = {name: max((m[name] for m in metrics if name in m), default=None) for name in ("psnr", "ssim")}
+        if "input_psnr" in metrics[0]:
+            first = {"slices": metrics[0]["slices"]} if "slices" in shown else {}
+            first |= {name: metrics[0][f"input_{name}"] for name in ("psnr", "ssim")}
             view.add_row("(input)", *(TABLE[name][1](value) for name, value in first.items()))
         for label, run in rivals.items():
             cells = []
@@ -84,39 +93,35 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     return views
 
 
+def markdown(rivals: Mapping[str, Run]) -> str:
+    """Tests of one volume as a table like the paper's Table 2; the best PSNR and SSIM are bold."""
+    best = {name: max(run.metrics[name] for run in rivals.values()) for name in ("psnr", "ssim")}
+    lines = [
+        "| method | PSNR (dB) | SSIM | LPIPS | slices | seconds a slice | adapted parameters | peak memory (GB) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, run in rivals.items():
+        metrics = run.metrics
+        psnr, ssim = f"{metrics['psnr']:.2f}", f"{metrics['ssim']:.3f}"
+        cells = [
+            label,
+            f"**{psnr}**" if metrics["psnr"] == best["psnr"] else psnr,
+            f"**{ssim}**" if metrics["ssim"] == best["ssim"] else ssim,
+            f"{metrics['lpips']:.3f}" if "lpips" in metrics else "-",
+            str(metrics["slices"]),
+            f"{metrics['seconds'] / metrics['slices']:.2f}",
+            f"{metrics['adapted_parameters']:,}",
+            f"{metrics['peak_memory_bytes'] / 1e9:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """The table with all digits, and the folders."""
+    """The metrics of all runs with all digits, and their folders."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["task", "volume", "method", *TABLE, "folder"])
+        writer.writerow(["task", "volume", "method", *COLUMNS, "folder"])
         for subject, rivals in by_subject(runs):
             for label, run in rivals.items():
-                writer.writerow([*subject, label, *(run.metrics.get(name, "") for name in TABLE), run.folder])
-
-
-def draw(runs: Sequence[Run], path: Path) -> None:
-    """One line of panels a task and volume: quality against time, residual along the trajectory, PSNR of each slice."""
-    subjects = list(by_subject(runs))
-    figure = Figure(figsize=(3.6 * PANEL, PANEL * len(subjects)), layout="constrained")
-    lines = figure.subplots(len(subjects), 3, squeeze=False)
-    for (subject, rivals), (quality, residual, slices) in zip(subjects, lines, strict=True):
-        for label, run in rivals.items():
-            if "psnr" in run.metrics:
-                quality.plot(run.metrics["seconds"], run.metrics["psnr"], "o", label=label)
-            steps = [row["step"] for row in run.trajectory if "residual" in row]
-            shown = [row["residual"] for row in run.trajectory if "residual" in row]
-            residual.plot(steps, shown, "o-" if len(shown) < 2 else "-", label=label)
-            slices.plot([row["slice"] for row in run.slices], [row["psnr"] for row in run.slices], label=label)
-        quality.set(title=" · ".join(subject), xlabel="seconds", ylabel="PSNR (dB)", xscale="log")
-        residual.set(
-            title="along the trajectory", xlabel="step or iteration", ylabel="||Ax - y|| / ||y||", yscale="log"
-        )
-        slices.set(title="slice by slice", xlabel="slice", ylabel="PSNR (dB)")
-        residual.legend(fontsize=8, frameon=False)
-        for ax in (quality, residual, slices):
-            ax.grid(alpha=0.3)
-            ax.spines[["top", "right"]].set_visible(False)
-            if not ax.lines or not any(len(line.get_xdata()) for line in ax.lines):
-                ax.text(0.5, 0.5, "no reference", ha="center", transform=ax.transAxes)
-                ax.set(xticks=[], yticks=[], xscale="linear")
-    figure.savefig(path, dpi=110)
+                writer.writerow([*subject, label, *(run.metrics.get(name, "") for name in COLUMNS), run.folder])

@@ -1,0 +1,94 @@
+"""One call from a measurement in memory to a reconstructed volume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+from ddip_pl.methods import load_method
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.step import Step
+from ddip_pl.results.result import Result
+from ddip_pl.volumes.frame import Frame
+
+Array = Tensor | np.ndarray
+
+
+def reconstruct(
+    y: Array,
+    A: LinearOperator,  # noqa: N803 (the field's name)
+    sigma_y: float | None = None,
+    method: str | Method = "dds",
+    *,
+    reference: Array | None = None,
+    frame: Frame | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **changes: Any,
+) -> Result:
+    """Reconstruct a volume from its measurement `y = A x + n`.
+
+    The result is that of the command line with the same method and seed.
+
+    Args:
+        y: measured values, of shape `A.range`, such that the images `x` have intensities of about 0 to 1.
+        A: the operator; one whose norm is not 1 is normalised, together with `y` and `sigma_y`.
+        sigma_y: standard deviation of the noise in `y`; by default estimated from `y`.
+        method: name of a method, see `available_methods`, or a `Method`.
+        reference: the true images `(slices, channels, height, width)`, where they are known, for `Result.metrics`.
+        frame: where the volume belongs, for `Result.save`.
+        seed: of all random numbers.
+        progress: show a bar.
+        **changes: settings of a method given by name, see `load_method`.
+
+    Returns:
+        The result; its images are a NumPy array if `y` is one, or else a tensor.
+
+    Raises:
+        InputError: the measurement does not fit the operator, or the settings do not fit the measurement.
+    """
+    tensor = as_tensor("y", y, A.range)
+    unit = A.normalised()
+    factor = unit.scale / A.scale
+    if sigma_y is None:
+        sigma_y = A.noise_level(tensor)
+        if not 0 < sigma_y < float("inf"):
+            raise InputError("the noise level cannot be estimated from y; give sigma_y")
+    if not 0 <= sigma_y < float("inf"):
+        raise InputError(f"sigma_y is {sigma_y}; give a standard deviation of at least 0")
+    truth = None if reference is None else as_tensor("reference", reference, A.domain)
+    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device)
+    with torch.random.fork_rng(devices=[]), Progress(disable=not progress) as bars:
+        torch.manual_seed(seed)
+        chosen = load_method(method, **changes) if isinstance(method, str) else method
+        torch.manual_seed(seed)
+        task = bars.add_task(method if isinstance(method, str) else type(method).__name__, total=None)
+
+        def on_step(done: int, steps: int, step: Step) -> None:
+            bars.update(task, total=steps, completed=done)
+
+        result = chosen.to(unit.like.device).reconstruct(measurement, frame or Frame(), on_step)
+    return replace(result, images=result.tensor.numpy(force=True)) if isinstance(y, np.ndarray) else result
+
+
+def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:
+    """Values as a tensor in single precision.
+
+    Raises:
+        InputError: they have another shape, or are not all finite numbers.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+        given = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is a {type(values).__name__}"
+        raise InputError(f"{name} {given}; the operator needs a tensor or an array of shape {shape}")
+    if not tensor.isfinite().all():
+        raise InputError(f"{name} has NaN or infinite values; replace them, or leave out the slices that have them")
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)

@@ -1,0 +1,78 @@
+"""`ddip-pl test` and `ddip-pl predict`: volumes are reconstructed."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning import Callback, seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+import ddip_pl.data.measured  # noqa: F401 (a choice for --data)
+from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
+from ddip_pl.callbacks.logging import RunLogging, wandb_logger
+from ddip_pl.callbacks.progress import ReconstructionProgress
+from ddip_pl.callbacks.writer import VolumeWriter
+from ddip_pl.cli.parser import Parser
+from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
+from ddip_pl.data.module import MeasurementDataModule
+from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.reconstruction.module import Method, Reconstruction
+from ddip_pl.results.tables import read_runs, tables
+from ddip_pl.volumes.files import volume_name
+
+
+def main(command: str, arguments: Sequence[str]) -> None:
+    """Reconstruct volumes, and compare them with the truth (`test`) or not (`predict`).
+
+    Raises:
+        InputError: the settings or the data cannot be used.
+    """
+    parser = make_parser(command)
+    settings = parser.read(arguments)
+    check_checkpoint(settings.ckpt_path)
+    seed_everything(settings.seed_everything, workers=True)
+    made = parser.instantiate(settings)
+    folder = settings.output or Path("outputs", f"{settings.task}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    config = parser.dump(settings, skip_unset=False)
+    writer = VolumeWriter(folder, settings.task, settings.method, config, settings.dicom, settings.hdf5)
+    logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
+    callbacks: list[Callback] = [ReconstructionProgress(), writer, logging]
+    if isinstance(made.model, Reconstruction):  # no baseline can go on from a checkpoint
+        callbacks.append(DiffusionCheckpoint(folder))
+    trainer = make_trainer(made.trainer, callbacks)
+    if command == "test":
+        trainer.test(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, verbose=False)
+    else:  # results are written one by one, and none is kept in memory
+        trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, return_predictions=False)
+    Console().print(*tables(read_runs(writer.written)))
+
+
+def make_parser(command: str) -> Parser:
+    """All settings of a run."""
+    parser = Parser.of(command)
+    parser.add_choice(Method, "model", usual=Reconstruction)
+    parser.add_choice(MeasurementDataModule, "data", usual=VolumeDataModule)
+    add_trainer(
+        parser, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        devices=1,
+    )  # fmt: skip
+    parser.add_argument("--images_every", type=int, default=10, help="Steps from one logged picture to the next.")
+    parser.add_argument("--task", default="task", help="Name of the task, for the results.")
+    parser.add_argument("--method", default="method", help="Name of the method, for the results.")
+    parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
+    parser.add_argument("--dicom", type=bool, default=False, help="Write the volume as a DICOM series too.")
+    parser.add_argument("--hdf5", type=bool, default=False, help="Write it as an HDF5 file too, values complex.")
+    return parser
+
+
+def make_logger(command: str, settings: Namespace, folder: Path) -> WandbLogger | None:
+    """A run on Weights & Biases, if there is to be one."""
+    if settings.wandb == "disabled":
+        return None
+    task, method, paths = settings.task, settings.method, settings.data.init_args.get("path", "volume")
+    volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
+    about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": command}
+    tags = [name[:64] for name in (task, method, volume)]  # W&B takes no longer ones
+    return wandb_logger(settings.wandb, folder, tags=tags, **about)

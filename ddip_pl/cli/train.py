@@ -1,0 +1,42 @@
+"""`ddip-pl fit` and `ddip-pl validate`: a prior learns from phantoms."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from lightning import seed_everything
+from lightning.pytorch.loggers import CSVLogger
+
+from ddip_pl.callbacks.logging import wandb_logger
+from ddip_pl.cli.parser import Parser
+from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
+from ddip_pl.data.phantoms import EllipsesDataModule
+from ddip_pl.prior.module import DiffusionPrior
+
+
+def main(command: str, arguments: Sequence[str]) -> None:
+    """Train a prior (`fit`) or compute its loss (`validate`).
+
+    Raises:
+        InputError: the settings cannot be used.
+    """
+    parser = Parser.of(command)
+    parser.add_lightning_class_args(DiffusionPrior, "model")
+    parser.add_lightning_class_args(EllipsesDataModule, "data")
+    parser.link_arguments("model.network.image_size", "data.image_size")
+    parser.link_arguments("model.network.in_channels", "data.channels")
+    add_trainer(parser)
+    settings = parser.read(arguments)
+    check_checkpoint(settings.ckpt_path)
+    seed_everything(settings.seed_everything, workers=True)
+    made = parser.instantiate(settings)
+    folder = Path(settings.trainer.default_root_dir or ".")
+    if made.trainer.logger in (None, True):
+        made.trainer.logger = CSVLogger(folder)
+    trainer = make_trainer(made.trainer, [])
+    if settings.wandb != "disabled":
+        config = yaml.safe_load(parser.dump(settings, skip_unset=False))
+        about = {"name": folder.resolve().name, "group": "prior", "job_type": command, "config": config}
+        trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
+    start = trainer.fit if command == "fit" else trainer.validate
+    start(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)

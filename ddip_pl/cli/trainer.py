@@ -1,0 +1,41 @@
+"""Lightning's Trainer on the command line."""
+
+import zipfile
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.cli.parser import Parser
+from ddip_pl.errors import InputError
+
+
+def add_trainer(parser: Parser, **defaults: Any) -> None:
+    """The Trainer's settings, with other defaults for some, a checkpoint and W&B."""
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="Go on from this checkpoint.")
+    help = "Log to Weights & Biases; offline needs no account."
+    parser.add_argument("--wandb", type=WandbMode, default="disabled", help=help)
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Raises `InputError` if there is no complete checkpoint at the path that was given."""
+    if path is not None and not zipfile.is_zipfile(path):
+        raise InputError(f"ckpt_path {path}: no such file, or no complete checkpoint")
+
+
+def make_trainer(settings: Namespace, callbacks: list[Callback]) -> Trainer:
+    """A Trainer with these callbacks after its own.
+
+    Raises:
+        InputError: its settings cannot be used.
+    """
+    own = settings.callbacks or []
+    own = own if isinstance(own, list) else [own]
+    try:
+        return Trainer(**settings.as_dict() | {"callbacks": [*own, *callbacks]})
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"trainer: {error}") from error

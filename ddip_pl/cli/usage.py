@@ -1,0 +1,30 @@
+"""What `ddip-pl --help` prints."""
+
+COMMANDS = {
+    "test": "simulate a measurement of a volume, reconstruct it, compare with the volume",
+    "predict": "reconstruct what a scanner measured, or a volume without comparing",
+    "simulate": "write the measurement of a volume to a file",
+    "benchmark": "test many methods on many tasks and volumes; one table of all",
+    "compare": "table and curves of finished runs",
+    "demo": "reconstruct a brain with FBP, DDS and D3IP, side by side",
+    "fit": "train a prior on random ellipses",
+    "validate": "loss of a prior on held-out ellipses",
+}
+EXAMPLES = {
+    "test": "--config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz",
+    "predict": "--config configs/task/measured.yaml --config configs/method/d3ip.yaml --data.path SCAN.h5",
+    "fit": "--config configs/prior/ellipses_128.yaml",
+    "validate": "--config configs/prior/ellipses_128.yaml --ckpt_path LAST.ckpt",
+}
+
+
+def usage() -> str:
+    """What the commands are for."""
+    commands = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    examples = "\n".join(f"  ddip-pl {name} {EXAMPLES[name]}" for name in ("test", "predict", "fit"))
+    return (
+        "usage: ddip-pl COMMAND [options]\n\n"
+        "Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand."
+        f"\n\n{commands}\n\n{examples}\n\n"
+        "ddip-pl COMMAND --help explains the options of a command; --debug shows where an error comes from."
+    )

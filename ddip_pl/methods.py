@@ -1,0 +1,48 @@
+"""The shipped methods by name: the settings of `configs/method` as objects."""
+
+from argparse import ArgumentError
+from dataclasses import is_dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
+from ddip_pl.config_files import SHIPPED, read_config
+from ddip_pl.errors import InputError, bad_input, parser_reason
+from ddip_pl.reconstruction.module import Method, Reconstruction
+
+
+def available_methods() -> list[str]:
+    """Names of the shipped methods."""
+    return sorted(path.stem for path in (SHIPPED / "method").glob("*.yaml"))
+
+
+def load_method(name: str, **changes: Any) -> Method:
+    """A shipped method, as the command line makes it of `configs/method/NAME.yaml`.
+
+    Args:
+        name: one of `available_methods()`.
+        **changes: arguments of the method's constructor, as `prior="my.safetensors"` or `sampler=Sampler.published()`;
+            nested ones by their path, as `**{"sampler.steps": 20, "adaptation.training.learning_rate": 3e-4}`.
+
+    Raises:
+        InputError: there is no such method or argument, or a value cannot be used.
+    """
+    if name not in available_methods():
+        raise InputError(f"method {name!r}: no such method; choose from {', '.join(available_methods())}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "model", default=class_path(Reconstruction))
+    content = read_config(SHIPPED / "method" / f"{name}.yaml")
+    try:
+        settings = parser.parse_object({"model": content["model"]} if "model" in content else {})
+        for key, value in changes.items():
+            given = vars(value) if is_dataclass(value) else value
+            settings = parser.parse_object({f"model.{key}": given}, settings)
+        return parser.instantiate(settings).model
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(bad_input(error) or f"method {name}: {parser_reason(str(error))}") from error
+
+
+def class_path(usual: type) -> dict[str, str]:
+    """A class as a config names it."""
+    return {"class_path": f"{usual.__module__}.{usual.__qualname__}"}

@@ -1,0 +1,197 @@
+"""Reverse diffusion as a plain object: Algorithm 2 of D3IP (Chung & Ye 2024), and every method composed like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddip_pl.adaptation.adaptation import Adaptation, OnGradientStep, ignore
+from ddip_pl.adaptation.weights import AdaptedWeights
+from ddip_pl.errors import InputError
+from ddip_pl.estimators.estimator import Memory, PosteriorMean
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.denoiser import Denoiser, Plane
+from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, slerp, timesteps, tweedie
+from ddip_pl.reconstruction.step import Step
+
+THINNEST = 8  # slices; images of one row or three made the result worse (docs/results/prior.md)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Settings of the reverse diffusion.
+
+    Args:
+        steps: number of diffusion steps.
+        start: T', the first timestep, 0 .. 999.
+        spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
+        eta: share of fresh noise in a DDIM step, 0 .. 1.
+        initial_noise: "interpolated" from the first slice to the last one (D3IP), or "independent" in each slice.
+        planes: the prior denoises "slices" only, as published, or at each step the next of "all" three planes (in
+            volumes of at least 8 slices; thinner ones are not cut across).
+        averaging: share of the earlier posterior means in the running average that a step continues from, 0 .. 1
+            (without 1). Each mean has noise of its own, and their average is closer to the truth than any of them.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    steps: int = 80
+    start: int = 150
+    spacing: float = 3.0
+    eta: float = 1.0
+    initial_noise: Literal["interpolated", "independent"] = "interpolated"
+    planes: Literal["slices", "all"] = "all"
+    averaging: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.start + 1 <= STEPS:
+            raise InputError(f"{self.steps} steps from timestep {self.start}; give 1 <= steps <= start + 1 <= {STEPS}")
+        if not 0 < self.spacing < float("inf"):
+            raise InputError(f"spacing of the sampler is {self.spacing}; give a positive power, 1 for even timesteps")
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta of the sampler is {self.eta}; give a share between 0 and 1")
+        if not 0 <= self.averaging < 1:
+            raise InputError(f"averaging of the sampler is {self.averaging}; give a share of at least 0 and below 1")
+        for name, choices in {"initial_noise": ("interpolated", "independent"), "planes": ("slices", "all")}.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} of the sampler is {getattr(self, name)!r}; give {' or '.join(choices)}")
+
+    @classmethod
+    def published(cls) -> Sampler:
+        """The settings of the paper."""
+        return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0)
+
+    @property
+    def timesteps(self) -> list[int]:
+        """From `start` down to 0."""
+        return timesteps(self.start, self.steps, self.spacing)
+
+    def planes_of(self, slices: int) -> tuple[Plane, ...]:
+        """The planes that take turns in a volume of so many slices."""
+        return ("slices",) if self.planes == "slices" or slices < THINNEST else ("slices", "rows", "columns")
+
+
+class ReverseDiffusion:
+    """From noise to a volume, one diffusion step at a time; all that a step depends on is in its state.
+
+    It knows neither which operator, estimator nor adaptation it works with.
+
+    Args:
+        measurement: `y = A x + n`.
+        denoiser: the prior, `eps_theta`.
+        estimator: `D_theta(x_t | y)`.
+        adaptation: of the prior to the measurement.
+        sampler: see there.
+        on_gradient_step: called after every gradient step of the adaptation.
+
+    Attributes:
+        x: `x_t` of all slices, `(slices, channels, height, width)`.
+        step: number of diffusion steps done, of all trajectories.
+        steps: number of them in all.
+        mean: running average of the posterior means.
+        memory: what the estimator carries from one of them to the next.
+        noise: random state of the noise, which depends on the seed only, whatever else draws random numbers.
+        weights: the adapted weights, once all steps are done.
+    """
+
+    x: Tensor
+    weights = AdaptedWeights()
+
+    def __init__(
+        self,
+        measurement: Measurement,
+        denoiser: Denoiser,
+        estimator: PosteriorMean,
+        adaptation: Adaptation,
+        sampler: Sampler,
+        on_gradient_step: OnGradientStep = ignore,
+    ):
+        self.measurement, self.denoiser = measurement, denoiser
+        self.estimator, self.adaptation, self.sampler = estimator, adaptation, sampler
+        self.on_gradient_step = on_gradient_step
+        self.timesteps, self.planes = sampler.timesteps, sampler.planes_of(len(measurement))
+        self.step, self.steps = 0, len(self.timesteps) * adaptation.trajectories
+        self.mean: Tensor | None = None
+        self.memory: Memory = {}
+        self.noise = torch.Generator().manual_seed(torch.initial_seed())
+
+    def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        """Algorithm 2, from the beginning or from a saved state; docs/algorithm.md has it beside the paper's."""
+        self.adaptation.start(self.denoiser, self.measurement)
+        try:
+            if state is not None:
+                self.load_state_dict(state)
+            while self.step < self.steps:
+                if self.step % len(self.timesteps) == 0:
+                    self.initialise()
+                yield self.advance()
+        finally:
+            self.weights = self.adaptation.finish()
+
+    def initialise(self) -> None:
+        """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
+        if self.step > 0:
+            self.adaptation.next_trajectory()
+        guess = self.measurement.operator.pseudo_inverse(self.measurement.y)
+        if self.sampler.initial_noise == "interpolated":
+            first, last = self.gaussian(2, *guess.shape[1:])
+            noise = slerp(first, last, len(guess))
+        else:
+            noise = self.gaussian(*guess.shape)
+        self.x = diffuse(guess, noise.to(guess), self.denoiser.abar_at(self.timesteps[0]))
+        self.mean, self.memory = None, {}
+
+    def advance(self) -> Step:
+        """Adapt the prior at `t`, then go from `x_t` to `x_{t-1}`."""
+        x, index = self.x, self.step % len(self.timesteps)
+        t, t_next = self.timesteps[index], (*self.timesteps, None)[index + 1]
+        plane = self.planes[self.step % len(self.planes)]
+
+        denoiser, figures = self.adaptation.adapt(self.estimator, x, t, self.on_gradient_step)
+        mean, eps, self.memory = self.estimator(denoiser.across(plane), x, t, self.measurement, self.memory)
+        self.mean = mean if self.mean is None else mean.lerp(self.mean, self.sampler.averaging)
+        noise = self.gaussian(*x.shape).to(x)
+        self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.sampler.eta)
+
+        self.step += 1
+        images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)), "estimate": self.mean}
+        return Step(images, {"t": t, "residual": self.measurement.relative_residual(self.mean), **figures})
+
+    def gaussian(self, *shape: int) -> Tensor:
+        """Gaussian noise from the generator of its own."""
+        return torch.randn(*shape, generator=self.noise)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "timesteps": self.timesteps,
+            "x": self.x,
+            "step": self.step,
+            "mean": self.mean,
+            "memory": self.memory,
+            "noise": self.noise.get_state(),
+            "random": torch.get_rng_state(),
+            "adaptation": self.adaptation.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, with the same random numbers that would have come.
+
+        Raises:
+            InputError: it is the state of another run.
+        """
+        if (state["timesteps"], len(state["x"])) != (self.timesteps, len(self.measurement)):
+            raise InputError(
+                f"the checkpoint is of {len(state['x'])} slices, {len(state['timesteps'])} steps from "
+                f"{state['timesteps'][0]}; give --ckpt_path with the data and settings it was saved with"
+            )
+        self.x, self.step = state["x"].to(self.measurement.y.device), state["step"]
+        self.mean = None if state["mean"] is None else state["mean"].to(self.x)
+        self.memory = {name: value.to(self.x.device) for name, value in state["memory"].items()}
+        self.adaptation.load_state_dict(state["adaptation"])
+        self.noise.set_state(state["noise"])
+        torch.set_rng_state(state["random"])

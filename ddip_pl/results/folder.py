@@ -1,0 +1,172 @@
+"""The folder of a reconstructed volume, `<run>/<volume>/`: what is in it, under which names."""
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import torch
+from einops import rearrange
+from nibabel.nifti1 import Nifti1Image
+from torch import Tensor
+
+from ddip_pl.errors import InputError
+from ddip_pl.report.page import Case, Shown, plain
+from ddip_pl.volumes.frame import Frame
+
+METRICS, SLICES, TRAJECTORY, CONFIG = "metrics.json", "slices.csv", "trajectory.csv", "config.yaml"
+RECONSTRUCTION, REFERENCE = "reconstruction.nii.gz", "reference.nii.gz"
+HDF5, DICOM = "reconstruction.h5", "dicom"
+LORA = "lora"
+PLANES, PAGE = "figures/planes.png", "report.html"
+
+NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON does not have, as `plain` writes them
+
+
+@dataclass(frozen=True)
+class Run:
+    """A reconstructed volume as its folder has it.
+
+    Attributes:
+        folder: of the volume.
+        metrics: figures of merit, cost and origin.
+        trajectory: figures of each step, without those that a step does not have.
+        slices: figures of merit of each slice; empty without a reference.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    trajectory: list[dict[str, float]]
+    slices: list[dict[str, float]]
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """Task and volume: runs that have both in common can be compared."""
+        return self.metrics["task"], self.folder.name
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.metrics["method"]
+
+    @property
+    def image(self) -> Nifti1Image:
+        """The reconstruction."""
+        return Nifti1Image.from_filename(self.folder / RECONSTRUCTION)
+
+    @property
+    def reference(self) -> Nifti1Image | None:
+        """The truth, where it is known."""
+        path = self.folder / REFERENCE
+        return Nifti1Image.from_filename(path) if path.is_file() else None
+
+
+def finished(folder: Path) -> list[Path]:
+    """Folders of the finished volumes in or below a folder; unfinished ones have a name that begins with a dot."""
+    paths = (path.parent for path in folder.rglob(METRICS))
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder of a volume.
+
+    Raises:
+        InputError: its files cannot be read.
+    """
+    try:
+        metrics = json.loads((folder / METRICS).read_text())
+        if not isinstance(metrics, dict) or not {"task", "method"} <= set(metrics):
+            raise ValueError(f"{METRICS} names no task and method")
+        names = {name: metrics.pop(name) for name in ("task", "method")}
+        figures = {name: float(value) if value in NOT_FINITE else value for name, value in metrics.items()}
+        slices = folder / SLICES
+        return Run(
+            folder, names | figures, read_table(folder / TRAJECTORY), read_table(slices) if slices.is_file() else []
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"run {folder}: its files cannot be read ({error}); run it again") from error
+
+
+def read_case(runs: Sequence[Run]) -> Case:
+    """Runs of one task and volume for a page; the reference is that of the run with the most slices."""
+    shown = [
+        Shown(run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text())
+        for run in runs
+    ]
+    longest = max(range(len(runs)), key=lambda i: shown[i].image.shape[2])
+    return Case(*runs[0].subject, shown, runs[longest].reference)
+
+
+def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None:
+    """Write everything that `read_run` and `read_case` read, to a folder that exists."""
+    (folder / METRICS).write_text(json.dumps(plain(shown.metrics), indent=2, allow_nan=False) + "\n")
+    (folder / CONFIG).write_text(shown.config)
+    write_table(folder / TRAJECTORY, shown.trajectory)
+    nib.save(shown.image, folder / RECONSTRUCTION)  # type: ignore[attr-defined]
+    if reference is not None:
+        write_table(folder / SLICES, shown.slices)
+        nib.save(reference, folder / REFERENCE)  # type: ignore[attr-defined]
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace anything but the results of an earlier run.
+
+    Raises:
+        InputError: there is something else at that place.
+    """
+    if folder.exists() and not (folder / METRICS).is_file():
+        raise InputError(f"{folder} exists and holds no results of ours; choose another --output")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `folder` when everything in it has been written.
+
+    Raises:
+        InputError: see `check_replaceable`.
+    """
+    check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+        place = Path(temporary, "volume")
+        place.mkdir()
+        yield place
+        if folder.exists():
+            folder.rename(Path(temporary, "replaced"))
+        place.rename(folder)
+
+
+def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:
+    """Images `(slices, channels, height, width)` without margin as an HDF5 file that `read_volume` reads.
+
+    Complex images are in a second dataset, `complex`, with their phase.
+    """
+    with h5py.File(path, "w") as file:
+        file["reconstruction"] = frame.in_units(images)
+        if images.shape[1] == 2:
+            low, high = frame.window
+            values = torch.complex(*images.unbind(1)).numpy(force=True)
+            file["complex"] = rearrange(values, "s h w -> w h s") * (high - low)
+        for dataset in file.values():
+            dataset.attrs.update(affine=frame.affine, units=frame.units)
+
+
+def read_table(path: Path) -> list[dict[str, float]]:
+    """Rows of numbers from a CSV file; a row has no entry where a cell is empty."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Rows of numbers as CSV; what a row does not have is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,29 @@
+"""K-space as a NumPy array."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ddip_pl.errors import InputError, reason
+from ddip_pl.physics.mri import CartesianMRI
+from ddip_pl.scans.oversampling import UNITS
+from ddip_pl.scans.recording import Recording
+from ddip_pl.volumes.slices import span
+
+
+def read_array(path: Path, slices: int | None, first: int | None) -> Recording:
+    """Read `(coils, ky, kx)` of one slice or `(slices, coils, ky, kx)`, 0 where not measured; pixels of 1 mm.
+
+    Raises:
+        InputError: it is no such array.
+    """
+    try:
+        data = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"damaged, or no NumPy array ({reason(error)})") from error
+    data = data[None] if data.ndim == 3 else data
+    chosen = span(len(data), first, slices, "the file") if data.ndim else slice(None)
+    description = {"field_of_view": data.shape[-2:]}
+    return Recording(
+        name=path.stem, operator=CartesianMRI, data=np.array(data[chosen]), description=description, units=UNITS
+    )
