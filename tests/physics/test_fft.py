@@ -18,7 +18,7 @@ def matrix(n: int) -> np.ndarray:
     return np.exp(-2j * np.pi * np.outer(k, k) / n) / n**0.5
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(**SIZES)
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_is_the_sum_over_the_image(library, height, width):
@@ -40,7 +40,7 @@ def test_along_one_axis(axis):
     np.testing.assert_allclose(ifft(kspace, (axis,)), image, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(**SIZES)
 def test_phases_do_what_shifts_do(height, width):
     image = random(2, height, width, dtype=torch.complex128)

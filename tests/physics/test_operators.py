@@ -42,7 +42,7 @@ from ddip_pl.physics.operator import spectral_norm
 # --- the adjoint ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 @SIZES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -564,7 +564,7 @@ def test_check_finds_what_is_wrong(operator, message, size):
 # --- the norm by power iteration ------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 100))
 def test_spectral_norm(rows, columns, seed):
     matrix = random(rows, columns, dtype=torch.float64, seed=seed)

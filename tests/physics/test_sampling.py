@@ -29,7 +29,7 @@ def longest_gap(columns: torch.Tensor) -> int:
 # --- what all masks have in common --------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     size=st.integers(16, 130),
     acceleration=st.floats(1, 10),
@@ -83,7 +83,7 @@ def test_seeds(sampling):
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(height=st.integers(32, 90), width=st.integers(32, 90), seed=st.integers(0, 100))
 @OWN
 def test_masks_that_are_not_square(sampling, height, width, seed):
@@ -106,7 +106,7 @@ def test_lines_of_a_wide_image():
 # --- their densities ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(size=st.integers(16, 200), acceleration=st.floats(1.5, 8), centre=st.floats(0, 0.06))
 def test_equispaced_lines_are_equispaced(size, acceleration, centre):
     count = round(size / acceleration) - round(centre * size)
@@ -225,7 +225,7 @@ def test_acceleration_that_leaves_nothing(sampling):
 # --- the centre that is measured ------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(height=st.integers(8, 40), width=st.integers(8, 40), half=st.integers(0, 10), most=st.integers(2, 24))
 def test_measured_centre(height, width, half, most):
     mask = torch.zeros(2, height, width, dtype=torch.bool)
