@@ -146,7 +146,8 @@ def operator_of(kind: str) -> type[LinearOperator]:
     Raises:
         InputError: there is none.
     """
-    found = {cls.kind: cls for cls in reversed(list(subclasses(LinearOperator))) if cls.__dict__.get("kind")}
+    classes = reversed(list(subclasses(LinearOperator)))  # type: ignore[type-abstract]
+    found = {cls.kind: cls for cls in classes if cls.__dict__.get("kind")}
     if kind not in found:
         raise InputError(
             f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of your "

@@ -126,7 +126,7 @@ def dense(operator):
 # --- one table for all operators ----------------------------------------------------------------------------
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 @SIZES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -320,7 +320,7 @@ def centred_fft(image):
     return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes), norm="ortho"), axes)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(height=st.integers(2, 33), width=st.integers(2, 33), seed=st.integers(0, 100))
 @pytest.mark.parametrize("complex_image", [False, True])
 def test_one_coil_is_the_centred_transform(complex_image, height, width, seed):
@@ -335,7 +335,7 @@ def test_one_coil_is_the_centred_transform(complex_image, height, width, seed):
     assert (found[~mask[:, None]] == 0).all()
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(size=st.tuples(st.integers(4, 20), st.integers(4, 20)), coils=st.integers(1, 5), seed=st.integers(0, 100))
 def test_sense_is_that_of_each_coil(size, coils, seed):
     maps = smooth_maps(size, coils, SLICES, seed)

@@ -23,7 +23,7 @@ def smooth_maps(size, coils):
     return torch.fft.ifft2(spectrum, norm="forward") + 0.3
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(size=st.integers(6, 20), coils=st.integers(1, 4), samples=st.integers(1, 200), seed=st.integers(0, 100))
 def test_is_the_fourier_sum_of_each_coil(size, coils, samples, seed):
     positions = math.pi * (2 * torch.rand(samples, 2, generator=torch.Generator().manual_seed(seed)) - 1).double()
@@ -89,7 +89,7 @@ def test_density_compensation_grows_with_the_distance_from_the_centre():
     assert outer / inner == pytest.approx(2.55 / 0.75, rel=0.15)  # as the area that a sample stands for
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(4, 64), count=st.integers(1, 20))
 def test_radial_lines_go_through_the_centre(size, count):
     lines = Radial(count)(size).unflatten(0, (count, 2 * size))
@@ -100,7 +100,7 @@ def test_radial_lines_go_through_the_centre(size, count):
     torch.testing.assert_close(steps.norm(dim=-1), torch.full_like(steps[..., 0], math.pi / size))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(16, 64), interleaves=st.integers(1, 8), acceleration=st.floats(1, 4))
 def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, interleaves, acceleration):
     positions = Spiral(interleaves, acceleration)(size)

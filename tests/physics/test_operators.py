@@ -181,7 +181,7 @@ def dense(operator: LinearOperator) -> Tensor:
 # --- the adjoint ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 @SIZES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -202,7 +202,7 @@ def test_adjoint_by_automatic_differentiation_is_the_written_one(make):
     if operator.zeros().is_complex():
         pytest.skip("images are real")
     # Without buffers an operator is one of single precision.
-    tolerance = {} if operator.like.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
+    tolerance = {} if operator.lattice.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
     torch.testing.assert_close(LinearOperator.adjoint(operator, y), operator.adjoint(y), **tolerance)
 
 
@@ -235,11 +235,10 @@ def test_norm(make, size):
 @SIZES
 @table(BUILT_IN | {"super-resolution": OWN["super-resolution"]})
 def test_unit_norm(make, size):
-    operator = make(volume(size)).double()
+    """That it is true, `test_norm` finds."""
+    operator = make(volume(size))
     assert operator.norm == 1
     assert operator.normalised() is operator
-    norms = torch.linalg.matrix_norm(dense(operator), 2)
-    assert norms.max().item() == pytest.approx(1, abs=2e-3)
 
 
 @table({name: OWN[name] for name in ("blur", "brightness")})
@@ -277,6 +276,7 @@ def test_superposition(name):
 @table({name: make for name, make in OPERATORS.items() if "no pairs" not in name})
 def test_gradients(make):
     operator = make(volume(6)).double()
+    operator.iterations = min(operator.iterations, 5)  # of conjugate gradients, before only rounding is left
     x, y = (tensor.requires_grad_() for tensor in random_pair(operator, torch.float64))
     assert torch.autograd.gradcheck(operator, x, fast_mode=True)
     assert torch.autograd.gradcheck(operator.adjoint, y, fast_mode=True)
@@ -371,6 +371,7 @@ def test_without_state(make):
 def test_select(make, slices):
     """The operator of some slices does with these what that of all slices does."""
     operator = make(volume(12))
+    operator.iterations = min(operator.iterations, 5)  # of conjugate gradients, before only rounding is left
     x, y = random_pair(operator)
     before = operator(x)
     part = operator.select(slices)
@@ -702,7 +703,7 @@ def test_check_finds_what_is_wrong(operator, message, size):
 # --- the norm by power iteration ------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 100))
 def test_spectral_norm(rows, columns, seed):
     matrix = random(rows, columns, dtype=torch.float64, seed=seed)

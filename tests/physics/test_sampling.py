@@ -28,7 +28,7 @@ def longest_gap(columns: torch.Tensor) -> int:
 # --- what all masks have in common --------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     size=st.integers(16, 130),
     acceleration=st.floats(1, 10),
@@ -82,7 +82,7 @@ def test_seeds(sampling):
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(height=st.integers(32, 90), width=st.integers(32, 90), seed=st.integers(0, 100))
 @OWN
 def test_masks_that_are_not_square(sampling, height, width, seed):
@@ -105,7 +105,7 @@ def test_lines_of_a_wide_image():
 # --- their densities ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(size=st.integers(16, 200), acceleration=st.floats(1.5, 8), centre=st.floats(0, 0.06))
 def test_equispaced_lines_are_equispaced(size, acceleration, centre):
     count = round(size / acceleration) - round(centre * size)

@@ -79,7 +79,7 @@ def content_of(path: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------- volumes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrays(
         np.float32, st.tuples(*[st.integers(1, 5)] * 3),
@@ -99,7 +99,7 @@ def test_codes_need_twelve_bits() -> None:
     assert (codes.min(), codes.max()) == (1, 4095)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.integers(1, 4))
 def test_coarse_voxels_are_means(shape: tuple[int, int, int], factor: int) -> None:
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -129,7 +129,7 @@ def chambolle_pock(measurement: Measurement, strength: float, iterations: int = 
 # --- differences ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 5), st.integers(1, 5)),
     axes=st.sampled_from(CHOICES),
@@ -193,7 +193,7 @@ def test_edges_of_two_channels_at_one_place_count_once() -> None:
 # --- shrinkage ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     axes=st.integers(1, 3), channels=st.integers(1, 2), threshold=st.floats(1e-3, 3), seed=st.integers(0, 1000),
 )  # fmt: skip
