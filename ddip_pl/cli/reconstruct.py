@@ -18,7 +18,8 @@ from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.data.simulated import VolumeDataModule
-from ddip_pl.reconstruction.module import Method, Reconstruction
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.module import Reconstruction
 from ddip_pl.results.tables import read_runs, tables
 from ddip_pl.volumes.files import volume_name
 
