@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning import Callback, seed_everything
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 import ddip_pl.data.measured  # noqa: F401 (a choice for --data)
@@ -68,7 +68,7 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
-def make_logger(command: str, settings: Namespace, folder: Path) -> WandbLogger | None:
+def make_logger(command: str, settings: Namespace, folder: Path) -> Logger | None:
     """A run on Weights & Biases, if there is to be one."""
     if settings.wandb == "disabled":
         return None
