@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> None:
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
-    methods = {name: load_method(name.lower(), prior=options.prior, **{"sampler.steps": options.steps}) for name in METHODS}
+    methods = {
+        name: load_method(name.lower(), prior=options.prior, **{"sampler.steps": options.steps}) for name in METHODS
+    }
     seed_everything(0, verbose=False)
     data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
     measurement, frame = data.simulate(methods["DDS"].image_size or SIZE)

@@ -486,7 +486,10 @@ BAD_INPUT = {
     "complex prior": (["--model.prior", "{bad}/complex.safetensors"], "the prior has 2 image channels, ParallelBeamCT"),
     "steps 0": (["--model.sampler.steps", "0"], "0 steps from timestep 500"),
     "more steps than timesteps": (["--model.sampler.steps", "990"], "990 steps from timestep 500"),
-    "text as steps": (["--model.sampler.steps", "many"], "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many"),
+    "text as steps": (
+        ["--model.sampler.steps", "many"],
+        "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many",
+    ),
     "steps without a value": (["--model.sampler.steps"], "--model: expected one argument"),
     "start 2000": (["--model.sampler.start", "2000"], "from timestep 2000"),
     "eta 2": (["--model.sampler.eta", "2"], "eta of the sampler is 2.0"),
@@ -527,7 +530,10 @@ BAD_INPUT = {
     "unknown initial noise": (["--model.sampler.initial_noise", "none"], "initial_noise"),
     "unknown method": (["--model", "Nothing"], "Nothing"),
     "no method": (["--model", "ddip_pl.estimators.DDS"], "ddip_pl.estimators.DDS"),
-    "setting of another method": (["--model", "DirectInverse", "--model.batch_size", "1"], "Option 'batch_size' is not accepted"),
+    "setting of another method": (
+        ["--model", "DirectInverse", "--model.batch_size", "1"],
+        "Option 'batch_size' is not accepted",
+    ),
     "total variation without strength as a method": (
         ["--model", "TotalVariation", "--model.strength", "0"],
         "model.strength is 0.0",
