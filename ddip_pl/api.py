@@ -24,7 +24,7 @@ Array = Tensor | np.ndarray
 
 def reconstruct(
     y: Array,
-    A: LinearOperator,  # noqa: N803 (the field's name)
+    A: LinearOperator,
     sigma_y: float | None = None,
     method: str | Method = "dds",
     *,

@@ -41,14 +41,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"config {path}: no settings by name in it")
-    return merge([*map(read_config, named_configs(path, content.pop("config", []))), content])
-
-
-def named_configs(path: Path, names: str | list[str]) -> list[Path]:
-    """The files that the key `config` of a file names."""
-    return [path.parent / name for name in ([names] if isinstance(names, str) else names)]
-
-
-def merge(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Nested settings, later ones on top of earlier ones."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*settings)))
+    named = content.pop("config", [])
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list):
+        raise InputError(f"config {path}: `config` is {named}; give a file or a list of files")
+    layers = [*(read_config(path.parent / name) for name in named), content]
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))

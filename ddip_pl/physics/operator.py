@@ -193,8 +193,12 @@ class LinearOperator(nn.Module, ABC):
         for name in self.per_slice:
             buffer = getattr(self, name)
             kept[id(buffer)] = buffer if len(buffer) == 1 else buffer[slices]
-        part = copy.deepcopy(self, kept)  # which takes the buffers from there instead of copying them
+        for child in self.children():
+            if isinstance(child, LinearOperator) and child.shape[0] == self.shape[0]:
+                kept[id(child)] = child.select(slices)
+        part = copy.deepcopy(self, kept)  # which takes from there what is there, and copies the rest
         part.shape = (len(index), *self.shape[1:])
+        part.coupled = min(self.coupled, len(index))
         part.__dict__.pop("range", None)
         return part
 
@@ -358,9 +362,6 @@ class Adjoint(LinearOperator):
     def norm(self) -> float:
         return self.operator.norm
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Adjoint(self.operator.select(slices))
-
 
 class Composition(LinearOperator):
     """`A B x`; see `LinearOperator.__matmul__`."""
@@ -388,9 +389,6 @@ class Composition(LinearOperator):
 
     def zeros(self) -> Tensor:
         return self.first.zeros()
-
-    def select(self, slices: Slices) -> LinearOperator:
-        return Composition(self.second.select(slices), self.first.select(slices))
 
     def values(self, y: Tensor) -> Tensor:
         return self.second.values(y)
@@ -428,9 +426,6 @@ class Stack(LinearOperator):
         first, second = y.split([math.prod(shape) for shape in shapes], dim=1)
         return first.unflatten(1, shapes[0]), second.unflatten(1, shapes[1])
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Stack(self.first.select(slices), self.second.select(slices))
-
     def values(self, y: Tensor) -> Tensor:
         first, second = self.split(y)
         return self.first.values(first) + self.second.values(second)
@@ -464,9 +459,6 @@ class Scaled(LinearOperator):
     @cached_property
     def norm(self) -> float:
         return self.operator.norm / self.divisor
-
-    def select(self, slices: Slices) -> LinearOperator:
-        return Scaled(self.operator.select(slices), self.divisor)
 
     def values(self, y: Tensor) -> Tensor:
         return self.operator.values(y)

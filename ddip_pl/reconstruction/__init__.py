@@ -5,4 +5,4 @@ from ddip_pl.reconstruction.module import Reconstruction
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
 from ddip_pl.reconstruction.step import Process, Step
 
-__all__ = ["Method", "Reconstruction", "ReverseDiffusion", "Process", "Sampler", "Step"]
+__all__ = ["Method", "Process", "Reconstruction", "ReverseDiffusion", "Sampler", "Step"]

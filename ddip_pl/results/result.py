@@ -56,8 +56,8 @@ class Result:
 
     @property
     def tensor(self) -> Tensor:
-        """The images as a tensor."""
-        return torch.as_tensor(self.images)
+        """The images as a tensor, on the device of the measurement."""
+        return torch.as_tensor(self.images).to(self.measurement.y.device)
 
     @property
     def volume(self) -> Tensor:

@@ -172,3 +172,11 @@ def test_to_gpu(name):
     expected = measurement.misfit(x)
     moved = measurement.to("cuda")
     torch.testing.assert_close(moved.misfit(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_is_relative_to_the_measurement():
+    measurement = measure(ParallelBeamCT(SHAPE, 9), sigma_y=0.0)
+    reference = measurement.reference
+    assert reference is not None
+    assert measurement.relative_residual(reference) < 1e-6
+    assert measurement.relative_residual(1.5 * reference) == pytest.approx(0.5, abs=1e-5)

@@ -1,0 +1,26 @@
+"""What is fast stays fast: PyTorch and Lightning are imported by what computes, and by nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+SLOW = ("torch", "lightning")
+CALLS = {
+    "import ddip_pl": "import ddip_pl",
+    "ddip-pl --help": "import sys; sys.argv = ['ddip-pl', '--help']; from ddip_pl.cli import main; assert main() == 0",
+    "ddip-pl with an unknown command": "import sys; sys.argv = ['ddip-pl', 'x']; from ddip_pl.cli import main; main()",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_slow_is_imported(call: str) -> None:
+    code = (
+        f"import time; start = time.monotonic()\n{CALLS[call]}\nseconds = time.monotonic() - start\n"
+        f"import sys; print(*[name for name in {SLOW} if name in sys.modules], f'{{seconds:.2f}} s', sep=', ')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *imported, seconds = done.stdout.splitlines()[-1].split(", ")
+    print(call, seconds)
+    assert imported == []

@@ -1,0 +1,144 @@
+"""Shipped methods by name: what the command line makes of their configs, without it."""
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import CONFIGS
+from torch import nn
+
+from ddip_pl import LoraTraining, Sampler, VolumeAdaptation, available_methods, load_method
+from ddip_pl.cli.reconstruct import make_parser
+from ddip_pl.config_files import SHIPPED, find_configs, read_config
+from ddip_pl.errors import InputError
+from ddip_pl.estimators import DDS
+from ddip_pl.reconstruction import Method
+
+
+def settings(part: Any) -> Any:
+    """All that an object of the package was made with, to compare."""
+    if isinstance(part, (str, int, float, tuple, type(None))):
+        return part
+    hidden = nn.Module().__dict__ if isinstance(part, nn.Module) else {}
+    return {"class": type(part)} | {
+        name: settings(value)
+        for name, value in vars(part).items()
+        if name not in hidden and not name.startswith("_") and not isinstance(value, (nn.Module, torch.Tensor))
+    }
+
+
+def test_available_methods_are_the_shipped_configs() -> None:
+    assert available_methods() == sorted(path.stem for path in (CONFIGS / "method").iterdir())
+    assert {"dds", "d3ip", "fbp"} <= set(available_methods())
+
+
+@pytest.mark.parametrize("name", available_methods())
+def test_a_method_is_what_the_command_line_makes_of_it(name: str) -> None:
+    parser = make_parser("test")
+    given = [
+        "--config",
+        f"{CONFIGS}/task/sv_ct.yaml",
+        "--config",
+        f"{CONFIGS}/method/{name}.yaml",
+        "--data.path",
+        "x.nii",
+    ]
+    chosen = parser.read(given)
+    assert chosen.method == name
+    method = load_method(name)
+    assert isinstance(method, Method)
+    assert settings(method) == settings(parser.instantiate(chosen).model)
+
+
+def test_samplers_are_those_of_the_class() -> None:
+    assert load_method("dds").sampler == Sampler()
+    for name, sampler in (("default", Sampler()), ("published", Sampler.published())):
+        content = yaml.safe_load((CONFIGS / "sampler" / f"{name}.yaml").read_text())
+        assert content["model"]["sampler"] == vars(sampler)
+
+
+def test_changes() -> None:
+    plain = settings(load_method("d3ip"))
+    changes = {"sampler.steps": 20, "adaptation.training.learning_rate": 0.01, "adaptation.slices": 2}
+    changed = settings(load_method("d3ip", batch_size=3, **changes))
+    expected = plain | {"batch_size": 3, "sampler": plain["sampler"] | {"steps": 20}}
+    expected["adaptation"] = plain["adaptation"] | {"slices": 2}
+    expected["adaptation"]["training"] = plain["adaptation"]["training"] | {"learning_rate": 0.01}
+    assert changed == expected != plain
+
+
+def test_changes_can_be_objects() -> None:
+    adaptation = VolumeAdaptation(slices=1)
+    method: Any = load_method("d3ip", estimator=DDS(iterations=7), adaptation=adaptation, sampler=Sampler.published())
+    assert (method.estimator.iterations, method.adaptation) == (7, adaptation)
+    assert method.sampler == Sampler.published()
+    method = load_method("d3ip", **{"adaptation.training": LoraTraining.published()})
+    assert method.adaptation.training == LoraTraining.published()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("none", {}, "method 'none': no such method; choose from admm_tv, d3ip,"),
+        ("../task/sv_ct", {}, "no such method"),
+        ("d3ip", {"nonsense": 1}, "method d3ip: Parser key \"model\": Option 'nonsense' is not accepted"),
+        ("d3ip", {"sampler.nonsense": 1}, "Option 'sampler.nonsense' is not accepted"),
+        ("fbp", {"strength": 1}, "method fbp: Parser key \"model\": Option 'strength' is not accepted"),
+        (
+            "d3ip",
+            {"sampler.steps": "many"},
+            "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many",
+        ),
+        ("d3ip", {"sampler.spacing": 0}, "spacing of the sampler is 0"),
+        ("d3ip", {"adaptation.slices": 0}, "slices of the adaptation is 0"),
+        ("d3ip", {"estimator": "Nothing"}, "Nothing"),
+        ("ddip", {"sampler.planes": "all"}, "give model.sampler.planes slices"),
+        ("dds", {"prior": "none.safetensors"}, "prior none.safetensors: no such file"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_method(name, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_a_config_builds_on_the_ones_it_names(tmp_path: Any) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "first.yaml").write_text("model: {a: {b: 1, c: 1}}\nname: first\n")
+    (tmp_path / "second.yaml").write_text("config: deep/first.yaml\nmodel: {a: {c: 2}}\n")
+    (tmp_path / "third.yaml").write_text("model: {a: {d: '${name}'}, rate: 1e-3}\nlist: [1, 2]\n")
+    (tmp_path / "all.yaml").write_text("config: [second.yaml, third.yaml]\nlist: [3]\n")
+    assert read_config(tmp_path / "all.yaml") == {
+        "model": {"a": {"b": 1, "c": 2, "d": "${name}"}, "rate": "1e-3"}, "name": "first", "list": [3],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [steps: {\n", "bad.yaml: while parsing"),
+        (b"just some text\n", "bad.yaml: no settings by name in it"),
+        (b"\xff\xfe\x00\x81", "bad.yaml: 'utf-8' codec"),
+        (b"config: none.yaml\n", "none.yaml: [Errno 2] No such file"),
+        (b"config: {a: 1}\n", "bad.yaml: `config` is {'a': 1}; give a file or a list of files"),
+    ],
+)
+def test_config_that_cannot_be_read(tmp_path: Any, content: bytes, message: str) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(InputError, match="config ") as caught:
+        read_config(tmp_path / "bad.yaml")
+    assert message in str(caught.value)
+
+
+def test_shipped_configs_are_found_from_any_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--config=configs/task/sv_ct.yaml", "configs/none.yaml", "--output", "configs"]
+    assert find_configs(given) == [f"--config={SHIPPED}/task/sv_ct.yaml", *given[1:]]
+    (tmp_path / "configs" / "task").mkdir(parents=True)
+    (tmp_path / "configs" / "task" / "sv_ct.yaml").touch()
+    assert find_configs(given) == given
