@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from ddip_pl.data.phantoms import RandomEllipses, phantoms
@@ -108,3 +109,11 @@ class Known(nn.Module):
 def tweedies_mean(denoiser: Denoiser, x_t: Tensor) -> Tensor:
     abar = denoiser.abar[300]
     return (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
+
+
+def quiet_trainer(*callbacks: Callback) -> Trainer:
+    """Lightning's own Trainer, without files and output."""
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks),
+    )  # fmt: skip

@@ -33,12 +33,17 @@ class ReverseDiffusionLoop(_Loop):
 
     def __init__(self, trainer: Trainer, stage: str):
         super().__init__(trainer)
-        self.parent = trainer.test_loop if stage == "test" else trainer.predict_loop
+        self.stage = stage
         self.parent.inference_mode = False  # adaptations take gradients
-        self.parent.reverse_diffusion = self  # type: ignore[union-attr]  # whose state becomes part of a checkpoint
+        self.parent.reverse_diffusion = self  # whose state becomes part of a checkpoint
         self.trajectory: list[dict[str, float]] = []
         self._current: tuple[Process, str, float] | None = None
         self._saved: dict[str, Any] | None = None
+
+    @property
+    def parent(self) -> Any:
+        """The trainer's loop over volumes; no attribute, as Lightning would take it for a child of this one."""
+        return self.trainer.test_loop if self.stage == "test" else self.trainer.predict_loop
 
     @property
     def step(self) -> int:

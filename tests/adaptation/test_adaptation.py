@@ -1,30 +1,42 @@
 """Slicewise, volume and meta adaptation: what they train, that slices at once are slices one by one, what they save."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import CONFIGS, make_network
-from jsonargparse import ArgumentParser
+from helpers import make_network, quiet_trainer
 from lightning import seed_everything
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddip_pl.adaptation import Adaptation, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
-from ddip_pl.adaptation.adaptation import Figures
-from ddip_pl.adaptation.lora import LoRA, load, save
+from ddip_pl.adaptation import (
+    Adaptation,
+    Adapted,
+    AdaptedWeights,
+    LoraTraining,
+    LoraWeights,
+    MetaAdaptation,
+    NoAdaptation,
+    SlicewiseAdaptation,
+    VolumeAdaptation,
+)  # fmt: skip
+from ddip_pl.adaptation.adaptation import ignore
+from ddip_pl.adaptation.lora import LoRA
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate
+from ddip_pl.methods import load_method
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior import unet
-from ddip_pl.prior.denoiser import ROWS, Denoiser
+from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.reconstruction import Reconstruction, Sampler, Step
 from ddip_pl.reconstruction.callback import ReconstructionCallback
-from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction, Result
+from ddip_pl.results.result import Result
 
 SIZE, SLICES = 16, 5
 
@@ -38,8 +50,13 @@ def images(slices: int = SLICES, seed: int = 0) -> Tensor:
 
 
 def measure(slices: int = SLICES, sigma_y: float = 0.0) -> Measurement:
-    operator = ParallelBeamCT(SIZE, angles=8)
-    return Measurement(operator(images(slices)), operator, sigma_y, "test")
+    operator = ParallelBeamCT((slices, SIZE, SIZE), angles=8)
+    return Measurement(operator(images(slices)), operator, sigma_y)
+
+
+def training(**changes: Any) -> LoraTraining:
+    """The paper's settings, but for these."""
+    return replace(LoraTraining.published(), **changes)
 
 
 def start(adaptation: Any, denoiser: Denoiser, measurement: Measurement) -> Any:
@@ -76,8 +93,7 @@ def test_a_batch_of_slices_is_pefts_own_layers_one_by_one(strided: bool, bias: b
     denoiser = make_denoiser(**settings)
     own = LoRA(denoiser.network, bias=bias, slicewise=True)
     vectors = values.clone().requires_grad_()
-    denoiser.weights, denoiser.slicewise = own.split(vectors), True
-    eps = denoiser(x, 300)[1]
+    eps = denoiser.with_weights(own.split(vectors), slicewise=True)(x, 300)[1]
     eps.square().sum().backward()
     assert vectors.grad is not None
     for i in range(3):
@@ -99,16 +115,14 @@ def adapted(
 ) -> tuple[Tensor, Tensor]:
     """What six gradient steps at two timesteps add to the slices' weights, and the last losses."""
     measurement = measure(sigma_y=sigma_y).to(torch.float64)[slices]
-    adaptation = SlicewiseAdaptation(**({"steps": 3, "horizon": 0} | settings))
+    adaptation = SlicewiseAdaptation(training(**({"steps": 3, "horizon": 0} | settings)))
     start(adaptation, make_denoiser(batch_size).double(), measurement)
     first = adaptation.average.clone()
     for t in (200, 100):
         adaptation.adapt(DDS(2), images(seed=t)[slices].double(), t)
-    chosen = torch.arange(len(measurement))
-    denoiser = adaptation.denoiser
-    denoiser.batch_size = SLICES
     with torch.no_grad():
-        losses = adaptation.losses(DDS(2), images(seed=200)[slices].double(), 200, chosen)
+        x_t = images(seed=200)[slices].double()
+        losses, _ = adaptation.losses(DDS(2), adaptation.adapted, x_t, 200, measurement)
     return torch.stack([theta.detach() for theta in adaptation.theta]) - first, losses
 
 
@@ -141,26 +155,26 @@ def test_each_slice_stops_at_the_level_of_the_noise() -> None:
 
 def test_denoiser_gives_every_slice_its_weights_batch_by_batch() -> None:
     denoiser = make_denoiser(8)
-    adaptation = start(SlicewiseAdaptation(steps=2, learning_rate=1e-2), denoiser, measure())
     before = denoiser(images(), 100)[1]
-    adaptation.adapt(DDS(2), images(), 100)
-    at_once = denoiser(images(), 100)[1]
+    adaptation = start(SlicewiseAdaptation(training(steps=2, learning_rate=1e-2)), denoiser, measure())
+    assert alike(adaptation.adapted(images(), 100)[1], before, 1e-5)
+    adapted, _ = adaptation.adapt(DDS(2), images(), 100)
+    at_once = adapted(images(), 100)[1]
     assert not any(alike(a, b, 1e-3) for a, b in zip(at_once, before, strict=True))
-    denoiser.batch_size = 2
-    assert alike(denoiser(images(), 100)[1], at_once, 1e-5)
-    with denoiser.only(slice(3, 5)):
-        assert alike(denoiser(images()[3:5], 100)[1], at_once[3:5], 1e-5)
+    adapted.batch_size = 2
+    assert alike(adapted(images(), 100)[1], at_once, 1e-5)
+    assert alike(adapted.only(slice(3, 5))(images()[3:5], 100)[1], at_once[3:5], 1e-5)
     with pytest.raises(AssertionError):
-        denoiser(images()[3:5], 100)
-    with pytest.raises(AssertionError), denoiser.across(ROWS):
-        denoiser(images(), 100)
+        adapted(images()[3:5], 100)
+    with pytest.raises(AssertionError):
+        adapted.across("rows")
 
 
 def test_network_is_left_as_it_was_found() -> None:
     denoiser = make_denoiser()
     modules = [type(module) for module in denoiser.modules()]
     before = denoiser(images(), 100)[1]
-    adaptation = start(SlicewiseAdaptation(steps=1), denoiser, measure())
+    adaptation = start(SlicewiseAdaptation(training(steps=1)), denoiser, measure())
     adaptation.adapt(DDS(2), images(), 100)
     adaptation.finish()
     assert [type(module) for module in denoiser.modules()] == modules
@@ -172,25 +186,25 @@ def test_memory_of_a_gradient_step_is_that_of_a_batch(monkeypatch: pytest.Monkey
     sizes: list[int] = []
     losses = SlicewiseAdaptation.losses
 
-    def spy(self: Any, estimator: Any, x_t: Tensor, t: int, chosen: Tensor) -> Tensor:
-        sizes.append(len(chosen))
-        return losses(self, estimator, x_t, t, chosen)
+    def spy(self: Any, estimator: Any, denoiser: Any, x_t: Tensor, t: int, part: Measurement) -> Any:
+        sizes.append(len(part))
+        return losses(self, estimator, denoiser, x_t, t, part)
 
     monkeypatch.setattr(SlicewiseAdaptation, "losses", spy)
-    start(SlicewiseAdaptation(steps=3), make_denoiser(2), measure()).adapt(DDS(2), images(), 100)
+    start(SlicewiseAdaptation(training(steps=3)), make_denoiser(2), measure()).adapt(DDS(2), images(), 100)
     assert sizes == [2, 2, 2, 2, 2, 2, 1, 1, 1]
 
 
 def test_sampling_uses_the_running_average_of_each_slice() -> None:
     first = start(SlicewiseAdaptation(), make_denoiser(), measure()).average
-    adaptation = start(SlicewiseAdaptation(steps=1, horizon=0, ema=0.75), make_denoiser(), measure())
+    adaptation = start(SlicewiseAdaptation(training(steps=1, horizon=0, ema=0.75)), make_denoiser(), measure())
     average = first
     for t in (200, 100):
-        adaptation.adapt(DDS(2), images(), t)
+        adapted, _ = adaptation.adapt(DDS(2), images(), t)
         latest = torch.stack([theta.detach() for theta in adaptation.theta])
         average = 0.75 * average + 0.25 * latest
         assert torch.allclose(adaptation.average, average, atol=1e-7)
-        assert alike(torch.cat([w.flatten(1) for w in adaptation.denoiser.weights.values()], 1), average, 1e-6)
+        assert alike(torch.cat([w.flatten(1) for w in adapted.weights.values()], 1), average, 1e-6)
     assert not alike(latest - first, average - first, 0.1)
 
 
@@ -209,12 +223,13 @@ class Spy(DDS):
         return super().__call__(denoiser, x_t, t, measurement, memory)
 
 
-@pytest.mark.parametrize("kind", [partial(VolumeAdaptation, slices=3), SlicewiseAdaptation])
+@pytest.mark.parametrize("kind", [partial(VolumeAdaptation, 3), SlicewiseAdaptation])
 def test_loss_takes_the_estimator_of_sampling_or_another(kind: Any) -> None:
     sampling, loss = Spy(2), Spy(1)
-    start(kind(steps=1), make_denoiser(), measure()).adapt(sampling, images(), 100)
+    start(kind(training=training(steps=1)), make_denoiser(), measure()).adapt(sampling, images(), 100)
     assert len(sampling.calls) == 1
-    start(kind(steps=1, loss_estimator=loss), make_denoiser(), measure()).adapt(sampling, images(), 100)
+    other = training(steps=1, loss_estimator=loss)
+    start(kind(training=other), make_denoiser(), measure()).adapt(sampling, images(), 100)
     assert len(sampling.calls) == len(loss.calls) == 1
 
 
@@ -237,10 +252,8 @@ def test_neighbouring_slices_are_drawn_from_the_whole_volume() -> None:
 def test_tells_of_every_gradient_step_and_of_the_losses_at_both_ends(kind: type) -> None:
     torch.manual_seed(0)
     told: list[tuple[int, int]] = []
-    settings = {"slices": 3} if kind is VolumeAdaptation else {}
-    adaptation = start(kind(steps=4, learning_rate=1e-2, **settings), make_denoiser(2), measure())
-    adaptation.on_gradient_step = lambda done, steps: told.append((done, steps))
-    figures = adaptation.adapt(DDS(2), images(), 100)
+    adaptation = start(kind(training=training(steps=4, learning_rate=1e-2)), make_denoiser(2), measure())
+    _, figures = adaptation.adapt(DDS(2), images(), 100, lambda done, steps: told.append((done, steps)))
     batches = 1 if kind is VolumeAdaptation else len(torch.arange(SLICES).split(2))
     steps = 4 * batches
     assert told == [(done, steps) for done in range(1, steps + 1)]
@@ -251,31 +264,32 @@ def test_tells_of_every_gradient_step_and_of_the_losses_at_both_ends(kind: type)
 class OneFurther(VolumeAdaptation):
     """Moves all weights by one at every timestep."""
 
-    def adapt(self, estimator: Any, x_t: Tensor, t: int) -> Figures:
+    def adapt(self, estimator: Any, x_t: Tensor, t: int, on_gradient_step: Any = ignore) -> Adapted:
         if t > 900:
-            return {}
+            return Adapted(self.adapted, {})
         self.latest = self.average = {name: value + 1 for name, value in self.latest.items()}
         self.use_average()
-        return {"loss_after": 0.0}
+        return Adapted(self.adapted, {"loss_after": 0.0})
 
 
-def test_reptile_goes_part_of_the_way_and_slices_start_there() -> None:
+def test_reptile_goes_part_of_the_way_and_slices_start_there(tmp_path: Path) -> None:
     denoiser = make_denoiser()
     before = denoiser(images(), 100)[1]
-    meta = start(MetaAdaptation(OneFurther(slices=2), SlicewiseAdaptation(steps=1)), denoiser, measure())
+    meta = start(MetaAdaptation(OneFurther(slices=2), SlicewiseAdaptation(training(steps=1))), denoiser, measure())
     first = meta.volume.lora.flat()
     alphas = {950: 0.0, 800: 0.5 + 0.5 * 800 / 950, 475: 0.75, 0: 0.5}
     reached = first
     for t, alpha in alphas.items():
-        assert bool(meta.adapt(DDS(2), images(), t)) == (t != 950)
+        assert bool(meta.adapt(DDS(2), images(), t).figures) == (t != 950)
         reached = reached + alpha
         assert torch.allclose(meta.volume.lora.flat(), reached, atol=1e-4)
     meta.next_trajectory()
     assert torch.allclose(meta.slices.average, reached.expand(SLICES, -1), atol=1e-4)
-    assert meta.adapt(DDS(2), images(), 100)
+    assert meta.adapt(DDS(2), images(), 100).figures
     assert not alike(meta.slices.average, reached.expand(SLICES, -1), 1e-6)
     assert meta.trajectories == 2
-    assert {name.split("/")[0] for name in meta.finish()} == {f"{i:04d}" for i in range(SLICES)}
+    meta.finish().save(tmp_path)
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {f"{i:04d}" for i in range(SLICES)}
     assert torch.equal(denoiser(images(), 100)[1], before)
 
 
@@ -284,19 +298,18 @@ def test_reptile_goes_part_of_the_way_and_slices_start_there() -> None:
 
 def trained(adaptation: Any, denoiser: Denoiser) -> Tensor:
     """What the denoiser sees after some training."""
-    start(adaptation, denoiser, measure())
-    adaptation.adapt(DDS(2), images(), 100)
-    return denoiser(images(), 100)[1]
+    adapted, _ = start(adaptation, denoiser, measure()).adapt(DDS(2), images(), 100)
+    return adapted(images(), 100)[1]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_of_a_volume_are_loaded_by_peft(tmp_path: Path, bias: bool) -> None:
     denoiser = make_denoiser()
-    volume = VolumeAdaptation(slices=2, steps=2, learning_rate=1e-2, bias=bias)
+    volume = VolumeAdaptation(2, training=training(steps=2, learning_rate=1e-2, bias=bias))
     eps = trained(volume, denoiser)
     weights = volume.finish()
-    assert any(name.endswith("bias") and value.any() for name, value in weights.items()) == bias
-    save(weights, tmp_path / "lora")
+    assert any(name.endswith("bias") and value.any() for name, value in weights.tensors.items()) == bias
+    weights.save(tmp_path)
     assert {path.name for path in (tmp_path / "lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     model: nn.Module = PeftModel.from_pretrained(make_network(), tmp_path / "lora")
     found = model(images(), torch.full((SLICES,), 100))
@@ -305,39 +318,71 @@ def test_weights_of_a_volume_are_loaded_by_peft(tmp_path: Path, bias: bool) -> N
 
 
 def test_weights_come_back_to_start_from(tmp_path: Path) -> None:
-    volume, slicewise = (
-        kind(steps=2, learning_rate=1e-2) for kind in (partial(VolumeAdaptation, 2), SlicewiseAdaptation)
-    )
-    for name, adaptation in (("volume", volume), ("slices", slicewise)):
+    kinds: dict[str, Any] = {"volume": partial(VolumeAdaptation, 2), "slices": SlicewiseAdaptation}
+    folders = {name: tmp_path / name / "lora" for name in kinds}
+    for name, kind in kinds.items():
+        adaptation = kind(training=training(steps=2, learning_rate=1e-2))
         eps = trained(adaptation, make_denoiser())
-        save(adaptation.finish(), tmp_path / name)
-        again = make_denoiser()
-        start(type(adaptation)(start_from=str(tmp_path / name), **({"slices": 2} if name == "volume" else {})),
-              again, measure())  # fmt: skip
-        assert alike(again(images(), 100)[1], eps, 1e-5)
-    assert sorted(path.name for path in (tmp_path / "slices").iterdir()) == [f"{i:04d}" for i in range(SLICES)]
-    assert load(tmp_path / "volume")[0].keys() == load(tmp_path / "slices")[3].keys()
+        adaptation.finish().save(tmp_path / name)
+        again = start(kind(training=training(start_from=str(folders[name]))), make_denoiser(), measure())
+        assert alike(again.adapted(images(), 100)[1], eps, 1e-5)
+    assert sorted(path.name for path in folders["slices"].iterdir()) == [f"{i:04d}" for i in range(SLICES)]
+    of_volume, of_slices = (LoraWeights.load(folder) for folder in folders.values())
+    assert of_volume.of_slice(0).keys() == of_slices.of_slice(3).keys()
     # The slices may start from the volume's weights; a volume has no use for those of slices.
-    from_volume = start(SlicewiseAdaptation(start_from=str(tmp_path / "volume")), make_denoiser(), measure())
-    assert torch.equal(from_volume.average[0], from_volume.average[4])
-    with pytest.raises(InputError, match="weights for each of 5 slices; give those of a volume"):
-        start(VolumeAdaptation(2, start_from=str(tmp_path / "slices")), make_denoiser(), measure())
+    from_volume, from_slices = (training(start_from=str(folder)) for folder in folders.values())
+    slicewise = start(SlicewiseAdaptation(from_volume), make_denoiser(), measure())
+    assert torch.equal(slicewise.average[0], slicewise.average[4])
+    with pytest.raises(InputError, match="weights for each of 5 slices; give one set"):
+        start(VolumeAdaptation(2, training=from_slices), make_denoiser(), measure())
     with pytest.raises(InputError, match="each of 5 slices, the volume has 4"):
-        start(SlicewiseAdaptation(start_from=str(tmp_path / "slices")), make_denoiser(), measure(4))
+        start(SlicewiseAdaptation(from_slices), make_denoiser(), measure(4))
+
+
+@pytest.mark.parametrize("kind", [partial(VolumeAdaptation, 2), SlicewiseAdaptation])
+def test_lora_weights_are_counted_and_come_back_from_their_files(kind: Any, tmp_path: Path) -> None:
+    adaptation = start(kind(training=training(rank=2, bias=False)), make_denoiser(), measure())
+    count = sum(p.numel() for p in adaptation.lora.parameters())
+    weights = adaptation.finish()
+    assert weights.slices == (SLICES if kind is SlicewiseAdaptation else 0)
+    assert weights.count == count * (weights.slices or 1)
+    weights.save(tmp_path)
+    loaded = LoraWeights.load(tmp_path / "lora")
+    assert (loaded.rank, loaded.bias, loaded.slices) == (2, False, weights.slices)
+    assert loaded.tensors.keys() == weights.tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in weights.tensors.items())
+
+
+def test_other_weights_are_counted_and_written_as_they_are(tmp_path: Path) -> None:
+    weights = AdaptedWeights({"first": torch.rand(2, 3), "second": torch.rand(4)})
+    assert weights.count == 10
+    weights.save(tmp_path)
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert stored.keys() == weights.tensors.keys()
+    assert all(torch.equal(stored[name], value) for name, value in weights.tensors.items())
+
+
+def test_no_adaptation_leaves_no_weights_and_no_files(tmp_path: Path) -> None:
+    denoiser, adaptation = make_denoiser(), NoAdaptation()
+    adaptation.start(denoiser, measure())
+    assert adaptation.adapt(DDS(2), images(), 100) == (denoiser, {})
+    weights = adaptation.finish()
+    weights.save(tmp_path)
+    assert weights.count == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    volume = start(VolumeAdaptation(slices=2), make_denoiser(), measure())
-    save(volume.finish(), folder)
-    return folder
+    start(VolumeAdaptation(slices=2), make_denoiser(), measure()).finish().save(folder)
+    return folder / "lora"
 
 
 def test_files_that_cannot_be_used_are_refused(weights_folder: Path, tmp_path: Path) -> None:
     def refusal() -> str:
         with pytest.raises(InputError) as error:
-            VolumeAdaptation(start_from=str(tmp_path))
+            VolumeAdaptation(training=training(start_from=str(tmp_path)))
         return str(error.value)
 
     assert "no adapter_config.json" in refusal()
@@ -362,7 +407,7 @@ def test_files_that_cannot_be_used_are_refused(weights_folder: Path, tmp_path: P
 def test_weights_of_another_shape_are_refused_and_leave_no_trace(weights_folder: Path, other: dict[str, Any]) -> None:
     denoiser = make_denoiser(**other.pop("network", {}))
     modules = [type(module) for module in denoiser.modules()]
-    adaptation = SlicewiseAdaptation(start_from=str(weights_folder), **other)
+    adaptation = SlicewiseAdaptation(training(start_from=str(weights_folder), **other))
     with pytest.raises(InputError, match="LoRA weights do not fit"):
         adaptation.start(denoiser, measure())
     assert [type(module) for module in denoiser.modules()] == modules
@@ -372,9 +417,16 @@ def test_weights_of_another_shape_are_refused_and_leave_no_trace(weights_folder:
     ("make", "message"),
     [
         (lambda: VolumeAdaptation(slices=0), "slices of the adaptation is 0"),
-        (lambda: SlicewiseAdaptation(steps=0), "steps of the adaptation is 0"),
-        (lambda: SlicewiseAdaptation(horizon=500), "horizon of the adaptation is 500"),
-        (lambda: MetaAdaptation(VolumeAdaptation(rank=2)), "rank and bias are 2, True for the volume and 4, True"),
+        (lambda: VolumeAdaptation(dropout=1.0), "dropout of the adaptation is 1.0"),
+        (lambda: VolumeAdaptation(dropout=-0.1), "dropout of the adaptation is -0.1"),
+        (lambda: LoraTraining(steps=0), "steps of the adaptation is 0"),
+        (lambda: LoraTraining(learning_rate=-1e-3), "learning_rate of the adaptation is -0.001"),
+        (lambda: LoraTraining(rank=0), "rank of the adaptation is 0"),
+        (lambda: LoraTraining(horizon=500), "horizon of the adaptation is 500"),
+        (
+            lambda: MetaAdaptation(VolumeAdaptation(training=LoraTraining(rank=2))),
+            "rank and bias are 2, True for the volume and 4, True",
+        ),
     ],
 )
 def test_bad_settings_are_refused(make: Any, message: str) -> None:
@@ -384,26 +436,26 @@ def test_bad_settings_are_refused(make: Any, message: str) -> None:
 
 def test_slices_that_start_elsewhere_are_refused_by_meta(weights_folder: Path) -> None:
     with pytest.raises(InputError, match=r"give volume\.start_from"):
-        MetaAdaptation(slices=SlicewiseAdaptation(start_from=str(weights_folder)))
+        MetaAdaptation(slices=SlicewiseAdaptation(training(start_from=str(weights_folder))))
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------
 
 
 def scd() -> Adaptation:
-    return SlicewiseAdaptation(steps=2, loss_estimator=DDS(1))
+    return SlicewiseAdaptation(training(steps=2, loss_estimator=DDS(1)))
 
 
 def ddip() -> Adaptation:
-    return SlicewiseAdaptation(steps=2, ema=0.5, discrepancy=1.0)
+    return SlicewiseAdaptation(training(steps=2, ema=0.5, discrepancy=1.0))
 
 
 def mbir() -> Adaptation:
-    return VolumeAdaptation(slices=3, neighbours=True, steps=2)
+    return VolumeAdaptation(3, neighbours=True, training=training(steps=2))
 
 
 def meta() -> Adaptation:
-    return MetaAdaptation(VolumeAdaptation(slices=2, steps=1), SlicewiseAdaptation(steps=1))
+    return MetaAdaptation(VolumeAdaptation(2, training=training(steps=1)), SlicewiseAdaptation(training(steps=1)))
 
 
 class Keep(ReconstructionCallback):
@@ -415,7 +467,7 @@ class Keep(ReconstructionCallback):
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         self.result: Result = outputs
 
-    def on_diffusion_step_end(self, trainer: Any, step: int, steps: int, row: dict[str, float], images: Any) -> None:
+    def on_diffusion_step_end(self, trainer: Any, done: int, steps: int, step: Step) -> None:
         self.done += 1
         self.steps = steps
         if self.done == self.at:
@@ -425,26 +477,24 @@ class Keep(ReconstructionCallback):
 @pytest.mark.parametrize(
     ("adaptation", "estimator", "at", "steps"),
     [
-        pytest.param(scd, DDS, 1, 3, id="scd"),
-        pytest.param(ddip, DDS, 1, 3, id="ddip"),
-        pytest.param(mbir, partial(DiffusionMBIR, iterations=2, cg_iterations=2), 1, 3, id="d3ip_mbir"),
-        pytest.param(meta, DDS, 1, 6, id="d3ip_meta, first trajectory"),
-        pytest.param(meta, DDS, 3, 6, id="d3ip_meta, between them"),
-        pytest.param(meta, DDS, 4, 6, id="d3ip_meta, second trajectory"),
+        pytest.param(scd, DDS(5), 1, 3, id="scd"),
+        pytest.param(ddip, DDS(5), 1, 3, id="ddip"),
+        pytest.param(mbir, DiffusionMBIR(0.1, 10.0, iterations=2, cg_iterations=2), 1, 3, id="d3ip_mbir"),
+        pytest.param(meta, DDS(5), 1, 6, id="d3ip_meta, first trajectory"),
+        pytest.param(meta, DDS(5), 3, 6, id="d3ip_meta, between them"),
+        pytest.param(meta, DDS(5), 4, 6, id="d3ip_meta, second trajectory"),
     ],
 )
 def test_continued_from_the_middle(
     tiny_prior: Path, phantom_volume: Path, tmp_path: Path, adaptation: Any, estimator: Any, at: int, steps: int
 ) -> None:
+    sampler = replace(Sampler.published(), steps=3, start=600)
+
     def run(keep: Keep, seed: int, **settings: Any) -> Result:
         seed_everything(seed, verbose=False)
-        module = Reconstruction(str(tiny_prior), estimator(), adaptation(), steps=3, start=600, batch_size=4)
+        module = Reconstruction(str(tiny_prior), estimator, adaptation(), sampler, batch_size=4)
         data = VolumeDataModule(str(phantom_volume), partial(ParallelBeamCT, angles=12), 2e-4, window=(-1000, 1000))
-        trainer = ReconstructionTrainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[keep],
-            enable_model_summary=False,
-        )  # fmt: skip
-        trainer.test(module, data, verbose=False, **settings)
+        quiet_trainer(keep).test(module, data, verbose=False, **settings)
         return keep.result
 
     path = tmp_path / "last.ckpt"
@@ -455,25 +505,20 @@ def test_continued_from_the_middle(
     assert torch.equal(continued.images, whole.images)
     assert len(continued.trajectory) == len(whole.trajectory) == steps
     assert sum("loss_after" in row for row in whole.trajectory) == steps * 2 // 3  # t = 0 is beyond the horizon
-    assert continued.weights.keys() == whole.weights.keys()
-    assert all(torch.equal(continued.weights[name], value) for name, value in whole.weights.items())
-    assert any(value.any() for name, value in whole.weights.items() if "lora_B" in name)
+    weights, expected = continued.weights.tensors, whole.weights.tensors
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert any(value.any() for name, value in expected.items() if "lora_B" in name)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["scd", "ddip", "d3ip", "d3ip_mbir", "d3ip_meta"])
 def test_settings_of_the_methods_can_be_used(name: str) -> None:
-    parser = ArgumentParser(parser_mode="omegaconf")
-    parser.add_argument("--method")
-    parser.add_class_arguments(Reconstruction, "model")
-    path = CONFIGS / "method" / f"{name}.yaml"
-    settings = parser.parse_path(path)
-    assert settings.method == name
-    module = parser.instantiate_classes(settings).model
-    adaptation = module.adaptation
-    assert adaptation.slicewise == (name in ("scd", "ddip", "d3ip_meta"))
-    assert module.planes == ("slices" if adaptation.slicewise else "all")
-    parts = [adaptation.volume, adaptation.slices] if name == "d3ip_meta" else [adaptation]
-    for part in parts:
-        assert (part.learning_rate, part.rank, part.horizon, part.discrepancy) == (1e-3, 4, 5, 1.0)
-        assert (part.loss_estimator is not None) == (name == "scd")
+    method: Any = load_method(name)
+    adaptation = method.adaptation
+    slicewise = isinstance(adaptation, SlicewiseAdaptation | MetaAdaptation)
+    assert slicewise == (name in ("scd", "ddip", "d3ip_meta"))
+    assert method.sampler.planes == ("slices" if slicewise else "all")
+    for part in [adaptation.volume, adaptation.slices] if name == "d3ip_meta" else [adaptation]:
+        assert (part.training.learning_rate, part.training.rank) == (1e-3, 4)
+        assert (part.training.horizon, part.training.discrepancy) == (5, 1.0)
+        assert (part.training.loss_estimator is not None) == (name == "scd")

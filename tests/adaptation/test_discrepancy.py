@@ -1,5 +1,6 @@
-"""The discrepancy principle in the adaptation, and the running average of its weights."""
+"""Adaptation does not go on into the noise, and sampling uses the running average of its weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,37 +8,32 @@ import torch
 from helpers import make_network
 from torch import Tensor
 
-from ddip_pl.adaptation import VolumeAdaptation
-from ddip_pl.adaptation.training import LoraTraining
+from ddip_pl.adaptation import LoraTraining, VolumeAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
-from ddip_pl.physics import ParallelBeamCT
-from ddip_pl.physics.measurement import Measurement, simulate
+from ddip_pl.physics import Measurement, ParallelBeamCT, simulate
 from ddip_pl.prior.denoiser import Denoiser
 
+SIZE = 32
 
-def squares(slices: int = 3) -> Tensor:
-    x = torch.zeros(slices, 1, 32, 32)
-    for i in range(slices):
+
+def measure(sigma_y: float, angles: int = 24) -> Measurement:
+    """Of three squares that differ a little."""
+    x = torch.zeros(3, 1, SIZE, SIZE)
+    for i in range(3):
         x[i, 0, 8 : 20 + i, 6 + i : 22] = 0.8
-    return x
-
-
-def measure(sigma_y: float) -> Measurement:
-    x = squares()
-    operator = ParallelBeamCT((len(x), 32, 32), 24)
-    y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(0))
-    return Measurement(y, operator, sigma_y, x)
+    operator = ParallelBeamCT((3, SIZE, SIZE), angles)
+    return Measurement(simulate(x, operator, sigma_y, torch.Generator().manual_seed(0)), operator, sigma_y, x)
 
 
 def adapted(measurement: Measurement, **settings: Any) -> tuple[VolumeAdaptation, list[dict[str, Tensor]]]:
     """An adaptation after four timesteps, and the weights that sampling had at each."""
     torch.manual_seed(0)
     denoiser = Denoiser(make_network()).requires_grad_(False)
-    training = LoraTraining(**({"steps": 3, "ema": 0.0, "discrepancy": 0.0, "horizon": 0} | settings))
-    adaptation = VolumeAdaptation(slices=2, training=training)
+    training = replace(LoraTraining.published(), **({"steps": 3, "horizon": 0} | settings))
+    adaptation = VolumeAdaptation(2, training=training)
     adaptation.start(denoiser, measurement)
-    x, seen = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1)), []
+    x, seen = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), []
     for t in (400, 300, 200, 100):
         adaptation.adapt(DDS(3, discrepancy=0), x, t)
         seen.append(adaptation.lora.state_dict())
@@ -86,6 +82,6 @@ def test_a_saved_adaptation_goes_on_with_latest_and_average() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"ema": 1.0}, {"ema": -0.1}, {"discrepancy": -1.0}])
-def test_the_adaptation_refuses_settings_that_make_no_sense(settings: dict[str, float]) -> None:
+def test_training_refuses_settings_that_make_no_sense(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
-        VolumeAdaptation(training=LoraTraining(**settings))  # type: ignore[arg-type]
+        LoraTraining(**settings)  # type: ignore[arg-type]

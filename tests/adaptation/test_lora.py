@@ -6,7 +6,6 @@ from helpers import make_network
 from torch import Tensor, nn
 
 from ddip_pl.adaptation.lora import LoRA
-from ddip_pl.errors import InputError
 from ddip_pl.prior.denoiser import Denoiser
 
 
@@ -20,15 +19,15 @@ def x() -> Tensor:
     return torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def train(lora: LoRA, denoiser: Denoiser, x: Tensor, steps: int = 3) -> None:
+def train(lora: LoRA, denoiser: Denoiser, x: Tensor, steps: int = 3) -> Denoiser:
+    """The denoiser with weights that were trained a little."""
     optimizer = torch.optim.AdamW(lora.parameters(), 1e-2)
     for _ in range(steps):
-        denoiser.weights = lora.merged(training=True)
         optimizer.zero_grad()
-        denoiser(x, 100)[0].square().mean().backward()
+        denoiser.with_weights(lora.merged(training=True))(x, 100)[0].square().mean().backward()
         optimizer.step()
     with torch.no_grad():
-        denoiser.weights = lora.merged()
+        return denoiser.with_weights(lora.merged())
 
 
 def test_sits_on_every_convolution_and_linear_layer_of_the_blocks(network: nn.Module) -> None:
@@ -47,18 +46,15 @@ def test_sits_on_every_convolution_and_linear_layer_of_the_blocks(network: nn.Mo
 def test_does_nothing_before_it_is_trained(network: nn.Module, x: Tensor) -> None:
     denoiser = Denoiser(network)
     before = denoiser(x, 100)[1]
-    lora = LoRA(network)
-    denoiser.weights = lora.merged()
-    assert torch.allclose(denoiser(x, 100)[1], before, atol=1e-5)
+    adapted = denoiser.with_weights(LoRA(network).merged())
+    assert torch.allclose(adapted(x, 100)[1], before, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_merged_weights_act_like_pefts_own_layers(network: nn.Module, x: Tensor, bias: bool) -> None:
     denoiser = Denoiser(network)
     lora = LoRA(network, bias=bias)
-    train(lora, denoiser, x)
-    merged = denoiser(x, 100)[1]
-    denoiser.weights = {}
+    merged = train(lora, denoiser, x)(x, 100)[1]
     plain = denoiser(x, 100)[1]
     lora._tuner.enable_adapter_layers()
     peft = denoiser(x, 100)[1]
@@ -69,10 +65,10 @@ def test_merged_weights_act_like_pefts_own_layers(network: nn.Module, x: Tensor,
 def test_adapted_weights_serve_every_batch(network: nn.Module, x: Tensor) -> None:
     denoiser = Denoiser(network)
     plain = denoiser(x, 100)[1]
-    train(LoRA(network), denoiser, x)
-    at_once = denoiser(x, 100)[1]
-    denoiser.batch_size = 1
-    assert torch.allclose(denoiser(x, 100)[1], at_once, atol=1e-5)
+    adapted = train(LoRA(network), denoiser, x)
+    at_once = adapted(x, 100)[1]
+    adapted.batch_size = 1
+    assert torch.allclose(adapted(x, 100)[1], at_once, atol=1e-5)
     assert all((a - b).norm() > 1e-3 * b.norm() for a, b in zip(at_once, plain, strict=True))
 
 
@@ -83,9 +79,8 @@ def test_is_removed_without_a_trace(network: nn.Module, x: Tensor, bias: bool) -
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     before = denoiser(x, 100)[1]
     lora = LoRA(network, bias=bias)
-    train(lora, denoiser, x)
-    assert not torch.equal(denoiser(x, 100)[1], before)
-    denoiser.weights = {}
+    adapted = train(lora, denoiser, x)
+    assert not torch.equal(adapted(x, 100)[1], before)
     lora.remove()
     assert [type(module) for module in network.modules()] == modules
     assert list(network.state_dict()) == list(weights)
@@ -115,13 +110,12 @@ def test_rank_sets_the_number_of_factors() -> None:
 def test_state_comes_back(network: nn.Module, x: Tensor) -> None:
     denoiser = Denoiser(network)
     lora = LoRA(network)
-    train(lora, denoiser, x)
-    state, adapted = lora.state_dict(), denoiser(x, 100)[1]
+    adapted = train(lora, denoiser, x)(x, 100)[1]
+    state = lora.state_dict()
     lora.remove()
     lora = LoRA(network)
     lora.load_state_dict(state)
-    denoiser.weights = lora.merged()
-    assert torch.equal(denoiser(x, 100)[1], adapted)
+    assert torch.equal(denoiser.with_weights(lora.merged())(x, 100)[1], adapted)
 
 
 def test_dropout_acts_in_training_only(network: nn.Module, x: Tensor) -> None:
@@ -131,12 +125,6 @@ def test_dropout_acts_in_training_only(network: nn.Module, x: Tensor) -> None:
     name = next(iter(lora.merged()))
     assert torch.equal(lora.merged()[name], lora.merged()[name])
     assert not torch.equal(lora.merged(training=True)[name], lora.merged()[name])
-
-
-@pytest.mark.parametrize("settings", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
-def test_bad_settings_are_refused(network: nn.Module, settings: dict[str, float]) -> None:
-    with pytest.raises(InputError):
-        LoRA(network, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("slicewise", [False, True])
