@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
 from ddip_pl.config_files import SHIPPED, read_config
 from ddip_pl.errors import InputError, bad_input, parser_reason
-from ddip_pl.reconstruction.module import Method, Reconstruction
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.module import Reconstruction
 
 
 def available_methods() -> list[str]:

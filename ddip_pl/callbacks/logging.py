@@ -24,7 +24,7 @@ from ddip_pl.scans.scan import Scan
 WandbMode = Literal["disabled", "offline", "online"]
 
 
-def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> Logger:
+def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
     """Logger for Weights & Biases, whose files come to `<folder>/wandb`; the project is `WANDB_PROJECT` or ddip-pl.
 
     Args:

@@ -33,8 +33,8 @@ def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     def call(self: LinearOperator, x: Any) -> Any:
         if not isinstance(x, np.ndarray):
             return method(self, x)
-        precision = self.lattice.dtype.to_complex() if np.iscomplexobj(x) else self.lattice.dtype
-        tensor = torch.from_numpy(np.array(x, order="C")).to(self.lattice.device, precision)
+        precision = self.like.dtype.to_complex() if np.iscomplexobj(x) else self.like.dtype
+        tensor = torch.from_numpy(np.array(x, order="C")).to(self.like.device, precision)
         return method(self, tensor).numpy(force=True)
 
     return call
@@ -99,7 +99,7 @@ class LinearOperator(nn.Module, ABC):
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
         differentiable = torch.is_grad_enabled() and y.requires_grad
         with torch.enable_grad():
-            x = self.lattice.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
+            x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
             return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
 
     @accepts_arrays
@@ -148,10 +148,10 @@ class LinearOperator(nn.Module, ABC):
 
     def zeros(self) -> Tensor:
         """A volume of zeros, `x = 0`, in the operator's precision, on its device."""
-        return self.lattice.new_zeros(self.domain)
+        return self.like.new_zeros(self.domain)
 
     @property
-    def lattice(self) -> Tensor:
+    def like(self) -> Tensor:
         """An empty tensor of the operator's precision, on its device."""
         return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
 

@@ -14,6 +14,7 @@ from helpers import ROOT
 from ddip_pl import cli
 from ddip_pl.cli import benchmark
 from ddip_pl.errors import InputError
+from ddip_pl.reconstruction import Sampler
 from ddip_pl.results.tables import read_tests
 
 TASK = ROOT / "configs/task/sv_ct.yaml"
@@ -149,7 +150,32 @@ def test_record_changes_with_the_content_of_a_config(folder):
     before = job.record
     config.write_text("method: a\nmodel: {steps: 3}\n")
     assert job.record != before
-    assert json.loads(before)["configs"] == ["method: a\n"]
+    assert json.loads(before)["configs"] == [{"method": "a"}]
+
+
+def test_record_changes_with_the_content_of_a_config_that_another_builds_on(folder):
+    sampler, config = folder / "sampler.yaml", folder / "method.yaml"
+    sampler.write_text("model: {sampler: {steps: 3}}\n")
+    config.write_text("config: sampler.yaml\nmethod: a\n")
+    job = benchmark.Job("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
+    before = job.record
+    sampler.write_text("model: {sampler: {steps: 4}}\n")
+    assert job.record != before
+
+
+def test_a_variation_can_have_several_configs(folder, phantom_volume, monkeypatch, capsys):
+    path = folder / "methods.yaml"
+    configs = [str(ROOT / "configs" / name) for name in ("method/ddip.yaml", "sampler/published.yaml")]
+    path.write_text(yaml.safe_dump({"methods": {"ddip, published": {"config": configs, "model.batch_size": 2}}}))
+    [job] = benchmark.plan([TASK], [path], [phantom_volume], {}, folder / "out")
+    assert job.configs == [TASK, *map(Path, configs)]
+    monkeypatch.setattr(sys, "argv", ["ddip-pl", *job.arguments, "--print_config"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert printed["sampler"] == vars(Sampler.published())
+    assert printed["batch_size"] == 2
+    assert printed["adaptation"]["class_path"].endswith("SlicewiseAdaptation")
 
 
 def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):

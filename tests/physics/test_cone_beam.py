@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from odl.applications.tomo import ConeBeamGeometry
 from odl.core.discr.partition import uniform_partition
 
+from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics import ConeBeamCT, FanBeamCT, LinearOperator, cone_rays
 from ddip_pl.physics.geometry import same_geometry
@@ -221,13 +222,11 @@ def test_bad_settings(bad, message):
 def test_task(phantom_volume):
     """The operator is made for the volume's number of slices."""
     data = yaml.safe_load(CONFIGS.joinpath("task", "cone_beam_ct.yaml").read_text())["data"]
-    from ddip_pl.data.simulated import VolumeDataModule
-
     parser = ArgumentParser()
     parser.add_class_arguments(VolumeDataModule, "data")
     given_data = data | {"path": str(phantom_volume), "size": 16, "slices": 4}
     module = parser.instantiate_classes(parser.parse_string(json.dumps({"data": given_data}))).data
-    measurement = module.simulate(module.operator(16))
+    measurement, _ = module.simulate(16)
     assert len(measurement) == measurement.operator.coupled == 4
     assert measurement.y.shape[:2] == (1, 60)
     residual = measurement.residual(measurement.reference)

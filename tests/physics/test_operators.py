@@ -63,7 +63,7 @@ def test_adjoint_by_automatic_differentiation_is_the_written_one(make):
     if operator.zeros().is_complex():
         pytest.skip("images are real")
     # Without buffers an operator is one of single precision.
-    tolerance = {} if operator.lattice.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
+    tolerance = {} if operator.like.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
     torch.testing.assert_close(LinearOperator.adjoint(operator, y), operator.adjoint(y), **tolerance)
 
 
