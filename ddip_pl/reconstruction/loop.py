@@ -86,7 +86,9 @@ class ReverseDiffusionLoop(_Loop):
         state, self._saved = self._saved, None
         _, name, data = self._current
         if state["name"] != name:
-            raise InputError(f"the checkpoint is of {state['name']}, the data are of {name}; give --ckpt_path with its data")
+            raise InputError(
+                f"the checkpoint is of {state['name']}, the data are of {name}; give --ckpt_path with its data"
+            )
         if not math.isclose(state["data"], data, rel_tol=1e-4):
             raise InputError(f"the checkpoint is of another measurement of {name}; give --ckpt_path with its task")
         return state
