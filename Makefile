@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow docs benchmark yardstick clean
+.PHONY: demo test test-slow test-random docs benchmark yardstick clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -20,6 +20,13 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
+
+# Tests on generated examples, with new ones in every round: make test-random ROUNDS=100
+ROUNDS ?= 20
+test-random: $(VENV)/installed-dev
+	for round in $$(seq $(ROUNDS)); do \
+		OMP_NUM_THREADS=1 $(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile random -n auto --dist worksteal || exit 1; \
+	done
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddip_pl.adaptation import (
-        Adaptation, AdaptedWeights, LoraTraining, LoraWeights, MetaAdaptation, NoAdaptation, SlicewiseAdaptation,
+        Adaptation,
+        AdaptedWeights,
+        LoraTraining,
+        LoraWeights,
+        MetaAdaptation,
+        NoAdaptation,
+        SlicewiseAdaptation,
         VolumeAdaptation,
     )  # fmt: skip
     from ddip_pl.api import reconstruct
@@ -16,8 +22,23 @@ if TYPE_CHECKING:
     from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR, PosteriorMean
     from ddip_pl.methods import available_methods, load_method
     from ddip_pl.physics import (
-        SENSE, Birdcage, ConeBeamCT, EquispacedLines, FanBeamCT, LinearOperator, Measurement, NonCartesianMRI,
-        ODLOperator, ParallelBeamCT, PoissonDisc, Radial, RandomLines, RandomPoints, SingleCoilMRI, Spiral, espirit,
+        SENSE,
+        Birdcage,
+        ConeBeamCT,
+        EquispacedLines,
+        FanBeamCT,
+        LinearOperator,
+        Measurement,
+        NonCartesianMRI,
+        ODLOperator,
+        ParallelBeamCT,
+        PoissonDisc,
+        Radial,
+        RandomLines,
+        RandomPoints,
+        SingleCoilMRI,
+        Spiral,
+        espirit,
         simulate,
     )  # fmt: skip
     from ddip_pl.prior.checkpoint import load_prior
@@ -48,7 +69,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

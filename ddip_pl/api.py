@@ -24,7 +24,7 @@ Array = Tensor | np.ndarray
 
 def reconstruct(
     y: Array,
-    A: LinearOperator,  # noqa: N803 (the field's name)
+    A: LinearOperator,
     sigma_y: float | None = None,
     method: str | Method = "dds",
     *,
@@ -65,7 +65,7 @@ def reconstruct(
     if not 0 <= sigma_y < float("inf"):
         raise InputError(f"sigma_y is {sigma_y}; give a standard deviation of at least 0")
     truth = None if reference is None else as_tensor("reference", reference, A.domain)
-    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.lattice.device)
+    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device)
     with torch.random.fork_rng(devices=[]), Progress(disable=not progress) as bars:
         torch.manual_seed(seed)
         chosen = load_method(method, **changes) if isinstance(method, str) else method
@@ -75,8 +75,8 @@ def reconstruct(
         def on_step(done: int, steps: int, step: Step) -> None:
             bars.update(task, total=steps, completed=done)
 
-        result = chosen.to(unit.lattice.device).reconstruct(measurement, frame or Frame(), on_step)
-    return replace(result, images=result.images.numpy(force=True)) if isinstance(y, np.ndarray) else result
+        result = chosen.to(unit.like.device).reconstruct(measurement, frame or Frame(), on_step)
+    return replace(result, images=result.tensor.numpy(force=True)) if isinstance(y, np.ndarray) else result
 
 
 def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """The one exception that the command line turns into a line of text and exit code 2."""
 
 import argparse
+import re
 from typing import NoReturn
 
 
@@ -21,6 +22,16 @@ class ArgumentParser(argparse.ArgumentParser):
 def reason(error: Exception) -> str:
     """What an exception of somebody else says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def parser_reason(message: str) -> str:
+    """What jsonargparse says of a setting, in one line that names it by its whole path."""
+    line = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(message.split()))
+    line = line.replace('": Parser key "', ".")
+    line = re.sub(r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", line)
+    if missing := re.fullmatch(r'Parser key "([\w.]+)": the following arguments are required: (.*)', line):
+        return f"the following arguments are required: {missing[1]}.{missing[2].replace(', ', f', {missing[1]}.')}"
+    return line
 
 
 def bad_input(error: BaseException | None) -> str | None:

@@ -8,8 +8,9 @@ from jsonargparse import ArgumentParser
 
 import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
 from ddip_pl.config_files import SHIPPED, read_config
-from ddip_pl.errors import InputError, bad_input, reason
-from ddip_pl.reconstruction.module import Method, Reconstruction
+from ddip_pl.errors import InputError, bad_input, parser_reason
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.module import Reconstruction
 
 
 def available_methods() -> list[str]:
@@ -40,7 +41,7 @@ def load_method(name: str, **changes: Any) -> Method:
             settings = parser.parse_object({f"model.{key}": given}, settings)
         return parser.instantiate(settings).model
     except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(bad_input(error) or f"method {name}: {reason(error)}") from error
+        raise InputError(bad_input(error) or f"method {name}: {parser_reason(str(error))}") from error
 
 
 def class_path(usual: type) -> dict[str, str]:

@@ -25,7 +25,7 @@ def against(x: wr.Config | wr.SummaryMetric, title: str, log: bool = False) -> w
 
 
 def workspace(entity: str, project: str) -> ws.Workspace:
-    """The dashboard. Runs are not grouped as a whole, or those of a sweep would become one point."""
+    """The dashboard. Runs are not grouped as a whole, or a sweep would become one point."""
     sections = {
         "Quality": [
             wr.BarPlot(title="PSNR (dB)", metrics=[wr.SummaryMetric("psnr")], groupby=wr.Config("method")),
@@ -35,9 +35,9 @@ def workspace(entity: str, project: str) -> ws.Workspace:
         ],
         "Adaptation": [
             against(wr.Config(f"{ADAPTATION}.slices"), "PSNR against K"),
-            against(wr.Config(f"{ADAPTATION}.steps"), "PSNR against L"),
-            against(wr.Config(f"{ADAPTATION}.rank"), "PSNR against the LoRA rank"),
-            against(wr.Config(f"{ADAPTATION}.learning_rate"), "PSNR against the learning rate", log=True),
+            against(wr.Config(f"{ADAPTATION}.training.steps"), "PSNR against L"),
+            against(wr.Config(f"{ADAPTATION}.training.rank"), "PSNR against the LoRA rank"),
+            against(wr.Config(f"{ADAPTATION}.training.learning_rate"), "PSNR against the learning rate", log=True),
         ],
         "Trajectory": [
             trajectory("Data residual", "residual", log=True),

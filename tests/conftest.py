@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import SHARED, make_network, save_phantoms
+from hypothesis import settings
 
 from ddip_pl.prior.checkpoint import save_prior
+
+# Hypothesis tries the same examples in every run, unless asked for others: --hypothesis-profile random.
+settings.register_profile("test", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("test")
 
 
 @pytest.fixture(autouse=True, scope="session")

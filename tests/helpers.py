@@ -6,9 +6,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from lightning import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from ddip_pl.data.phantoms import RandomEllipses, phantoms
+from ddip_pl.physics import LinearOperator, Measurement
+from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.prior.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[1]
@@ -17,10 +19,10 @@ SHARED = ROOT.parent / "shared"
 
 # Arguments of the command line.
 TASK = ("--config", f"{CONFIGS}/task/sv_ct.yaml")
-DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.steps", "2", "--model.start", "500")
+DDS = (*TASK, "--config", f"{CONFIGS}/method/dds.yaml", "--model.sampler.steps", "2", "--model.sampler.start", "500")
 D3IP = (
-    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.steps", "2", "--model.start", "500",
-    "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.steps", "1",
+    *TASK, "--config", f"{CONFIGS}/method/d3ip.yaml", "--model.sampler.steps", "2", "--model.sampler.start", "500",
+    "--model.adaptation.init_args.slices", "2", "--model.adaptation.init_args.training.steps", "1",
 )  # fmt: skip
 FIT = (
     "fit", "--config", f"{CONFIGS}/prior/ellipses_128.yaml", "--model.network.image_size", "16",
@@ -48,6 +50,65 @@ def save_phantoms(path: Path, slices: int) -> Path:
     data = (images.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
     nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 3.0, 1.0])), path)
     return path
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Standard normal values, always the same."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_maps(height: int, width: int, coils: int = 6, slices: int = 1, seed: int = 0) -> Tensor:
+    """Random smooth maps `(slices, coils, height, width)`, complex64, other ones for each slice, not normalised."""
+    spectrum = torch.zeros(slices, coils, height, width, dtype=torch.complex64)
+    spectrum[..., :3, :3] = random(slices, coils, 3, 3, dtype=torch.complex64, seed=seed)
+    return torch.fft.ifft2(spectrum, norm="forward") + 0.3
+
+
+# Closed forms, for solvers and estimators.
+
+
+class DenseOperator(LinearOperator):
+    """A matrix on images of 4 x 4 pixels, for which everything has a closed form."""
+
+    def __init__(self, matrix: Tensor, slices: int = 3):
+        super().__init__((slices, 4, 4))
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix).view(-1, 1, 4, 4)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return (y @ torch.linalg.pinv(self.matrix).T).view(-1, 1, 4, 4)
+
+
+def dense(rows: int, seed: int = 0) -> DenseOperator:
+    matrix = torch.randn(rows, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return DenseOperator(matrix / torch.linalg.matrix_norm(matrix, 2))
+
+
+def measure(operator: LinearOperator, x: Tensor, sigma_y: float = 1.0) -> Measurement:
+    """Without noise; `sigma_y` is the unit of strengths."""
+    return Measurement(operator(x), operator, sigma_y)
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    return torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Known(nn.Module):
+    """A network whose noise is a tenth of what it sees."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.tolist() == [300] * len(x)
+        return torch.cat([0.1 * x, x], dim=1)  # a second channel of variances, to be ignored
+
+
+def tweedies_mean(denoiser: Denoiser, x_t: Tensor) -> Tensor:
+    abar = denoiser.abar[300]
+    return (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
 
 
 def quiet_trainer(*callbacks: Callback) -> Trainer:

@@ -16,7 +16,7 @@ import yaml
 from helpers import ROOT
 
 import ddip_pl
-from ddip_pl.cli import benchmark, commands, compare, demo
+from ddip_pl.cli import benchmark, commands, compare, demo, parser
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "docker/README.md"]
 
@@ -74,8 +74,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "examples", "ddip_pl"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands.Parser, "instantiate_classes", stop)
-    monkeypatch.setattr(benchmark.Run, "is_done", stop)
+    monkeypatch.setattr(parser.Parser, "instantiate", stop)
+    monkeypatch.setattr(benchmark.Job, "is_done", stop)
     monkeypatch.setattr(compare, "read_runs", stop)
     monkeypatch.setattr(demo, "save_template", stop)
     return tmp_path

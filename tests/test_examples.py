@@ -25,15 +25,15 @@ from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
 from ddip_pl.reconstruction.module import Result
 
-SIZE = 16
+SHAPE = SLICES, SIZE, _ = 4, 16, 16
 
 
-def images(slices: int = 4, seed: int = 0) -> Tensor:
+def images(slices: int = SLICES, seed: int = 0) -> Tensor:
     return torch.rand(slices, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def measure(operator: Any) -> Measurement:
-    return Measurement(operator(images()), operator, 0.0, "test")
+    return Measurement(operator(images()), operator, 0.0)
 
 
 def reconstruct(volume: Path, operator: Any, sigma_y: float, module: Reconstruction) -> Result:
@@ -57,28 +57,29 @@ def small_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_operator_has_its_adjoint_unit_norm_and_pseudo_inverse(factor: int) -> None:
-    operator = SuperResolution(SIZE, factor)
+    operator = SuperResolution(SHAPE, factor)
     x = images().double().requires_grad_()
     y = torch.randn(operator(x).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert y.shape == (4, 1, SIZE // factor, SIZE // factor)
     (transpose,) = torch.autograd.grad(operator(x), x, y)  # by automatic differentiation
     assert torch.allclose(operator.adjoint(y), transpose)
     assert torch.allclose(operator(operator.pseudo_inverse(y)), y)
+    assert operator.check().norm == 1
     ones = torch.ones_like(x)
     assert torch.allclose(operator.normal(ones), ones)  # an eigenvector of the largest eigenvalue
     assert torch.allclose(operator.scale * operator(ones), torch.ones_like(y))
 
 
 def test_operator_refuses_squares_that_do_not_fill_the_image() -> None:
-    with pytest.raises(InputError, match="factor 3 does not divide image_size 16"):
-        SuperResolution(SIZE, 3)
+    with pytest.raises(InputError, match="factor 3 does not divide 16 x 16 pixels"):
+        SuperResolution(SHAPE, 3)
 
 
 # --- estimator ------------------------------------------------------------------------------------------------
 
 
 def test_landweber_comes_closer_to_the_data_with_every_step() -> None:
-    measurement = measure(ParallelBeamCT(SIZE, angles=6))
+    measurement = measure(ParallelBeamCT(SHAPE, angles=6))
     start = torch.full((4, 1, SIZE, SIZE), 0.5)
     residuals = [
         float(measurement.residual(Landweber(n, 1.9).condition(start, measurement, {})[0]).norm())
@@ -91,11 +92,11 @@ def test_landweber_comes_closer_to_the_data_with_every_step() -> None:
 @pytest.mark.parametrize(("iterations", "step"), [(1, 1.0), (7, 1.0), (7, 1.9)])
 def test_landweber_filters_the_singular_values(iterations: int, step: float) -> None:
     """In the basis of singular vectors, `n` steps make good the part `1 - (1 - step s^2)^n` of the error."""
-    operator = ParallelBeamCT(8, angles=3).double()
+    operator = ParallelBeamCT((SLICES, 8, 8), angles=3).double()
     pixels = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
     _, s, v = torch.linalg.svd(operator(pixels).flatten(1).T, full_matrices=False)
     truth, start = images()[..., :8, :8].double(), images(seed=1)[..., :8, :8].double()
-    measurement = Measurement(operator(truth), operator, 0.0, "test")
+    measurement = Measurement(operator(truth), operator, 0.0)
     part = 1 - (1 - step * s**2) ** iterations
     expected = start.flatten(1) + (truth - start).flatten(1) @ v.T * part @ v
     found, _ = Landweber(iterations, step).condition(start, measurement, {})
@@ -103,7 +104,7 @@ def test_landweber_filters_the_singular_values(iterations: int, step: float) -> 
 
 
 def test_one_step_of_landweber_is_ddnm_where_rows_are_orthonormal() -> None:
-    measurement = measure(SuperResolution(SIZE))
+    measurement = measure(SuperResolution(SHAPE))
     start = images(seed=1)
     found, _ = Landweber(1).condition(start, measurement, {})
     assert torch.allclose(found, DDNM().condition(start, measurement, {})[0], atol=1e-5)
@@ -139,7 +140,7 @@ def test_biases_are_trained_and_the_prior_is_left_as_it_was_found() -> None:
     denoiser = Denoiser(make_network()).requires_grad_(False)
     original = {name: p.clone() for name, p in denoiser.network.named_parameters()}
     before = denoiser(images(), 100)[1]
-    measurement = measure(ParallelBeamCT(SIZE, angles=8))
+    measurement = measure(ParallelBeamCT(SHAPE, angles=8))
     untrained = loss(denoiser, measurement)
     adaptation = BiasAdaptation(slices=4, learning_rate=1e-2)
     adaptation.start(denoiser, measurement)
@@ -156,7 +157,7 @@ def test_biases_are_trained_and_the_prior_is_left_as_it_was_found() -> None:
 def test_adaptation_goes_on_from_its_state(tmp_path: Path) -> None:
     def begin() -> BiasAdaptation:
         adaptation = BiasAdaptation(slices=3, learning_rate=1e-2)
-        adaptation.start(Denoiser(make_network()).requires_grad_(False), measure(ParallelBeamCT(SIZE, angles=8)))
+        adaptation.start(Denoiser(make_network()).requires_grad_(False), measure(ParallelBeamCT(SHAPE, angles=8)))
         return adaptation
 
     def step(adaptation: BiasAdaptation) -> Tensor:
@@ -176,7 +177,7 @@ def test_adaptation_goes_on_from_its_state(tmp_path: Path) -> None:
 
 def test_adaptation_refuses_more_slices_than_there_are() -> None:
     with pytest.raises(InputError, match="draws 5 slices, the volume has 4"):
-        BiasAdaptation(5).start(Denoiser(make_network()), measure(SuperResolution(SIZE)))
+        BiasAdaptation(5).start(Denoiser(make_network()), measure(SuperResolution(SHAPE)))
 
 
 # --- command line ---------------------------------------------------------------------------------------------

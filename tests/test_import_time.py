@@ -24,4 +24,3 @@ def test_nothing_slow_is_imported(call: str) -> None:
     *imported, seconds = done.stdout.splitlines()[-1].split(", ")
     print(call, seconds)
     assert imported == []
-

@@ -36,7 +36,14 @@ def test_available_methods_are_the_shipped_configs() -> None:
 @pytest.mark.parametrize("name", available_methods())
 def test_a_method_is_what_the_command_line_makes_of_it(name: str) -> None:
     parser = make_parser("test")
-    given = ["--config", f"{CONFIGS}/task/sv_ct.yaml", "--config", f"{CONFIGS}/method/{name}.yaml", "--data.path", "x.nii"]
+    given = [
+        "--config",
+        f"{CONFIGS}/task/sv_ct.yaml",
+        "--config",
+        f"{CONFIGS}/method/{name}.yaml",
+        "--data.path",
+        "x.nii",
+    ]
     chosen = parser.read(given)
     assert chosen.method == name
     method = load_method(name)
@@ -75,10 +82,14 @@ def test_changes_can_be_objects() -> None:
     [
         ("none", {}, "method 'none': no such method; choose from admm_tv, d3ip,"),
         ("../task/sv_ct", {}, "no such method"),
-        ("d3ip", {"nonsense": 1}, "method d3ip: model: Option 'nonsense' is not accepted"),
-        ("d3ip", {"sampler.nonsense": 1}, "'sampler' does not accept option 'nonsense'"),
-        ("fbp", {"strength": 1}, "method fbp: model: Option 'strength' is not accepted"),
-        ("d3ip", {"sampler.steps": "many"}, "method d3ip: model.sampler.steps: Expected a <class 'int'>. Got value: many"),
+        ("d3ip", {"nonsense": 1}, "method d3ip: Parser key \"model\": Option 'nonsense' is not accepted"),
+        ("d3ip", {"sampler.nonsense": 1}, "Option 'sampler.nonsense' is not accepted"),
+        ("fbp", {"strength": 1}, "method fbp: Parser key \"model\": Option 'strength' is not accepted"),
+        (
+            "d3ip",
+            {"sampler.steps": "many"},
+            "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many",
+        ),
         ("d3ip", {"sampler.spacing": 0}, "spacing of the sampler is 0"),
         ("d3ip", {"adaptation.slices": 0}, "slices of the adaptation is 0"),
         ("d3ip", {"estimator": "Nothing"}, "Nothing"),

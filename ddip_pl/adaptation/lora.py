@@ -54,7 +54,6 @@ class LoRA:
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }
         for layer in self._layers.values():
-            layer.reset_lora_parameters("default", "gaussian")
             if slicewise:
                 layer.register_forward_hook(add_low_rank)
         self._trained = {name: p for name, p in network.named_parameters() if "lora_" in name}
@@ -154,7 +153,9 @@ def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
     """PEFT's settings of our weights."""
-    return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
+    return LoraConfig(
+        r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets, init_lora_weights="gaussian"
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,9 @@ class LoraWeights(AdaptedWeights):
             {name: weight.shape for name, weight in one.items()} != {name: w.shape for name, w in sets[0][0].items()}
             for one, _, _ in sets
         ):
-            raise InputError(f"LoRA weights {folder}: the slices have weights of different shapes; give those of one run")
+            raise InputError(
+                f"LoRA weights {folder}: the slices have weights of different shapes; give those of one run"
+            )
         stacked = {name: torch.stack([one[name] for one, _, _ in sets]) for name in sets[0][0]}
         return LoraWeights(stacked, *sets[0][1:], slices=len(sets))
 

@@ -48,8 +48,8 @@ class SlicewiseAdaptation(LoraAdaptation):
         refuse_coupled(measurement)
         if initial is not None and initial.slices not in (0, slices):
             raise InputError(
-                f"start_from has weights for each of {initial.slices} slices, the volume has {slices}; give one set, or "
-                "one for each slice"
+                f"start_from has weights for each of {initial.slices} slices, the volume has {slices}; give one set, "
+                "or one for each slice"
             )
         lora = LoRA(denoiser.network, training.rank, training.bias, slicewise=True)
         vectors = []

@@ -50,7 +50,7 @@ class VolumeAdaptation(LoraAdaptation):
             raise InputError(f"start_from has weights for each of {self.initial.slices} slices; give one set")
         lora = LoRA(denoiser.network, self.training.rank, self.training.bias, self.dropout)
         if self.initial is not None:
-            self.load(lora, self.initial.tensors)
+            self.load(lora, self.initial.of_slice(0))
         self.begin(denoiser, measurement, lora)
         self.optimizer = torch.optim.AdamW(lora.parameters(), self.training.learning_rate)
         self.latest = self.average = lora.state_dict()

@@ -45,8 +45,8 @@ class Baseline(Method):
             InputError: the settings do not fit the measurement.
         """
 
-    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> BaselineRun:
-        return BaselineRun(self, measurement)
+    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> BaselineProcess:
+        return BaselineProcess(self, measurement)
 
     def until_converged(
         self, measurement: Measurement, iterates: Iterable[tuple[Tensor, float]], tolerance: float
@@ -61,8 +61,8 @@ class Baseline(Method):
             )  # fmt: skip
 
 
-class BaselineRun:
-    """A baseline at work on a measurement; a `Run` that always starts from the beginning."""
+class BaselineProcess:
+    """A baseline at work on a measurement; a `Process` that always starts from the beginning."""
 
     weights = AdaptedWeights()
 

@@ -22,13 +22,13 @@ class DiffusionCheckpoint(ReconstructionCallback):
         self.path, self.every_seconds = folder / "last.ckpt", every_seconds
         self.saved = time.monotonic()
 
-    def on_diffusion_step_end(self, trainer: Trainer, step: int, steps: int, *_: Any) -> None:
-        if step < steps and time.monotonic() - self.saved >= self.every_seconds:
+    def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, *_: Any) -> None:
+        if done < steps and time.monotonic() - self.saved >= self.every_seconds:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how an interrupted run can go on."""
+        """Tell how an interrupted run can be continued."""
         if isinstance(exception, KeyboardInterrupt):
             kept = f"go on with the same command and --ckpt_path {self.path} --output {self.path.parent}"
             print(f"interrupted; {kept if self.path.exists() else 'there was no checkpoint yet'}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """Progress of a reconstruction in the terminal."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import ReconstructionCallback
+from ddip_pl.reconstruction.step import Step
+from ddip_pl.scans.scan import Scan
 
 NOT_SHOWN = ("seconds", "peak_memory_bytes", "loss_before")
 
@@ -16,7 +15,7 @@ NOT_SHOWN = ("seconds", "peak_memory_bytes", "loss_before")
 class ReconstructionProgress(ReconstructionCallback):
     """Bars for volumes, diffusion steps (or iterations) with their figures, and the gradient steps within.
 
-    There is none for volumes where there is one volume only, and none for gradient steps where nothing is adapted.
+    A single volume has no bar of volumes, and a method that adapts nothing has none of gradient steps.
 
     Args:
         label: put before the volume's name.
@@ -32,33 +31,33 @@ class ReconstructionProgress(ReconstructionCallback):
         self.gradient: TaskID | None = None
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Measurement, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Scan, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         volumes = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
         if volumes > 1 and self.volumes is None:
             self.volumes = self.bars.add_task("volumes", total=volumes, figures="")
-        name = f"{self.label} {batch.name}, {len(batch)} slice{'s'[: len(batch) > 1]}".strip()
+        measurement, frame = batch
+        slices = len(measurement)
+        name = f"{self.label} {frame.name}, {slices} slice{'s'[: slices > 1]}".strip()
         self.steps, self.gradient = self.bars.add_task(name, total=None, figures=""), None
 
-    def on_gradient_step_end(self, trainer: Trainer, step: int, steps: int) -> None:
+    def on_gradient_step_end(self, trainer: Trainer, done: int, steps: int) -> None:
         if self.gradient is None:
             self.gradient = self.bars.add_task("gradient steps", figures="")
-            self.bars.start()  # and not before: what is refused at the first step is said alone
-        self.bars.update(self.gradient, total=steps, completed=step)
+            self.bars.start()  # not earlier: a run that is refused at its first step shows nothing but the error
+        self.bars.update(self.gradient, total=steps, completed=done)
 
-    def on_diffusion_step_end(
-        self, trainer: Trainer, step: int, steps: int, row: Mapping[str, float], images: Mapping[str, Tensor]
-    ) -> None:
-        shown = {name: value for name, value in row.items() if name not in NOT_SHOWN}
+    def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, step: Step) -> None:
+        shown = {name: value for name, value in step.figures.items() if name not in NOT_SHOWN}
         figures = "  ".join(
             f"{name.removesuffix('_after').replace('_', ' ')} {value:.3g}" for name, value in shown.items()
         )
-        self.bars.update(self.steps, total=steps, completed=step, figures=figures)
+        self.bars.update(self.steps, total=steps, completed=done, figures=figures)
         self.bars.start()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         [task] = (task for task in self.bars.tasks if task.id == self.steps)
-        self.bars.update(self.steps, total=task.completed)  # some stop before they have made all steps
+        self.bars.update(self.steps, total=task.completed)  # some methods stop early
         if self.gradient is not None:
             self.bars.remove_task(self.gradient)
         if self.volumes is not None:

@@ -10,6 +10,8 @@ A file of methods names variations of them:
       d3ip, K = 1:
         config: ../method/d3ip.yaml
         model.adaptation.init_args.slices: 1
+      d3ip, published sampling:
+        config: [../method/d3ip.yaml, ../sampler/published.yaml]
 """
 
 import json
@@ -19,25 +21,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from rich.console import Console
 
 from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.config_files import read_config
 from ddip_pl.errors import ArgumentParser, InputError
-from ddip_pl.report.page import read_case, write_page
-from ddip_pl.results.comparison import read_runs, tables
-from ddip_pl.results.runs import finished
-from ddip_pl.results.table import read_tests, write_tables
+from ddip_pl.report.page import write_page
+from ddip_pl.results.folder import METRICS, finished, read_case
+from ddip_pl.results.plots import gallery
+from ddip_pl.results.tables import by_subject, markdown, read_runs, read_tests, tables, write_csv
 from ddip_pl.volumes.files import split, volume_name
 
 
 @dataclass
-class Run:
-    """One method on one task and volume.
+class Job:
+    """One method on one task and volume, still to be run.
 
     Attributes:
         task: name of the task.
@@ -68,20 +69,22 @@ class Run:
     @property
     def record(self) -> str:
         """All that the results depend on, to tell whether those that lie there are of the same settings."""
-        contents = [config.read_text() for config in self.configs]
-        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
+        contents = [read_config(config) for config in self.configs]
+        return json.dumps(
+            {"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings}, default=str
+        )
 
     def is_done(self) -> bool:
         """Whether the results of these settings are there."""
         path = self.folder / "run.json"
-        return any(self.folder.glob("*/metrics.json")) and path.is_file() and path.read_text() == self.record
+        return any(self.folder.glob(f"*/{METRICS}")) and path.is_file() and path.read_text() == self.record
 
     def start(self) -> int:
         """Run it, from where an interrupted one had come to; returns the exit code."""
         path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
         going_on = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in self.folder.glob("*/metrics.json"):  # of other settings
+        for stale in self.folder.glob(f"*/{METRICS}"):  # of other settings
             shutil.rmtree(stale.parent)
         path.write_text(self.record)
         command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
@@ -93,39 +96,26 @@ def as_argument(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Content of a YAML file.
-
-    Raises:
-        InputError: it cannot be read, or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"config {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"config {path}: no settings by name in it")
-    return content
-
-
-def read_methods(paths: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Config and further settings of each method, by name, from method configs and files of methods.
+def read_methods(paths: Sequence[Path]) -> dict[str, tuple[list[Path], dict[str, Any]]]:
+    """Configs and further settings of each method, by name, from method configs and files of methods.
 
     Raises:
         InputError: a file is neither.
     """
-    methods: dict[str, tuple[Path, dict[str, Any]]] = {}
+    methods: dict[str, tuple[list[Path], dict[str, Any]]] = {}
     for path in paths:
         content = read_config(path)
         if "methods" not in content:
-            methods[content.get("method", path.stem)] = path, {}
+            methods[content.get("method", path.stem)] = [path], {}
             continue
         for name, settings in content["methods"].items():
             if not isinstance(settings, dict) or "config" not in settings:
                 raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
-            config = path.parent / settings["config"]
-            read_config(config)
-            methods[name] = config, {key: value for key, value in settings.items() if key != "config"}
+            named = settings["config"] if isinstance(settings["config"], list) else [settings["config"]]
+            configs = [path.parent / config for config in named]
+            for config in configs:
+                read_config(config)
+            methods[name] = configs, {key: value for key, value in settings.items() if key != "config"}
     return methods
 
 
@@ -136,8 +126,8 @@ def plan(
     settings: dict[str, Any],
     output: Path,
     wandb: WandbMode = "disabled",
-) -> list[Run]:
-    """All runs, task by task and volume by volume.
+) -> list[Job]:
+    """All jobs, task by task and volume by volume.
 
     Raises:
         InputError: a file is missing or no config.
@@ -146,21 +136,35 @@ def plan(
         if not split(volume)[0].exists():
             raise InputError(f"volume {volume}: no such file or folder")
     rows = read_methods(methods)
-    runs = []
+    jobs = []
     for path in tasks:
         task = read_config(path).get("task", path.stem)
         for volume in volumes:
-            for name, (config, changes) in rows.items():
+            for name, (configs, changes) in rows.items():
                 place = re.sub(r"[^\w.=-]+", "_", name)
                 folder = output / task / volume_name(volume) / place
-                runs.append(Run(task, name, volume, [path, config], settings | changes, folder, wandb))
-    return runs
+                jobs.append(Job(task, name, volume, [path, *configs], settings | changes, folder, wandb))
+    return jobs
+
+
+def write_tables(folder: Path, methods: Sequence[str]) -> None:
+    """Write `benchmark.csv`, `benchmark.md` and a gallery for each task and volume, methods in the given order."""
+    tests = read_tests(folder, methods)
+    if not tests:
+        return
+    write_csv(tests, folder / "benchmark.csv")
+    sections = []
+    for (task, volume), rivals in by_subject(tests):
+        name = f"{task}-{volume}.png"
+        gallery(rivals, folder / name)
+        sections.append(f"## {task}, {volume}\n\n{markdown(rivals)}\n\n![]({name})\n")
+    (folder / "benchmark.md").write_text("\n".join(sections))
 
 
 def write_report(folder: Path, methods: Sequence[str]) -> None:
-    """Write `report.html` with all finished runs that lie in a folder, methods in the given order."""
-    runs = groupby(read_tests(folder, methods), key=lambda run: (run["task"], run["volume"]))
-    if cases := [read_case(volume, [run["folder"] for run in group]) for (_, volume), group in runs]:
+    """Write `report.html` with all tests below a folder, methods in the given order."""
+    cases = [read_case([*rivals.values()]) for _, rivals in by_subject(read_tests(folder, methods))]
+    if cases:
         write_page(folder / "report.html", "Benchmark", cases)
 
 
@@ -177,20 +181,21 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     settings = {} if options.slices is None else {"data.slices": options.slices}
-    runs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)
+    jobs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)
+    methods = [job.method for job in jobs]
     console = Console()
     failed = []
-    for number, run in enumerate(runs, 1):
-        done = run.is_done()
+    for number, job in enumerate(jobs, 1):
+        done = job.is_done()
         state = "done before" if done else "running"
-        console.print(f"[bold]{number}/{len(runs)}[/] {run.task}, {run.volume.name}, {run.method}: {state}")
-        if not done and run.start():
-            failed.append(run)
-        write_tables(options.output, [run.method for run in runs])
+        console.print(f"[bold]{number}/{len(jobs)}[/] {job.task}, {job.volume.name}, {job.method}: {state}")
+        if not done and job.start():
+            failed.append(job)
+        write_tables(options.output, methods)
     if finished(options.output):
-        write_report(options.output, [run.method for run in runs])
+        write_report(options.output, methods)
         console.print(*tables(read_runs([options.output])))
-        console.print(f"tables, CSV, figures and report.html in {options.output}")
-    for run in failed:
-        console.print(f"[red]failed[/]: {run.task}, {run.volume.name}, {run.method}; see its message above")
+        console.print(f"tables, CSV, galleries and report.html in {options.output}")
+    for job in failed:
+        console.print(f"[red]failed[/]: {job.task}, {job.volume.name}, {job.method}; see its message above")
     return 2 if failed else 0

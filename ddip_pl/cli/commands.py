@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ddip_pl.cli.usage import COMMANDS, usage
+from ddip_pl.config_files import find_configs
 from ddip_pl.errors import InputError, bad_input
 
-MODULES = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}
+TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # and their modules
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -24,17 +25,21 @@ def run(command: str, arguments: Sequence[str]) -> int:
     """
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}")
-    if command in MODULES:
-        import_module(f"ddip_pl.cli.{MODULES[command]}").main(command, arguments)
+    arguments = find_configs(arguments)
+    if command in TRAINER and {"-h", "--help"} & set(arguments):
+        import_module("ddip_pl.cli.help").show(command)
         return 0
-    return import_module(f"ddip_pl.cli.{command}").main(arguments) or 0
+    module = import_module(f"ddip_pl.cli.{TRAINER.get(command, command)}")
+    for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # lower ones were set by the import
+    if command in TRAINER:
+        return module.main(command, ["--help" if argument == "--help_all" else argument for argument in arguments]) or 0
+    return module.main(arguments) or 0
 
 
 def main() -> int:
     """Entry point; the exit code is 0, or 2 for bad input, or 1 for a fault of ours."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):

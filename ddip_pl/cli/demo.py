@@ -3,43 +3,23 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from ddip_pl.adaptation import Adaptation, NoAdaptation, VolumeAdaptation
-from ddip_pl.callbacks.progress import ReconstructionProgress
-from ddip_pl.callbacks.writer import VolumeWriter, as_nifti
-from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.api import reconstruct
+from ddip_pl.data.simulated import SIZE, VolumeDataModule
 from ddip_pl.errors import ArgumentParser, InputError
-from ddip_pl.estimators import DDS
-from ddip_pl.evaluation.metrics import by_slice, figures_of_merit, summary
 from ddip_pl.evaluation.pictures import compare
+from ddip_pl.methods import load_method
 from ddip_pl.physics.ct import ParallelBeamCT
-from ddip_pl.reconstruction.loop import ReconstructionTrainer
-from ddip_pl.reconstruction.module import Reconstruction, Result
-from ddip_pl.report.page import Shown, read_case, write_page
+from ddip_pl.report.page import Case, write_page
+from ddip_pl.results.result import Result
 
 ANGLES, SIGMA_Y = 30, 2e-4
-START = 150
-ESTIMATOR = DDS(iterations=15, discrepancy=1)
-ADAPTATIONS: dict[str, Adaptation] = {
-    "DDS": NoAdaptation(),
-    "D3IP": VolumeAdaptation(slices=3, steps=5, ema=0.9, discrepancy=1, horizon=5),
-}
-
-
-class KeepResult(Callback):
-    """Keeps the last reconstructed volume."""
-
-    result: Result
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
-        self.result = outputs
+METHODS = "DDS", "D3IP"
 
 
 def save_template(path: Path) -> None:
@@ -56,7 +36,7 @@ def save_template(path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the demonstration and write table, figure and page."""
+    """Run the demonstration and write table, picture and page."""
     parser = ArgumentParser("ddip-pl demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
@@ -68,47 +48,42 @@ def main(arguments: Sequence[str]) -> None:
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
+    methods = {
+        name: load_method(name.lower(), prior=options.prior, **{"sampler.steps": options.steps}) for name in METHODS
+    }
+    seed_everything(0, verbose=False)
+    data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
+    measurement, frame = data.simulate(methods["DDS"].image_size or SIZE)
     results = {}
-    for name, adaptation in ADAPTATIONS.items():
-        seed_everything(0, verbose=False)
-        keeper = KeepResult()
-        writer = VolumeWriter(options.output / name.lower(), "demo", name)
-        trainer = ReconstructionTrainer(callbacks=[ReconstructionProgress(name), keeper, writer])
-        data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
-        method = Reconstruction(
-            options.prior, ESTIMATOR, adaptation, steps=options.steps, start=START, spacing=3.0, eta=1.0, planes="all",
-            averaging=0.3,
-        )  # fmt: skip
-        trainer.test(method, data)
-        results[name] = keeper.result
+    for name, method in methods.items():
+        results[name] = reconstruct(
+            measurement.y, measurement.operator, SIGMA_Y, method, reference=measurement.reference, frame=frame
+        )
+        results[name].save(options.output / name.lower() / frame.name, task="demo", method=name)
     report(results, options.output)
 
 
 def report(results: dict[str, Result], folder: Path) -> None:
-    """Table, figure and page of all methods, FBP first."""
-    measurement = next(iter(results.values())).measurement
-    assert measurement.reference is not None
-    fbp = measurement.operator.pseudo_inverse(measurement.y)
-    images: dict[str, Tensor] = {"FBP": fbp}
-    images |= {name: result.images for name, result in results.items()}
-    images = {name: measurement.unpad(image) for name, image in images.items()}
-    reference = measurement.unpad(measurement.reference)
-    quality = {name: summary(image, reference) for name, image in images.items()}
-    table = Table(title=f"{measurement.name}, {len(measurement)} slices, {ANGLES} projections")
+    """Table, picture and page of all methods, FBP first."""
+    results = {"FBP": next(iter(results.values())).direct} | results
+    metrics = {name: result.metrics() for name, result in results.items()}
+    frame, reference = results["FBP"].frame, results["FBP"].reference
+    assert reference is not None
+    table = Table(title=f"{frame.name}, {len(reference)} slices, {ANGLES} projections")
     for heading in ("method", "PSNR (dB)", "SSIM", "seconds"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for name, figures in quality.items():
-        seconds = f"{results[name].seconds:.0f}" if name in results else ""
-        table.add_row(name, f"{figures['psnr']:.2f}", f"{figures['ssim']:.3f}", seconds)
+    for name, result in results.items():
+        seconds = f"{result.seconds:.0f}" if result.trajectory else ""
+        table.add_row(name, f"{metrics[name]['psnr']:.2f}", f"{metrics[name]['ssim']:.3f}", seconds)
     console = Console()
     console.print(table)
-    prior = quality["DDS"]["psnr"] - quality["FBP"]["psnr"]
-    adaptation = quality["D3IP"]["psnr"] - quality["DDS"]["psnr"]
+    prior = metrics["DDS"]["psnr"] - metrics["FBP"]["psnr"]
+    adaptation = metrics["D3IP"]["psnr"] - metrics["DDS"]["psnr"]
     console.print(f"The prior of ellipses: {prior:+.2f} dB. Its adaptation to the scan: {adaptation:+.2f} dB.")
     path = folder / "demo.png"
-    compare(images, reference, measurement.affine, path)
-    case = read_case(measurement.name, [folder / name.lower() / measurement.name for name in results])
-    figures = figures_of_merit(fbp, measurement, reference)
-    case.runs.insert(0, Shown("FBP", as_nifti(images["FBP"], measurement), figures, by_slice(images["FBP"], reference)))
+    compare({name: result.volume for name, result in results.items()}, reference, metrics, frame.affine, path)
+    shown = [results["FBP"].shown("FBP")]
+    shown += [result.shown(name, result.facts()) for name, result in results.items() if name != "FBP"]
+    case = Case("demo", frame.name, shown, frame.nifti(reference))
     write_page(folder / "report.html", f"A brain from {ANGLES} X-ray projections", [case])
-    console.print(f"Figure: {path}; to look around in it: {folder / 'report.html'}")
+    console.print(f"Picture: {path}; to look around in it: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""What `ddip-pl --help` and `ddip-pl COMMAND --help` say: the settings that this project adds, from the docstrings."""
+"""What `ddip-pl COMMAND --help` prints: the settings that this project adds, from the docstrings."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,33 +10,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ddip_pl.adaptation import MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
-from ddip_pl.adaptation.trained import TrainedAdaptation
+from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
 from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
+from ddip_pl.cli.usage import COMMANDS, EXAMPLES
 from ddip_pl.data.measured import MeasuredDataModule
 from ddip_pl.data.phantoms import EllipsesDataModule
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.prior.unet import UNetConfig
-from ddip_pl.reconstruction.module import Reconstruction
+from ddip_pl.reconstruction import Reconstruction, Sampler
 
-COMMANDS = {
-    "test": "simulate a measurement of a volume, reconstruct it, compare with the volume",
-    "predict": "reconstruct what a scanner measured, or a volume without comparing",
-    "simulate": "write the measurement of a volume to a file",
-    "benchmark": "test many methods on many tasks and volumes; one table of all",
-    "compare": "table and figures of finished runs",
-    "demo": "reconstruct a brain with FBP, DDS and D3IP, side by side",
-    "fit": "train a prior on random ellipses",
-    "validate": "loss of a prior on held-out ellipses",
-}
-EXAMPLES = {
-    "test": "--config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz",
-    "predict": "--config configs/task/measured.yaml --config configs/method/d3ip.yaml --data.path SCAN.h5",
-    "fit": "--config configs/prior/ellipses_128.yaml",
-    "validate": "--config configs/prior/ellipses_128.yaml --ckpt_path LAST.ckpt",
-}
 RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
     "--dicom true": "write the volume as a DICOM series too",
@@ -44,7 +28,7 @@ RESULTS = {
     "--images_every": "diffusion steps from one picture in the log to the next [10]",
 }
 RUN = {
-    "--config": "file with settings; what stands further right wins, so options come behind the files",
+    "--config": "file with settings; what stands further right wins, so options come after the files",
     "--ckpt_path": "go on from this checkpoint of an interrupted run",
     "--seed_everything": "seed of all random numbers [0]",
     "--trainer.accelerator": "cpu, gpu, mps or auto [auto]",
@@ -96,28 +80,17 @@ def pages(command: str) -> dict[str, dict[str, str]]:
         **(measured if command == "predict" else {}),
         "Volume, and how it is measured (--data)": settings("--data", VolumeDataModule),
         "Reconstruction with a prior (--model)": settings("--model", Reconstruction),
-        "Estimators (--model.estimator CLASS), their settings behind it (--model.estimator.iterations 10)": choices(
+        "Sampling": settings("--model.sampler", Sampler),
+        "Estimators (--model.estimator CLASS), and their settings (--model.estimator.iterations 10)": choices(
             ESTIMATORS
         ),
         "Adaptations (--model.adaptation CLASS)": choices(ADAPTATIONS),
         "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
-        "Settings of all of them": settings("--model.adaptation", TrainedAdaptation),
+        "Training of the LoRA weights in all of them": settings("--model.adaptation.training", LoraTraining),
         "Methods without a prior (--model CLASS)": choices(BASELINES),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,
     }
-
-
-def usage() -> str:
-    """What the commands are for."""
-    commands = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
-    examples = "\n".join(f"  ddip-pl {name} {EXAMPLES[name]}" for name in ("test", "predict", "fit"))
-    return (
-        "usage: ddip-pl COMMAND [options]\n\n"
-        "Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand."
-        f"\n\n{commands}\n\n{examples}\n\n"
-        "ddip-pl COMMAND --help explains the options of a command; --debug shows where an error comes from."
-    )
 
 
 def show(command: str) -> None:

@@ -1,7 +1,6 @@
 """The parser of the commands: settings from files and options, and errors in one line."""
 
 import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -12,8 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from ddip_pl.cli.usage import COMMANDS
-from ddip_pl.config_files import find_configs, read_config
-from ddip_pl.errors import InputError
+from ddip_pl.config_files import read_config
+from ddip_pl.errors import InputError, parser_reason
 from ddip_pl.methods import class_path
 
 HINT = "; see ddip-pl COMMAND --help"
@@ -40,13 +39,13 @@ class Parser(LightningArgumentParser):
         )  # fmt: skip
 
     def read(self, arguments: Sequence[str]) -> Namespace:
-        """Settings from the command line and the files that it names.
+        """Settings from options and the files that they name.
 
         Raises:
             InputError: they cannot be used.
         """
         try:
-            return self.parse_args(find_configs(arguments))
+            return self.parse_args(list(arguments))
         except OmegaConfBaseException as error:
             raise InputError(f"settings: {error}") from error
 
@@ -58,5 +57,4 @@ class Parser(LightningArgumentParser):
             raise InputError(f"config {path}: {error}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split()).replace(HINT, "").replace('": Parser key "', ".")
-        raise InputError(line + HINT)
+        raise InputError(parser_reason(message.replace(HINT, "")) + HINT)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning import Callback, seed_everything
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 import ddip_pl.data.measured  # noqa: F401 (a choice for --data)
@@ -18,8 +18,9 @@ from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
 from ddip_pl.data.module import MeasurementDataModule
 from ddip_pl.data.simulated import VolumeDataModule
-from ddip_pl.reconstruction.module import Method, Reconstruction
-from ddip_pl.results.comparison import read_runs, tables
+from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.module import Reconstruction
+from ddip_pl.results.tables import read_runs, tables
 from ddip_pl.volumes.files import volume_name
 
 
@@ -35,7 +36,7 @@ def main(command: str, arguments: Sequence[str]) -> None:
     seed_everything(settings.seed_everything, workers=True)
     made = parser.instantiate(settings)
     folder = settings.output or Path("outputs", f"{settings.task}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}")
-    config = parser.dump(settings, skip_none=False)
+    config = parser.dump(settings, skip_unset=False)
     writer = VolumeWriter(folder, settings.task, settings.method, config, settings.dicom, settings.hdf5)
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
     callbacks: list[Callback] = [ReconstructionProgress(), writer, logging]
@@ -67,7 +68,7 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
-def make_logger(command: str, settings: Namespace, folder: Path) -> WandbLogger | None:
+def make_logger(command: str, settings: Namespace, folder: Path) -> Logger | None:
     """A run on Weights & Biases, if there is to be one."""
     if settings.wandb == "disabled":
         return None

@@ -1,6 +1,5 @@
 """`ddip-pl simulate`: the measurement of a volume, as a file that `predict` reads."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,16 +16,13 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: the volume or the settings cannot be used, or the file cannot be written.
     """
-    parser = Parser(prog="ddip-pl simulate", parser_mode="omegaconf", description="Measure a volume.")
-    parser.add_argument("--config", action="config", help="Task, as of ddip-pl test.")
+    parser = Parser.of("simulate")
     parser.add_argument("--task", default="task", help="Name of the task, not used here.")
-    parser.add_argument("--seed_everything", type=int, default=0, help="Decides about the noise.")
     parser.add_argument("--output", type=Path, required=True, help="HDF5 file to write.")
-    parser.add_lightning_class_args(VolumeDataModule, "data", subclass_mode=True)
-    settings = parser.parse_args(list(arguments))
+    parser.add_choice(VolumeDataModule, "data", usual=VolumeDataModule)
+    settings = parser.read(arguments)
     seed_everything(settings.seed_everything, verbose=False)
-    with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
-        data = parser.instantiate_classes(settings).data
+    data = parser.instantiate(settings).data
     measurement, frame = data.simulate(data.size or SIZE)
     write_measurement(settings.output, measurement, frame)
     print(f"{frame.name}, {len(measurement)} slices; measurement in {settings.output}")

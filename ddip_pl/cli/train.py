@@ -35,7 +35,7 @@ def main(command: str, arguments: Sequence[str]) -> None:
         made.trainer.logger = CSVLogger(folder)
     trainer = make_trainer(made.trainer, [])
     if settings.wandb != "disabled":
-        config = yaml.safe_load(parser.dump(settings, skip_none=False))
+        config = yaml.safe_load(parser.dump(settings, skip_unset=False))
         about = {"name": folder.resolve().name, "group": "prior", "job_type": command, "config": config}
         trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
     start = trainer.fit if command == "fit" else trainer.validate

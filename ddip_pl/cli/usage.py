@@ -5,7 +5,7 @@ COMMANDS = {
     "predict": "reconstruct what a scanner measured, or a volume without comparing",
     "simulate": "write the measurement of a volume to a file",
     "benchmark": "test many methods on many tasks and volumes; one table of all",
-    "compare": "table and figures of finished runs",
+    "compare": "table and curves of finished runs",
     "demo": "reconstruct a brain with FBP, DDS and D3IP, side by side",
     "fit": "train a prior on random ellipses",
     "validate": "loss of a prior on held-out ellipses",

@@ -86,5 +86,5 @@ def compare(
 
 
 def grey(images: Tensor) -> np.ndarray:
-    """Images `(slices, channels, height, width)` as grey values `(slices, height, width)`, complex ones by magnitude."""
+    """Images `(slices, channels, height, width)` as grey values `(slices, height, width)`; magnitude if complex."""
     return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> s h w")

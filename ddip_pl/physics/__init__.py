@@ -2,9 +2,11 @@
 
 from ddip_pl.physics.cone_beam import ConeBeamCT
 from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
+from ddip_pl.physics.geometry import describe_geometry, geometry_from, same_geometry
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
 from ddip_pl.physics.non_cartesian import NonCartesianMRI
+from ddip_pl.physics.odl import ODLOperator
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.physics.sampling import EquispacedLines, PoissonDisc, RandomLines, RandomPoints
 from ddip_pl.physics.sensitivity import Birdcage, espirit
@@ -19,6 +21,7 @@ __all__ = [
     "LinearOperator",
     "Measurement",
     "NonCartesianMRI",
+    "ODLOperator",
     "ParallelBeamCT",
     "PoissonDisc",
     "Radial",
@@ -26,6 +29,9 @@ __all__ = [
     "RandomPoints",
     "SingleCoilMRI",
     "Spiral",
+    "describe_geometry",
     "espirit",
+    "geometry_from",
+    "same_geometry",
     "simulate",
 ]

@@ -63,6 +63,10 @@ class ConeBeamCT(LinearOperator):
             the rows and z along the slices, with 0 in the middle of the volume. `rows` and `detectors` are needed.
         pixel: size of a pixel in the unit of `geometry` or `vectors`.
 
+    Attributes:
+        angles: in radians; None where the geometry was given by vectors.
+        spacing: width of a bin, in pixels; None where the geometry was given by vectors.
+
     Raises:
         InputError: a setting is out of its range, or slices are not square.
     """
@@ -115,10 +119,11 @@ class ConeBeamCT(LinearOperator):
             self._geometry = as_description(geometry, self.kind, pixel)
         else:
             self._geometry = {
-                "vectors": as_vectors(vectors) / pixel, "rows": as_count("rows", rows or 0),
-                "detectors": as_count("detectors", detectors or 0),
+                "vectors": as_vectors(vectors) / pixel, "rows": as_count("rows", rows),
+                "detectors": as_count("detectors", detectors),
             }  # fmt: skip
         self.rows, self.detectors = self._geometry["rows"], self._geometry["detectors"]
+        self.angles, self.spacing = self._geometry.get("angles"), self._geometry.get("detector_spacing")
         self.rays = self._rays()
 
     def _rays(self) -> ConeRays:
@@ -139,7 +144,7 @@ class ConeBeamCT(LinearOperator):
     @cached_property
     def scale(self) -> float:  # type: ignore[override]
         """Spectral norm of the physical operator, to about 0.1 %."""
-        like = self.lattice
+        like = self.like
 
         def make() -> dict[str, np.ndarray]:
             normal = lambda x: self.rays.back_project(self.rays.project(x.to(like)))  # noqa: E731
@@ -167,7 +172,7 @@ class ConeBeamCT(LinearOperator):
             ValueError: `x` has another shape.
         """
         _check_shape(x, self.domain)
-        y: Tensor = self.rays(x.to(self.lattice.dtype))
+        y: Tensor = self.rays(x.to(self.like.dtype))
         return y / self.scale
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -177,7 +182,7 @@ class ConeBeamCT(LinearOperator):
             ValueError: `y` has another shape.
         """
         _check_shape(y, self.range)
-        return self.rays.adjoint(y.to(self.lattice.dtype)) / self.scale
+        return self.rays.adjoint(y.to(self.like.dtype)) / self.scale
 
     def noise_level(self, y: Tensor) -> float:
         """See `sinogram_noise`."""
@@ -216,7 +221,7 @@ class ConeBeamCT(LinearOperator):
         part: Any = super().select(slices)
         part.rays.keep(slices)
         part.coupled = part.shape[0]
-        del part.norm
+        part.__dict__.pop("norm", None)
         return part
 
     def describe(self, pixel: tuple[float, float]) -> Description:

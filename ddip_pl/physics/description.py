@@ -56,7 +56,7 @@ def array(description: Mapping[str, Any], name: str, kinds: str = "biuf") -> np.
     if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds:
         found = [f"'{key}' {value.shape}" for key, value in description.items() if isinstance(value, np.ndarray)]
         what = "numbers" if "c" in kinds else "real numbers"
-        raise InputError(f"no dataset '{name}' of {what}; it has {', '.join(found) or 'no datasets'}")
+        raise InputError(f"no dataset '{name}' of {what}; next to the data it has {', '.join(found) or 'no datasets'}")
     return values
 
 

@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 STANDARD = {"kind", "angles", "detectors", "rows", "detector_spacing", "source_distance", "detector_distance"}
 LENGTHS = {
     "detector_spacing", "row_spacing", "detector_offset", "row_offset", "source_distance", "detector_distance",
-    "source_shift", "detector_shift", "det_pos_init", "translation", "pitch", "offset_along_axis",
+    "source_shift", "detector_shift", "det_pos_init", "translation", "pitch", "offset_along_axis", "vectors",
 }  # fmt: skip
 
 
@@ -301,14 +301,14 @@ def as_description(geometry: Any, kind: str, pixel: float) -> Description:
     return {name: value / pixel if name in LENGTHS else value for name, value in described.items()}
 
 
-def as_count(name: str, value: int) -> int:
+def as_count(name: str, value: Any) -> int:
     """A setting that counts something; raises `InputError` if it cannot."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     return int(value)
 
 
-def as_length(name: str, value: float) -> float:
+def as_length(name: str, value: Any) -> float:
     """A setting that is a length; raises `InputError` if it cannot be one."""
     if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value!r}; expected a positive, finite number")

@@ -102,7 +102,7 @@ class NonCartesianMRI(MultiCoilMRI):
         Raises:
             InputError: `y` has another shape.
         """
-        self.expect(y, (self.coils, self.trajectory.shape[1]))
+        self.expect(y, self.measured)
         y = y.to(self.maps.dtype.to_complex())
         return self.combined(self.transform(tkbn.KbNufftAdjoint)(y, self.trajectory, norm="ortho"))
 
@@ -118,6 +118,7 @@ class NonCartesianMRI(MultiCoilMRI):
         Raises:
             InputError: `y` has another shape.
         """
+        self.expect(y, self.measured)
         right = self.adjoint(self.density * y)
         return conjugate_gradient(lambda x: self.convolved(x, self.weighted_kernel), right, self.iterations)
 
@@ -128,6 +129,11 @@ class NonCartesianMRI(MultiCoilMRI):
     def transform(self, kind: Any) -> Any:
         """A transform of torchkbnufft in the precision and on the device of the operator."""
         return cached_transform(kind, self.shape[1:], self.maps.dtype.to_complex(), self.maps.device)
+
+    @property
+    def measured(self) -> tuple[int, int]:
+        """Shape of the k-space of a slice: coils and samples."""
+        return self.coils, self.trajectory.shape[1]
 
     @property
     def radius(self) -> Tensor:
@@ -162,8 +168,8 @@ class NonCartesianMRI(MultiCoilMRI):
         return cls(shape, positions, maps, density=density)
 
     def extra_repr(self) -> str:
-        samples = self.trajectory.shape[1]
-        return f"shape={self.shape}, channels=2, coils={self.coils}, samples={samples}, scale={self.scale:.4g}"
+        coils, samples = self.measured
+        return f"shape={self.shape}, channels=2, coils={coils}, samples={samples}, scale={self.scale:.4g}"
 
 
 @cache

@@ -97,7 +97,7 @@ class LinearOperator(nn.Module, ABC):
     @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
-        differentiable = torch.is_grad_enabled()
+        differentiable = torch.is_grad_enabled() and y.requires_grad
         with torch.enable_grad():
             x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
             return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
@@ -193,8 +193,12 @@ class LinearOperator(nn.Module, ABC):
         for name in self.per_slice:
             buffer = getattr(self, name)
             kept[id(buffer)] = buffer if len(buffer) == 1 else buffer[slices]
-        part = copy.deepcopy(self, kept)  # which takes the buffers from there instead of copying them
+        for child in self.children():
+            if isinstance(child, LinearOperator) and child.shape[0] == self.shape[0]:
+                kept[id(child)] = child.select(slices)
+        part = copy.deepcopy(self, kept)  # which takes from there what is there, and copies the rest
         part.shape = (len(index), *self.shape[1:])
+        part.coupled = min(self.coupled, len(index))
         part.__dict__.pop("range", None)
         return part
 
@@ -282,14 +286,14 @@ class LinearOperator(nn.Module, ABC):
         (gradient,) = torch.autograd.grad(energy, x)
         with torch.no_grad():
             ax, au = self(x), self(u)
-            linearity = relative(self(2 * x - u), 2 * ax - au)
+            linearity = relative(self(2 * x + u), 2 * ax + au)
             y = noise(ax)
             y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # noise alone would be next to orthogonal to all it meets
             difference = abs(inner(ax, y) - inner(x, self.adjoint(y)))
             adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
             wrong = relative(gradient, self.normal(x))
         for error, advice in (
-            (linearity, "is not linear: A(2 x - u) and 2 A(x) - A(u) differ"),
+            (linearity, "is not linear: A(2 x + u) and 2 A(x) + A(u) differ"),
             (adjointness, "has a wrong adjoint, which automatic differentiation makes if none is written: it is off"),
             (wrong, "has a wrong gradient, which is A^T A x for 1/2 ||A x||^2: it is off"),
         ):
@@ -303,7 +307,7 @@ class Check(NamedTuple):
 
     Attributes:
         norm: spectral norm.
-        linearity: relative difference of `A (2 x - u)` and `2 A x - A u`.
+        linearity: relative difference of `A (2 x + u)` and `2 A x + A u`.
         adjointness: `|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`.
         gradient: relative error of the gradient of `1/2 ||A x||^2`, which is `A^T A x`.
     """
@@ -358,9 +362,6 @@ class Adjoint(LinearOperator):
     def norm(self) -> float:
         return self.operator.norm
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Adjoint(self.operator.select(slices))
-
 
 class Composition(LinearOperator):
     """`A B x`; see `LinearOperator.__matmul__`."""
@@ -388,9 +389,6 @@ class Composition(LinearOperator):
 
     def zeros(self) -> Tensor:
         return self.first.zeros()
-
-    def select(self, slices: Slices) -> LinearOperator:
-        return Composition(self.second.select(slices), self.first.select(slices))
 
     def values(self, y: Tensor) -> Tensor:
         return self.second.values(y)
@@ -428,9 +426,6 @@ class Stack(LinearOperator):
         first, second = y.split([math.prod(shape) for shape in shapes], dim=1)
         return first.unflatten(1, shapes[0]), second.unflatten(1, shapes[1])
 
-    def select(self, slices: Slices) -> LinearOperator:
-        return Stack(self.first.select(slices), self.second.select(slices))
-
     def values(self, y: Tensor) -> Tensor:
         first, second = self.split(y)
         return self.first.values(first) + self.second.values(second)
@@ -464,9 +459,6 @@ class Scaled(LinearOperator):
     @cached_property
     def norm(self) -> float:
         return self.operator.norm / self.divisor
-
-    def select(self, slices: Slices) -> LinearOperator:
-        return Scaled(self.operator.select(slices), self.divisor)
 
     def values(self, y: Tensor) -> Tensor:
         return self.operator.values(y)

@@ -202,8 +202,8 @@ def _load_or_build(
 
 def _build(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any]) -> tuple[csr_matrix, float]:
     volume, detectors = astra.create_vol_geom(size, size), geometry["detectors"]
-    # ODL turns a standard parallel beam into exactly these numbers, but a fan beam into vectors, for which ASTRA rounds
-    # differently (1e-4 of the matrix); it takes increasing angles only, and two seconds to import.
+    # ODL turns a standard parallel beam into exactly these numbers. Of a fan beam it makes vectors, with which ASTRA
+    # puts rays along pixel borders on the other side. It takes increasing angles only, and two seconds to import.
     if is_standard(geometry):
         angles = geometry["angles"] - np.pi / 2  # as ODL counts them
         rays = astra.create_proj_geom(beam, geometry["detector_spacing"], detectors, angles, *_distances(geometry))

@@ -40,7 +40,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network = network
         self.batch_size = batch_size
-        self.weights: Mapping[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}
         self.slicewise = False
         self.plane: Plane = "slices"
         self.register_buffer("abar", noise_schedule(), persistent=False)
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
             slicewise: every slice has its own, along the first axis of the weights.
         """
         view = copy.copy(self)
-        view.weights, view.slicewise = weights, slicewise
+        view.weights, view.slicewise = dict(weights), slicewise
         return view
 
     def across(self, plane: Plane) -> Denoiser:

@@ -3,6 +3,6 @@
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.module import Reconstruction
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
-from ddip_pl.reconstruction.step import Run, Step
+from ddip_pl.reconstruction.step import Process, Step
 
-__all__ = ["Method", "Reconstruction", "ReverseDiffusion", "Run", "Sampler", "Step"]
+__all__ = ["Method", "Process", "Reconstruction", "ReverseDiffusion", "Sampler", "Step"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import reconstruction_callbacks
-from ddip_pl.reconstruction.step import Run, Step, timed
+from ddip_pl.reconstruction.step import Process, Step, timed
 
 
 class ReverseDiffusionLoop(_Loop):
@@ -37,7 +37,7 @@ class ReverseDiffusionLoop(_Loop):
         self.parent.inference_mode = False  # adaptations take gradients
         self.parent.reverse_diffusion = self  # whose state becomes part of a checkpoint
         self.trajectory: list[dict[str, float]] = []
-        self._current: tuple[Run, str, float] | None = None
+        self._current: tuple[Process, str, float] | None = None
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -49,24 +49,24 @@ class ReverseDiffusionLoop(_Loop):
     def step(self) -> int:
         return len(self.trajectory)
 
-    def run(self, run: Run, measurement: Measurement, name: str) -> Tensor:
+    def run(self, process: Process, measurement: Measurement, name: str) -> Tensor:
         """Reconstruct the volume of this name; returns `(slices, channels, height, width)`."""
-        self._current = run, name, float(measurement.y.abs().sum())
+        self._current = process, name, float(measurement.y.abs().sum())
         try:
             state, self.trajectory = self._resume(), []
             if state is not None:
                 self.trajectory = state["trajectory"]
-            with closing(timed(run.iterate(state and state["run"]), measurement.y.device)) as steps:
+            with closing(timed(process.iterate(state and state["process"]), measurement.y.device)) as steps:
                 for step in steps:
                     self.trajectory.append(dict(step.figures))
-                    self._tell(run, step)
+                    self._tell(process.steps, step)
             return step.images["estimate"]
         finally:
             self._current = None
 
-    def _tell(self, run: Run, step: Step) -> None:
+    def _tell(self, steps: int, step: Step) -> None:
         for callback in reconstruction_callbacks(self.trainer):
-            callback.on_diffusion_step_end(self.trainer, self.step, run.steps, step)
+            callback.on_diffusion_step_end(self.trainer, self.step, steps, step)
 
     def on_gradient_step(self, done: int, steps: int) -> None:
         """Tell the callbacks of a gradient step."""
@@ -96,9 +96,9 @@ class ReverseDiffusionLoop(_Loop):
     def on_save_checkpoint(self) -> dict[str, Any]:
         if self._current is None:
             return {}
-        run, name, data = self._current
+        process, name, data = self._current
         about = {"volume": self.volume, "name": name, "data": data, "trajectory": self.trajectory}
-        return about | {"run": run.state_dict()}
+        return about | {"process": process.state_dict()}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None

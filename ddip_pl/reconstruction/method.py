@@ -15,7 +15,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
 from ddip_pl.reconstruction.memory import peak_memory
-from ddip_pl.reconstruction.step import Run, Step, timed
+from ddip_pl.reconstruction.step import Process, Step, timed
 from ddip_pl.results.result import Result
 from ddip_pl.volumes.frame import Frame
 
@@ -40,7 +40,7 @@ class Method(LightningModule, ABC):
     loop: ReverseDiffusionLoop
 
     @abstractmethod
-    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> Run:
+    def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> Process:
         """Begin a reconstruction.
 
         Raises:
@@ -63,20 +63,26 @@ class Method(LightningModule, ABC):
         Raises:
             InputError: the settings do not fit the measurement.
         """
-        run, trajectory = self.begin(measurement), []
-        with torch.no_grad(), closing(timed(run.iterate(), measurement.y.device)) as steps:
+        process = self.begin(measurement)
+        trajectory: list[dict[str, float]] = []
+        with torch.no_grad(), closing(timed(process.iterate(), measurement.y.device)) as steps:
             for step in steps:
                 trajectory.append(dict(step.figures))
                 if on_step is not None:
-                    on_step(len(trajectory), run.steps, step)
-        return self.result(run, step.images["estimate"], measurement, frame, trajectory)
+                    on_step(len(trajectory), process.steps, step)
+        return self.result(process, step.images["estimate"], measurement, frame, trajectory)
 
     def result(
-        self, run: Run, images: Tensor, measurement: Measurement, frame: Frame, trajectory: list[dict[str, float]]
+        self,
+        process: Process,
+        images: Tensor,
+        measurement: Measurement,
+        frame: Frame,
+        trajectory: list[dict[str, float]],
     ) -> Result:
         """What has been reconstructed; images are 0 where nothing is measured."""
         visible = measurement.operator.visible(images)
-        return Result(visible, measurement, trajectory, run.weights, frame, peak_memory(self.device), self.prior)
+        return Result(visible, measurement, trajectory, process.weights, frame, peak_memory(self.device), self.prior)
 
     def setup(self, stage: str) -> None:
         self.loop = ReverseDiffusionLoop(self.trainer, stage)
@@ -88,12 +94,6 @@ class Method(LightningModule, ABC):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     on_predict_batch_start = on_test_batch_start  # type: ignore[assignment]
-
-    def transfer_batch_to_device(  # type: ignore[override]
-        self, batch: tuple[Measurement, Frame], device: torch.device, dataloader_idx: int
-    ) -> tuple[Measurement, Frame]:
-        measurement, frame = batch
-        return measurement.to(device), frame
 
     def test_step(self, batch: tuple[Measurement, Frame], batch_idx: int) -> Result:  # type: ignore[override]
         """Reconstruct a volume; logs PSNR, SSIM, residual and discrepancy."""
@@ -108,9 +108,9 @@ class Method(LightningModule, ABC):
         return self._reconstruct(replace(measurement, reference=None), frame)
 
     def _reconstruct(self, measurement: Measurement, frame: Frame) -> Result:
-        run = self.begin(measurement, self.loop.on_gradient_step)
-        images = self.loop.run(run, measurement, frame.name)
-        return self.result(run, images, measurement, frame, self.loop.trajectory)
+        process = self.begin(measurement, self.loop.on_gradient_step)
+        images = self.loop.run(process, measurement, frame.name)
+        return self.result(process, images, measurement, frame, self.loop.trajectory)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen."""

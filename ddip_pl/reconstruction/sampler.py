@@ -51,9 +51,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.start + 1 <= STEPS:
-            raise InputError(
-                f"{self.steps} steps from timestep {self.start}; give 1 <= steps <= start + 1 <= {STEPS}"
-            )
+            raise InputError(f"{self.steps} steps from timestep {self.start}; give 1 <= steps <= start + 1 <= {STEPS}")
         if not 0 < self.spacing < float("inf"):
             raise InputError(f"spacing of the sampler is {self.spacing}; give a positive power, 1 for even timesteps")
         if not 0 <= self.eta <= 1:

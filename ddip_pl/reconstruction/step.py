@@ -1,7 +1,7 @@
 """A reconstruction under way, whatever the method: one step after the other."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     figures: Mapping[str, float]
 
 
-class Run(Protocol):
+class Process(Protocol):
     """A reconstruction under way. The last step's estimate is the result.
 
     Attributes:
@@ -46,7 +46,7 @@ class Run(Protocol):
         """Everything that the next steps depend on, between any two of them."""
 
 
-def timed(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+def timed(steps: Iterator[Step], device: torch.device) -> Generator[Step, None, None]:
     """The same steps, with what they cost among their figures: `seconds` and `peak_memory_bytes`."""
     clock = time.monotonic()
     for step in steps:

@@ -31,7 +31,8 @@ class Result:
     """A reconstructed volume and how it came about.
 
     Attributes:
-        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured.
+        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured. A NumPy array where the
+            measurement was given as one, see `reconstruct`.
         measurement: what they were reconstructed from.
         trajectory: figures of each step (diffusion step, or iteration of a baseline), `seconds` among them.
         weights: the adapted weights; empty where nothing was adapted.
@@ -40,7 +41,7 @@ class Result:
         prior: file of the prior, if there was one.
     """
 
-    images: Tensor
+    images: Tensor | np.ndarray
     measurement: Measurement
     trajectory: Sequence[dict[str, float]] = ()
     weights: AdaptedWeights = field(default_factory=AdaptedWeights)
@@ -54,9 +55,14 @@ class Result:
         return sum(row["seconds"] for row in self.trajectory)
 
     @property
+    def tensor(self) -> Tensor:
+        """The images as a tensor, on the device of the measurement."""
+        return torch.as_tensor(self.images).to(self.measurement.y.device)
+
+    @property
     def volume(self) -> Tensor:
         """The images without padding."""
-        return self.frame.unpad(self.images)
+        return self.frame.unpad(self.tensor)
 
     @property
     def reference(self) -> Tensor | None:
@@ -87,12 +93,12 @@ class Result:
         if reference is None:
             return dict(self._metrics)
         truth = torch.as_tensor(reference)
-        if truth.ndim != 4 or truth.is_complex() or magnitude(truth).shape != magnitude(self.images).shape:
+        if truth.ndim != 4 or truth.is_complex() or magnitude(truth).shape != magnitude(self.tensor).shape:
             raise InputError(
                 f"the reference is {tuple(truth.shape)} {truth.dtype}; expected real numbers of the shape of the "
                 f"reconstruction, {tuple(self.images.shape)}"
             )
-        return replace(self, measurement=replace(self.measurement, reference=truth.to(self.images))).metrics()
+        return replace(self, measurement=replace(self.measurement, reference=truth.to(self.tensor))).metrics()
 
     def slice_metrics(self) -> list[dict[str, float]]:
         """Number, PSNR and SSIM of each slice; empty without a reference."""
@@ -105,9 +111,9 @@ class Result:
             figures |= summary(self.volume, reference, self._slice_metrics)
             if (lpips := perceptual_distance(self.volume, reference)) is not None:
                 figures["lpips"] = lpips
-        figures["residual"] = self.measurement.relative_residual(self.images)
+        figures["residual"] = self.measurement.relative_residual(self.tensor)
         if self.measurement.sigma_y:
-            figures["discrepancy"] = self.measurement.discrepancy(self.images)
+            figures["discrepancy"] = self.measurement.discrepancy(self.tensor)
         return figures
 
     @cached_property

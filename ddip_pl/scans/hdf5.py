@@ -2,15 +2,18 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+import ddip_pl.physics  # noqa: F401 (whose operators are found by their kind)
 from ddip_pl.errors import InputError
 from ddip_pl.physics.description import numbers
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.frame import Frame
 from ddip_pl.volumes.slices import span
@@ -20,6 +23,7 @@ COMMON = (
     "version", "operator", "name", "units", "sigma_y", "rescale_slope", "rescale_intercept", "slice_spacing", "margin",
     "data", "affine",
 )  # fmt: skip
+SLICES = "slices"  # first axis of data where each slice is measured by itself
 PER_SLICE = 3  # axes of an array that may have one part for each slice
 
 
@@ -94,6 +98,9 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
         raise InputError(f"attribute 'name' is {name!r}; expected one that a folder can have")
     if "data" not in datasets:
         raise InputError(f"no dataset 'data' of numbers; it has {contents(file)}")
+    operator = operator_of(str(attributes["operator"]))
+    if operator.axes[:1] != (SLICES,) and (slices, first) != (None, None):
+        raise InputError("slices that are measured together; leave out data.slices and data.first")
     data = datasets["data"]
     depth = data.shape[0] if data.ndim else 0
     chosen = span(depth, first, slices, "the file")
@@ -115,7 +122,7 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
     described = {name: value for name, value in attributes.items() if name not in COMMON}
     return Recording(
         name=name,
-        kind=str(attributes["operator"]),
+        operator=operator,
         data=data[chosen],
         description=described | {key: of_chosen(each) for key, each in datasets.items() if key not in COMMON},
         sigma_y=numbers(attributes, "sigma_y", 1)[0] if "sigma_y" in attributes else float("nan"),
@@ -131,3 +138,26 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
 def is_numeric(dataset: h5py.Dataset) -> bool:
     """Whether a dataset is of numbers."""
     return dataset.dtype.kind in "biufc"
+
+
+def operator_of(kind: str) -> type[LinearOperator]:
+    """The operator of a kind.
+
+    Raises:
+        InputError: there is none.
+    """
+    classes = reversed(list(subclasses(LinearOperator)))  # type: ignore[type-abstract]
+    found = {cls.kind: cls for cls in classes if cls.__dict__.get("kind")}
+    if kind not in found:
+        raise InputError(
+            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of your "
+            "own operator first"
+        )
+    return found[kind]
+
+
+def subclasses(cls: type[LinearOperator]) -> Iterator[type[LinearOperator]]:
+    """All of them, the subclasses of a class after itself."""
+    for each in cls.__subclasses__():
+        yield each
+        yield from subclasses(each)

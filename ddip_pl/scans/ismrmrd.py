@@ -10,6 +10,8 @@ from einops import rearrange
 
 from ddip_pl.errors import InputError, reason
 from ddip_pl.physics.fft import ifft
+from ddip_pl.physics.mri import CartesianMRI
+from ddip_pl.physics.non_cartesian import NonCartesianMRI
 from ddip_pl.scans.header import Encoding, parse_header
 from ddip_pl.scans.oversampling import UNITS, without_oversampling
 from ddip_pl.scans.recording import Recording
@@ -179,8 +181,8 @@ def _slab(
     if affine is not None:
         affine[:, 3] += affine[:, :2] @ [margin[2], margin[0]]
     return Recording(
-        name=name, kind="cartesian", data=image, description={"mask": mask[:, 0], "field_of_view": header.encoded[1:]},
-        units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, affine=affine,
+        name=name, operator=CartesianMRI, units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, data=image,
+        affine=affine, description={"mask": mask[:, 0], "field_of_view": header.encoded[1:]},
     )  # fmt: skip
 
 
@@ -208,7 +210,8 @@ def _along_trajectory(
     if affine is not None:
         affine[:, 3] += affine[:, :2] @ [left, top]
     return Recording(
-        name=name, kind="non_cartesian", units=UNITS, slice_spacing=header.spacing, margin=(top, bottom, left, right),
-        data=np.stack([np.concatenate([_samples(line) for line in plane], axis=1) for plane in orders]), affine=affine,
+        name=name, operator=NonCartesianMRI, units=UNITS, slice_spacing=header.spacing, affine=affine,
+        data=np.stack([np.concatenate([_samples(line) for line in plane], axis=1) for plane in orders]),
+        margin=(top, bottom, left, right),
         description={"trajectory": trajectory / field, "pixel_size": field / size, "image_size": size},
     )  # fmt: skip

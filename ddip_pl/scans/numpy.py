@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ddip_pl.errors import InputError, reason
+from ddip_pl.physics.mri import CartesianMRI
 from ddip_pl.scans.oversampling import UNITS
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.slices import span
@@ -24,5 +25,5 @@ def read_array(path: Path, slices: int | None, first: int | None) -> Recording:
     chosen = span(len(data), first, slices, "the file") if data.ndim else slice(None)
     description = {"field_of_view": data.shape[-2:]}
     return Recording(
-        name=path.stem, kind="cartesian", data=np.array(data[chosen]), description=description, units=UNITS
+        name=path.stem, operator=CartesianMRI, data=np.array(data[chosen]), description=description, units=UNITS
     )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ddip_pl.physics.fft import fft, ifft
+from ddip_pl.physics.mri import CartesianMRI
 from ddip_pl.scans.header import Encoding
 from ddip_pl.scans.recording import Recording
 
@@ -37,6 +38,6 @@ def without_oversampling(
         top = bottom = 0
     field_of_view = data.shape[2] * pixel[0], columns * pixel[1]
     return Recording(
-        name=name, kind="cartesian", data=data.astype(np.complex64), units=UNITS, slice_spacing=header.spacing,
+        name=name, operator=CartesianMRI, data=data.astype(np.complex64), units=UNITS, slice_spacing=header.spacing,
         description={"mask": mask, "field_of_view": field_of_view}, margin=(top, bottom, left, right), affine=affine,
     )  # fmt: skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-import ddip_pl.physics  # noqa: F401 (whose operators are found by their kind)
 from ddip_pl.errors import InputError
 from ddip_pl.physics.description import numbers
 from ddip_pl.physics.measurement import Measurement
@@ -28,8 +27,8 @@ class Recording:
 
     Attributes:
         name: of the scan; its results are filed under it.
-        kind: of the operator, see `LinearOperator`.
-        data: measured values, of the operator's axes, the first one slices.
+        operator: class of the operator.
+        data: measured values, of the operator's `axes`.
         description: of the operator, see `LinearOperator.describe`; of k-space, mask and coil maps may be missing. Its
             `pixel_size` or `field_of_view`, in mm, gives the size of a pixel, or else `affine` does.
         sigma_y: standard deviation of the noise in the units of `data`; nan where it is not known.
@@ -43,7 +42,7 @@ class Recording:
     """
 
     name: str
-    kind: str
+    operator: type[LinearOperator]
     data: np.ndarray
     description: Mapping[str, Any]
     sigma_y: float = float("nan")
@@ -63,26 +62,27 @@ class Recording:
         Raises:
             InputError: something does not fit.
         """
-        layout = operator_of(self.kind)
-        self.check(layout.axes)
+        self.check()
         description = self.description
-        if "coils" in layout.axes:
+        if "coils" in self.operator.axes:
             description = completed(description, self.data, calibration)
-        operator = layout.from_description(description, self.data.shape).normalised()
+        operator = self.operator.from_description(description, self.data.shape).normalised()
         height, width = self.pixel(operator)
         frame = self.frame(operator, height, width)
         unit = operator.unit((height, width))
         return Scan(Measurement(self.measured(operator, unit), operator, self.sigma_y / unit), frame)
 
-    def check(self, axes: tuple[str, ...]) -> None:
+    def check(self) -> None:
         """What is asked of any data: axes, finite values, something but 0 in each slice, numbers that make sense."""
+        axes = self.operator.axes
         if self.data.ndim != len(axes):
             raise InputError(f"data of shape {self.data.shape}; expected {len(axes)} axes ({', '.join(axes)})")
+        each = axes[0].removesuffix("s")
         for i, values in enumerate(self.data):
             if not np.isfinite(values).all():
-                raise InputError(f"data has NaN or infinite values in slice {i}; leave that slice out")
+                raise InputError(f"data has NaN or infinite values in {each} {i}; leave that {each} out")
             if not values.any():
-                raise InputError(f"data is all zero in slice {i}; expected measured values")
+                raise InputError(f"data is all zero in {each} {i}; expected measured values")
         if self.sigma_y < 0 or self.slope == 0:
             raise InputError(
                 f"sigma_y {self.sigma_y:g}, rescale_slope {self.slope:g}; expected a noise level of at least 0 and a "
@@ -122,7 +122,7 @@ class Recording:
     def measured(self, operator: LinearOperator, unit: float) -> torch.Tensor:
         """`data / unit` in the shape and of the type of what the operator measures."""
         part = operator.select(slice(operator.coupled))  # the first slice, or all where they are measured together
-        like = part(part.lattice.new_zeros(part.domain))
+        like = part(part.zeros())
         kinds, values = ("c", "complex") if like.is_complex() else ("biuf", "real")
         if self.data.dtype.kind not in kinds:
             raise InputError(f"data of type {self.data.dtype}; expected {values} values")
@@ -130,25 +130,3 @@ class Recording:
             raise InputError(f"data of shape {self.data.shape}; {type(operator).__name__} measures {operator.range}")
         data = torch.from_numpy(self.data.astype(np.complex64 if like.is_complex() else np.float32))
         return operator.sampled(data.reshape(len(data), *like.shape[1:]) / unit)
-
-
-def operator_of(kind: str) -> type[LinearOperator]:
-    """The operator of a kind.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = {cls.kind: cls for cls in reversed(list(subclasses(LinearOperator))) if cls.__dict__.get("kind")}
-    if kind not in found:
-        raise InputError(
-            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of your "
-            "own operator first"
-        )
-    return found[kind]
-
-
-def subclasses(cls: type[LinearOperator]) -> Iterator[type[LinearOperator]]:
-    """All of them, the subclasses of a class after itself."""
-    for each in cls.__subclasses__():
-        yield each
-        yield from subclasses(each)

@@ -20,7 +20,7 @@ def conjugate_gradient(
 
     Args:
         normal: symmetric, positive semi-definite and linear; acts on each system by itself.
-        b: `(slices, ...)`.
+        b: `(slices, ...)`, real or complex; inner products are real.
         decrease: `(systems,)`; a system is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
             `normal = A^T A` and `b = A^T r` that is the decrease of the squared residual, `||r||^2 - ||r - A x||^2`.
             The last step of a system is shortened so that it hits the value exactly.
@@ -33,7 +33,7 @@ def conjugate_gradient(
     b = b.unflatten(0, (-1, coupled))
 
     def inner(u: Tensor, v: Tensor) -> Tensor:
-        return per_system((u * v).flatten(1).sum(1))
+        return per_system((u * v.conj()).real.flatten(1).sum(1))
 
     def per_system(value: Tensor) -> Tensor:
         return value.view(-1, *[1] * (b.ndim - 1))

@@ -36,6 +36,10 @@ class Frame:
     units: str = ""
     header: Dataset | None = None
 
+    def to(self, device: object) -> Frame:
+        """Itself, on whichever device: Lightning moves a batch by the method `to` of its parts."""
+        return self
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """From column to column, row to row and slice to slice, in mm."""

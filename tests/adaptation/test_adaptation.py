@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddip_pl.adaptation import (
-    Adaptation, Adapted, AdaptedWeights, LoraTraining, LoraWeights, MetaAdaptation, NoAdaptation, SlicewiseAdaptation,
+    Adaptation,
+    Adapted,
+    AdaptedWeights,
+    LoraTraining,
+    LoraWeights,
+    MetaAdaptation,
+    NoAdaptation,
+    SlicewiseAdaptation,
     VolumeAdaptation,
 )  # fmt: skip
 from ddip_pl.adaptation.adaptation import ignore

@@ -1,4 +1,4 @@
-"""What loggers are told of a run, read back from the files that they leave; and sweeps of runs."""
+"""What loggers get of a run, read back from the files that they leave; and sweeps of runs."""
 
 import csv
 import itertools
@@ -13,10 +13,10 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 import wandb
 import yaml
 from helpers import CONFIGS, D3IP, DDS, FIT, TASK
+from lightning import Trainer
 from wandb import wandb_agent
 
 from ddip_pl import cli
@@ -25,7 +25,6 @@ from ddip_pl.callbacks.logging import RunLogging
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.pictures import tri_planar
-from ddip_pl.reconstruction.loop import ReconstructionTrainer
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
@@ -102,7 +101,7 @@ def results(tmp_path_factory, phantom_volume, tiny_prior) -> Path:
     """Results of D3IP, five steps, a picture every second one."""
     folder = tmp_path_factory.mktemp("run") / "out"
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", str(folder))
-    more = ("--data.slices", "4", "--model.steps", "5", "--wandb", "offline", "--images_every", "2")
+    more = ("--data.slices", "4", "--model.sampler.steps", "5", "--wandb", "offline", "--images_every", "2")
     assert run("test", *D3IP, *given, *more) == 0
     return folder / "phantom"
 
@@ -222,13 +221,13 @@ def test_steps_go_on_over_several_volumes(phantom_volume):
 
 
 def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prior, monkeypatch):
-    given = (*DDS, "--model.steps", "4", "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior))
+    given = (*DDS, "--model.sampler.steps", "4", "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior))
     given = (*given, "--output", "out", "--data.slices", "3")
 
-    def interrupt(callback: DiffusionCheckpoint, trainer: ReconstructionTrainer, step: int, *_: object) -> None:
-        if step == 2:
+    def interrupt(callback: DiffusionCheckpoint, trainer: Trainer, done: int, *_: object) -> None:
+        if done == 2:
             trainer.save_checkpoint(callback.path)
-        if step == 3:
+        if done == 3:
             raise RuntimeError("the power is off")
 
     with monkeypatch.context() as patch:
@@ -281,9 +280,7 @@ def test_the_writer_comes_first(tmp_path):
     writer = VolumeWriter(tmp_path, "task", "method")
     log = RunLogging(writer)
     for callbacks in ([log, writer], [log]):
-        trainer = ReconstructionTrainer(
-            accelerator="cpu", logger=False, callbacks=callbacks, enable_checkpointing=False
-        )
+        trainer = Trainer(accelerator="cpu", logger=False, callbacks=callbacks, enable_checkpointing=False)
         with pytest.raises(InputError, match="put the writer before it"):
             log.on_test_start(trainer, None)  # type: ignore[arg-type]
 
@@ -291,7 +288,7 @@ def test_the_writer_comes_first(tmp_path):
 def test_three_planes_in_one_picture():
     volume = np.zeros((5, 7, 9))
     volume[2], volume[:, 3], volume[:, :, 4] = 0.2, 0.4, 0.6  # in the middle: a slice, a row, a column
-    affine = torch.diag(torch.tensor([1.0, -1.0, 2.2, 1.0], dtype=torch.float64))
+    affine = np.diag([1.0, -1.0, 2.2, 1.0])
     image = tri_planar(volume, affine)
     assert (image.dtype, image.shape) == (np.uint8, (7 + 2 * (2 * 5), 9))
     assert image[0, 0] == 51
@@ -378,7 +375,7 @@ def test_a_point_of_a_sweep_runs(folder, phantom_volume, tiny_prior, monkeypatch
     Path("configs").symlink_to(CONFIGS)
     name = "model.adaptation.init_args.slices"
     command = command_of(sweep, {name: 2}, monkeypatch)
-    small = ("--data.slices", "3", "--model.prior", str(tiny_prior), "--model.steps", "1", "--output", "out")
+    small = ("--data.slices", "3", "--model.prior", str(tiny_prior), "--model.sampler.steps", "1", "--output", "out")
     wandb.teardown()  # or what the agent has put into the environment is not heard of
     assert run(*command[2:], *small) == 0
     log = Log(Path("out"))

@@ -14,7 +14,8 @@ from helpers import ROOT
 from ddip_pl import cli
 from ddip_pl.cli import benchmark
 from ddip_pl.errors import InputError
-from ddip_pl.results.table import read_tests
+from ddip_pl.reconstruction import Sampler
+from ddip_pl.results.tables import read_tests
 
 TASK = ROOT / "configs/task/sv_ct.yaml"
 FBP = ROOT / "configs/method/fbp.yaml"
@@ -29,11 +30,11 @@ def folder(tmp_path, monkeypatch):
 
 def methods_file(path: Path, prior: Path) -> Path:
     """FBP and DDS with one and with two steps of a tiny prior."""
-    dds = {"config": str(ROOT / "configs/method/dds.yaml"), "model.prior": str(prior), "model.start": 100}
+    dds = {"config": str(ROOT / "configs/method/dds.yaml"), "model.prior": str(prior), "model.sampler.start": 100}
     methods = {
         "fbp": {"config": str(FBP), "data.size": 32},
-        "dds, 1 step": dds | {"model.steps": 1},
-        "dds, 2 steps": dds | {"model.steps": 2},
+        "dds, 1 step": dds | {"model.sampler.steps": 1},
+        "dds, 2 steps": dds | {"model.sampler.steps": 2},
     }
     path.write_text(yaml.safe_dump({"methods": methods}, sort_keys=False))
     return path
@@ -66,7 +67,7 @@ def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*/*/*/metrics.json")}
     assert len(stamps) == 3
     changed = yaml.safe_load(Path("methods.yaml").read_text())
-    changed["methods"]["dds, 1 step"]["model.start"] = 200
+    changed["methods"]["dds, 1 step"]["model.sampler.start"] = 200
     Path("methods.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     monkeypatch.setattr(sys, "argv", ["ddip-pl", *arguments])
     assert cli.main() == 0
@@ -78,7 +79,7 @@ def test_all_methods_in_one_table_and_nothing_twice(folder, tiny_prior, phantom_
 def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, phantom_volume, monkeypatch, capfd):
     path = methods_file(folder / "methods.yaml", tiny_prior)
     content = yaml.safe_load(path.read_text())
-    content["methods"] = {"broken": content["methods"]["dds, 1 step"] | {"model.steps": 0}} | content["methods"]
+    content["methods"] = {"broken": content["methods"]["dds, 1 step"] | {"model.sampler.steps": 0}} | content["methods"]
     del content["methods"]["dds, 1 step"], content["methods"]["dds, 2 steps"]
     path.write_text(yaml.safe_dump(content))
     arguments = ["--tasks", str(TASK), "--methods", str(path), "--volumes", str(phantom_volume), "--output", "out"]
@@ -90,18 +91,18 @@ def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, p
 
 
 def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
-    run = benchmark.Run("task", "method", folder / "a.nii.gz", [TASK, FBP], {"data.slices": 4}, folder / "out")
+    job = benchmark.Job("task", "method", folder / "a.nii.gz", [TASK, FBP], {"data.slices": 4}, folder / "out")
     calls: list[list[str]] = []
 
     class Completed:
         returncode = 0
 
     monkeypatch.setattr(benchmark.subprocess, "run", lambda command: calls.append(command) or Completed())
-    run.start()
+    job.start()
     (folder / "out" / "last.ckpt").touch()
-    run.start()
-    run.settings["data.slices"] = 5  # not the run that the checkpoint is of
-    run.start()
+    job.start()
+    job.settings["data.slices"] = 5  # not the run that the checkpoint is of
+    job.start()
     checkpoint = ["--ckpt_path", str(folder / "out" / "last.ckpt")]
     assert [call[-2:] == checkpoint for call in calls] == [False, True, False]
 
@@ -133,39 +134,64 @@ def test_missing_volume_is_refused_before_anything_runs(folder):
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_ablations_name_settings_that_exist(path, phantom_volume, monkeypatch, capsys):
     """Each variation is parsed by the command line as a run of its own."""
-    for run in benchmark.plan([TASK], [path], [phantom_volume], {}, Path("out")):
-        monkeypatch.setattr(sys, "argv", ["ddip-pl", *run.arguments, "--print_config"])
+    for job in benchmark.plan([TASK], [path], [phantom_volume], {}, Path("out")):
+        monkeypatch.setattr(sys, "argv", ["ddip-pl", *job.arguments, "--print_config"])
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        assert stop.value.code in (0, None), run.method
+        assert stop.value.code in (0, None), job.method
         printed = yaml.safe_load(capsys.readouterr().out)
-        assert printed["method"] == run.method
+        assert printed["method"] == job.method
 
 
 def test_record_changes_with_the_content_of_a_config(folder):
     config = folder / "method.yaml"
     config.write_text("method: a\n")
-    run = benchmark.Run("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
-    before = run.record
+    job = benchmark.Job("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
+    before = job.record
     config.write_text("method: a\nmodel: {steps: 3}\n")
-    assert run.record != before
-    assert json.loads(before)["configs"] == ["method: a\n"]
+    assert job.record != before
+    assert json.loads(before)["configs"] == [{"method": "a"}]
+
+
+def test_record_changes_with_the_content_of_a_config_that_another_builds_on(folder):
+    sampler, config = folder / "sampler.yaml", folder / "method.yaml"
+    sampler.write_text("model: {sampler: {steps: 3}}\n")
+    config.write_text("config: sampler.yaml\nmethod: a\n")
+    job = benchmark.Job("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
+    before = job.record
+    sampler.write_text("model: {sampler: {steps: 4}}\n")
+    assert job.record != before
+
+
+def test_a_variation_can_have_several_configs(folder, phantom_volume, monkeypatch, capsys):
+    path = folder / "methods.yaml"
+    configs = [str(ROOT / "configs" / name) for name in ("method/ddip.yaml", "sampler/published.yaml")]
+    path.write_text(yaml.safe_dump({"methods": {"ddip, published": {"config": configs, "model.batch_size": 2}}}))
+    [job] = benchmark.plan([TASK], [path], [phantom_volume], {}, folder / "out")
+    assert job.configs == [TASK, *map(Path, configs)]
+    monkeypatch.setattr(sys, "argv", ["ddip-pl", *job.arguments, "--print_config"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert printed["sampler"] == vars(Sampler.published())
+    assert printed["batch_size"] == 2
+    assert printed["adaptation"]["class_path"].endswith("SlicewiseAdaptation")
 
 
 def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):
     method = folder / "method.yaml"
     method.write_text("method: m\nmodel: DirectInverse\n")
-    [run] = benchmark.plan([TASK], [method], [phantom_volume], {}, folder / "out")
-    done = run.folder / "phantom"
+    [job] = benchmark.plan([TASK], [method], [phantom_volume], {}, folder / "out")
+    done = job.folder / "phantom"
     done.mkdir(parents=True)
     (done / "metrics.json").write_text("{}")
-    (run.folder / "run.json").write_text(run.record)
-    assert run.is_done()
+    (job.folder / "run.json").write_text(job.record)
+    assert job.is_done()
     method.write_text("method: m\nmodel: TotalVariation\n")
-    assert not run.is_done()
+    assert not job.is_done()
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))  # it fails
-    assert run.start() == 2
-    assert not run.is_done()
+    assert job.start() == 2
+    assert not job.is_done()
 
 
 def test_predictions_below_the_output_are_left_out_of_the_table(folder):

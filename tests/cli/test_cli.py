@@ -25,11 +25,13 @@ from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
+from ddip_pl.reconstruction.sampler import ReverseDiffusion
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.files import read_nifti, read_volume
 
 MBIR = (
-    *DDS, "--model.estimator", "ddip_pl.estimators.DiffusionMBIR", "--model.averaging", "0.5", "--model.spacing", "2",
+    *DDS, "--model.estimator", "ddip_pl.estimators.DiffusionMBIR", "--model.sampler.averaging", "0.5",
+    "--model.sampler.spacing", "2",
 )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def test_written_settings_reproduce_the_run(reconstruct):
     first = reconstruct("test", *D3IP, "--data.slices", "3")
     settings = yaml.safe_load((first / "config.yaml").read_text())
     assert settings["data"]["init_args"]["slices"] == 3
-    assert settings["model"]["init_args"]["adaptation"]["init_args"]["rank"] == 4
+    assert settings["model"]["init_args"]["adaptation"]["init_args"]["training"]["rank"] == 4
     again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
     np.testing.assert_array_equal(volume(again), volume(first))
 
@@ -220,7 +222,7 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
     np.testing.assert_allclose(series.data, image.data, atol=np.ptp(image.data) / 65535)
     np.testing.assert_allclose(series.affine, image.affine, atol=1e-5)
 
-    monkeypatch.setattr("ddip_pl.callbacks.writer.write_dicom", None)  # refused before the run
+    monkeypatch.setattr("ddip_pl.results.result.write_dicom", None)  # refused before the run
     sheared = nib.load(phantom_volume)
     nib.save(nib.Nifti1Image(sheared.get_fdata(), [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "s.nii")
     code, _, error = run("predict", *given, "--data.path", "s.nii", "--output", "new", "--dicom", "true")
@@ -229,7 +231,7 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
 
 
 def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
-    monkeypatch.setattr(ReverseDiffusionLoop, "on_advance_end", lambda loop: loop.trainer.save_checkpoint("some.ckpt"))
+    monkeypatch.setattr(ReverseDiffusionLoop, "_tell", lambda loop, *_: loop.trainer.save_checkpoint("some.ckpt"))
     given = ("--data.path", str(phantom_volume), "--data.slices", "1")
     assert run("test", *DDS, *given, "--model.prior", str(tiny_prior), "--output", "out")[0] == 0
     code, _, error = run("test", *TASK, *given, "--model", "DirectInverse", "--ckpt_path", "some.ckpt", "--output", "b")
@@ -238,12 +240,12 @@ def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, 
 
 
 def test_another_estimator_from_the_command_line(reconstruct):
-    folder = reconstruct("test", *MBIR, "--model.estimator.init_args.axes", "all", "--model.steps", "3")
+    folder = reconstruct("test", *MBIR, "--model.estimator.init_args.axes", "all", "--model.sampler.steps", "3")
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
     assert settings["estimator"]["init_args"]["axes"] == "all"
     assert "gamma" not in settings["estimator"]["init_args"]
-    assert (settings["averaging"], settings["spacing"]) == (0.5, 2)
+    assert (settings["sampler"]["averaging"], settings["sampler"]["spacing"]) == (0.5, 2)
     steps = list(csv.DictReader((folder / "trajectory.csv").open()))
     assert [float(step["t"]) for step in steps] == [500, 125, 0]
     again = reconstruct("test", "--config", str(folder / "config.yaml"), "--output", "again", output="again")
@@ -288,8 +290,8 @@ def test_results_go_to_a_folder_of_the_run_by_default(run, phantom_volume, tiny_
 
 
 def test_settings_refer_to_each_other(reconstruct):
-    Path("more.yaml").write_text("method: fast_${model.steps}\ndata: {slices: 3}\n"
-                                 "model: {steps: 1, batch_size: '${data.slices}'}\n")  # fmt: skip
+    Path("more.yaml").write_text("method: fast_${model.sampler.steps}\ndata: {slices: 3}\n"
+                                 "model: {sampler: {steps: 1}, batch_size: '${data.slices}'}\n")  # fmt: skip
     folder = reconstruct("test", *DDS, "--config", "more.yaml")
     assert json.loads((folder / "metrics.json").read_text())["method"] == "fast_1"
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["batch_size"] == 3
@@ -358,7 +360,7 @@ def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_vol
     def fault(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", fault)
+    monkeypatch.setattr(ReverseDiffusion, "advance", fault)
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
     assert code == 1
@@ -374,12 +376,12 @@ def test_debug_shows_where_bad_input_was_found(run):
     assert re.fullmatch("ddip-pl: error: .*none.yaml.*", error.splitlines()[-1])
 
 
-def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypatch):
+def test_a_folder_that_was_there_stays(run, folder, phantom_volume, tiny_prior, monkeypatch):
     def bad(*_: object) -> None:
         raise InputError("bad\ninput")
 
     Path("out").mkdir()
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", bad)
+    monkeypatch.setattr(ReverseDiffusion, "advance", bad)
     given = (*DDS, "--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output")
     assert run("test", *given, "out")[::2] == (2, "ddip-pl: error: bad input\n")
     assert Path("out").is_dir()
@@ -388,7 +390,9 @@ def test_a_folder_that_was_there_stays(run, phantom_volume, tiny_prior, monkeypa
         loop.trainer.save_checkpoint("saved/last.ckpt")
         raise InputError("later")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", save_and_fail)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ReverseDiffusionLoop, "_tell", save_and_fail)
     assert run("test", *given, "saved")[0] == 2
     assert [path.name for path in Path("saved").iterdir()] == ["last.ckpt"]
 
@@ -430,7 +434,7 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
     save_prior(folder / "complex.safetensors", make_network(in_channels=2), card={})
     (folder / "no.yaml").write_text("model: [steps: {\n")
     (folder / "text.yaml").write_text("just some text\n")
-    (folder / "nowhere.yaml").write_text("model:\n  steps: ${model.nowhere}\n")
+    (folder / "nowhere.yaml").write_text("model:\n  batch_size: ${model.nowhere}\n")
     (folder / "unknown.yaml").write_text("model:\n  nonsense: 1\n")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81" * 20)
     (folder / "text.ckpt").write_text("no checkpoint\n")
@@ -480,15 +484,18 @@ BAD_INPUT = {
         "prior {bad}/truncated.safetensors: truncated",
     ),
     "complex prior": (["--model.prior", "{bad}/complex.safetensors"], "the prior has 2 image channels, ParallelBeamCT"),
-    "steps 0": (["--model.steps", "0"], "0 steps from timestep 500"),
-    "more steps than timesteps": (["--model.steps", "990"], "990 steps from timestep 500"),
-    "text as steps": (["--model.steps", "many"], "\"model.steps\": Expected a <class 'int'>. Got value: many"),
-    "steps without a value": (["--model.steps"], "--model: expected one argument"),
-    "start 2000": (["--model.start", "2000"], "from timestep 2000"),
-    "eta 2": (["--model.eta", "2"], "model.eta is 2.0"),
-    "spacing 0": (["--model.spacing", "0"], "model.spacing is 0.0"),
-    "averaging 1": (["--model.averaging", "1"], "model.averaging is 1.0"),
-    "negative averaging": (["--model.averaging", "-0.5"], "model.averaging is -0.5"),
+    "steps 0": (["--model.sampler.steps", "0"], "0 steps from timestep 500"),
+    "more steps than timesteps": (["--model.sampler.steps", "990"], "990 steps from timestep 500"),
+    "text as steps": (
+        ["--model.sampler.steps", "many"],
+        "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many",
+    ),
+    "steps without a value": (["--model.sampler.steps"], "--model: expected one argument"),
+    "start 2000": (["--model.sampler.start", "2000"], "from timestep 2000"),
+    "eta 2": (["--model.sampler.eta", "2"], "eta of the sampler is 2.0"),
+    "spacing 0": (["--model.sampler.spacing", "0"], "spacing of the sampler is 0.0"),
+    "averaging 1": (["--model.sampler.averaging", "1"], "averaging of the sampler is 1.0"),
+    "negative averaging": (["--model.sampler.averaging", "-0.5"], "averaging of the sampler is -0.5"),
     "batch size 0": (["--model.batch_size", "0"], "model.batch_size is 0"),
     "unknown estimator": (["--model.estimator", "Nothing"], "Nothing"),
     "estimator without iterations": (["--model.estimator.init_args.iterations", "0"], "DDS with 0 iterations"),
@@ -517,21 +524,24 @@ BAD_INPUT = {
         "the prior has 1 image channels, SENSE needs 2; choose another --model.prior",
     ),
     "slices of their own in other planes": (
-        ["--model.adaptation", "ddip_pl.adaptation.SlicewiseAdaptation", "--model.planes", "all"],
-        "slices with weights of their own cannot be cut in other planes; give model.planes slices",
+        ["--model.adaptation", "ddip_pl.adaptation.SlicewiseAdaptation", "--model.sampler.planes", "all"],
+        "slices with weights of their own cannot be cut in other planes; give model.sampler.planes slices",
     ),
-    "unknown initial noise": (["--model.initial_noise", "none"], "initial_noise"),
+    "unknown initial noise": (["--model.sampler.initial_noise", "none"], "initial_noise"),
     "unknown method": (["--model", "Nothing"], "Nothing"),
     "no method": (["--model", "ddip_pl.estimators.DDS"], "ddip_pl.estimators.DDS"),
-    "setting of another method": (["--model", "DirectInverse", "--model.eta", "0"], "Option 'eta' is not accepted"),
+    "setting of another method": (
+        ["--model", "DirectInverse", "--model.batch_size", "1"],
+        "Option 'batch_size' is not accepted",
+    ),
     "total variation without strength as a method": (
         ["--model", "TotalVariation", "--model.strength", "0"],
         "model.strength is 0.0",
     ),
     "strength of no noise": (["--model", "L1Wavelet", "--data.sigma_y", "0"], "data.sigma_y is 0"),
     "iterations 0": (["--model", "DeepImagePrior", "--model.iterations", "0"], "model.iterations is 0"),
-    "rank 0": ([f"{ADAPTATION}rank", "0"], "LoRA rank is 0"),
-    "learning rate 0": ([f"{ADAPTATION}learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
+    "rank 0": ([f"{ADAPTATION}training.rank", "0"], "rank of the adaptation is 0"),
+    "learning rate 0": ([f"{ADAPTATION}training.learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
     "adaptation to more slices than there are": (
         [f"{ADAPTATION}slices", "7"],
         "draws 7 slices, the volume has 6; lower adaptation.slices",
@@ -543,7 +553,7 @@ BAD_INPUT = {
     "config that is no YAML": (["--config", "{bad}/no.yaml"], "config {bad}/no.yaml: "),
     "config that is text": (
         ["--config", "{bad}/text.yaml"],
-        "config {bad}/text.yaml: Unexpected config: just some text",
+        "config {bad}/text.yaml: no settings by name in it",
     ),
     "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
     "unknown setting in a config": (
@@ -563,8 +573,8 @@ BAD_INPUT = {
     "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and holds no results"),
     "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
     "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
-    "reference to nowhere in a text": (["--config", "model: {steps: '${model.nowhere}'}"], "key 'model.nowhere'"),
-    "reference to nowhere in a setting": (["--model", "{steps: '${nowhere}'}"], "key 'nowhere'"),
+    "reference to nowhere in a text": (["--config", "model: {batch_size: '${model.nowhere}'}"], "key 'model.nowhere'"),
+    "reference to nowhere in a setting": (["--model", "{batch_size: '${nowhere}'}"], "key 'nowhere'"),
     "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
     "no devices": (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')`"),
     "text as seed": (["--seed_everything", "x"], "seed_everything"),
@@ -593,7 +603,7 @@ def refused(run, folder, bad, monkeypatch):
     def started(*_: object) -> None:
         raise AssertionError("the long part of the run has started")
 
-    monkeypatch.setattr(ReverseDiffusionLoop, "advance", started)
+    monkeypatch.setattr(ReverseDiffusion, "advance", started)
     monkeypatch.setattr(DiffusionPrior, "training_step", started)
 
     def check(arguments: list[str], message: str) -> None:

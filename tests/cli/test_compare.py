@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ddip_pl import cli
-from ddip_pl.callbacks.writer import write_table
-from ddip_pl.results.comparison import by_subject, draw, read_runs
+from ddip_pl.results.folder import write_table
+from ddip_pl.results.plots import curves
+from ddip_pl.results.tables import by_subject, read_runs
 
 DDS, TV = {"psnr": 33.456, "ssim": 0.91}, {"psnr": 31.2, "ssim": 0.92}
 
@@ -38,7 +39,7 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
-def test_table_csv_and_figure(run, tmp_path):
+def test_table_csv_and_curves(run, tmp_path):
     runs = [save_run(tmp_path / "a", "dds", DDS), save_run(tmp_path / "b", "admm_tv", TV)]
     code, out, error = run(*runs)
     assert (code, error) == (0, "")
@@ -78,12 +79,14 @@ def test_runs_without_reference(run, tmp_path):
     assert (tmp_path / "c/compare.png").is_file()
 
 
-def test_figure_shows_what_the_runs_tell(tmp_path, monkeypatch):
+def test_curves_show_what_the_runs_tell(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    draw(read_runs([save_run(tmp_path / "a", "dds", DDS), save_run(tmp_path / "b", "admm_tv", TV)]), tmp_path / "x.png")
+    curves(
+        read_runs([save_run(tmp_path / "a", "dds", DDS), save_run(tmp_path / "b", "admm_tv", TV)]), tmp_path / "x.png"
+    )
     quality, residual, slices = drawn[0].axes
     assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in quality.lines] == [
         (12.34, 33.456),

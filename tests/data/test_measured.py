@@ -6,6 +6,7 @@ import re
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,10 +19,10 @@ from helpers import CONFIGS, make_network
 
 from ddip_pl import cli
 from ddip_pl.data import measured
-from ddip_pl.data.measured import MeasuredDataModule, noise_level, normalise
+from ddip_pl.data.measured import MeasuredDataModule, noise_level, scale_to_prior
+from ddip_pl.data.module import Scan
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
-from ddip_pl.evaluation.metrics import discrepancy
 from ddip_pl.physics import (
     SENSE,
     Birdcage,
@@ -38,7 +39,9 @@ from ddip_pl.physics import (
 )
 from ddip_pl.physics.sensitivity import calibrated_maps
 from ddip_pl.prior.checkpoint import save_prior
-from ddip_pl.scans.hdf5 import read_measurement, write_measurement
+from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.hdf5 import write_measurement
+from ddip_pl.volumes.frame import Frame
 
 
 @pytest.fixture(autouse=True)
@@ -73,21 +76,18 @@ def volume(path: str) -> np.ndarray:
     return nib.load(Path(path) / "reconstruction.nii.gz").get_fdata()
 
 
-def ellipses(path: Path, operator, sigma_y: float, seed: int = 0, **settings: object) -> Measurement:
-    torch.manual_seed(seed)
-    return VolumeDataModule(str(path), lambda size: operator, sigma_y, **settings).simulate(operator)
-
-
 @pytest.fixture
-def kspace(phantom_volume) -> Measurement:
+def kspace(phantom_volume) -> Scan:
     """Six slices of 32 x 32, four coils, all of k-space but every third line outside of the centre."""
     mask = torch.ones(32, 32)
     mask[:, :10:3] = mask[:, 22::3] = 0
-    return ellipses(phantom_volume, SENSE(32, mask, Birdcage(4)), 0.01)
+    torch.manual_seed(0)
+    return VolumeDataModule(str(phantom_volume), partial(SENSE, mask=mask, maps=Birdcage(4)), 0.01).simulate(32)
 
 
-def save_kspace(path: Path, measurement: Measurement, factor: float = 1.0) -> None:
+def save_kspace(path: Path, scan: Scan, factor: float = 1.0) -> None:
     """As a scanner would: values alone."""
+    measurement, _ = scan
     np.save(path, factor * measurement.operator.scale * measurement.y.numpy())
 
 
@@ -95,11 +95,11 @@ def save_kspace(path: Path, measurement: Measurement, factor: float = 1.0) -> No
 
 
 def test_the_brightest_voxels_become_one(kspace):
-    measurement = replace(kspace, y=700 * kspace.y, sigma_y=7.0, window=(-50.0, -48.0))
-    scaled = normalise(measurement)
-    guess = scaled.unpad(scaled.operator.pseudo_inverse(scaled.y)).norm(dim=1)
+    measurement = replace(kspace.measurement, y=700 * kspace.measurement.y, sigma_y=7.0)
+    scaled, frame = scale_to_prior(Scan(measurement, replace(kspace.frame, window=(-50.0, -48.0))))
+    guess = frame.unpad(scaled.operator.visible(scaled.operator.pseudo_inverse(scaled.y))).norm(dim=1)
     assert np.percentile(guess.numpy(), 99.5) == pytest.approx(1, rel=1e-5)
-    low, high = scaled.window
+    low, high = frame.window
     assert low == -50
     factor = (high - low) / 2
     torch.testing.assert_close(factor * scaled.y, measurement.y)
@@ -107,8 +107,9 @@ def test_the_brightest_voxels_become_one(kspace):
 
 
 def test_an_image_of_nothing(kspace):
-    with pytest.raises(InputError, match="its image is 0 nearly everywhere"):
-        normalise(replace(kspace, y=0 * kspace.y))
+    measurement, frame = kspace
+    with pytest.raises(InputError, match="measurement phantom: its image is 0 nearly everywhere"):
+        scale_to_prior(Scan(replace(measurement, y=0 * measurement.y), frame))
 
 
 @pytest.mark.parametrize("name", ["l1_wavelet", "d3ip"])
@@ -119,7 +120,14 @@ def test_a_measurement_a_thousand_times_as_strong(run, kspace, name):
     settings: tuple[object, ...] = ()
     if name == "d3ip":
         save_prior("prior.safetensors", make_network(in_channels=2), card={}, dtype=torch.float32)
-        settings = "--model.prior", "prior.safetensors", "--model.steps", 3, "--model.adaptation.init_args.steps", 1
+        settings = (
+            "--model.prior",
+            "prior.safetensors",
+            "--model.sampler.steps",
+            3,
+            "--model.adaptation.init_args.training.steps",
+            1,
+        )
     for scan in "one", "thousand":
         path = ("--data.path", f"{scan}.npy", "--output", "out")
         assert run("predict", *task("measured"), *method(name), *settings, *path)[0] == 0
@@ -145,31 +153,36 @@ def smooth_and_sharp(channels: int, size: int) -> torch.Tensor:
     return torch.stack([image, image.flip(0)])[:, None].expand(-1, channels, -1, -1) / channels**0.5
 
 
+SHAPE = (2, 128, 128)
 NOISY = {
-    "SENSE": lambda: SENSE((128, 112), RandomLines(3), Birdcage(6)),
-    "one coil": lambda: SingleCoilMRI(128, RandomLines(2), complex_image=True),
-    "masks": lambda: SingleCoilMRI(128, torch.stack([RandomLines(2, seed=i)(128) for i in range(2)])),
-    "CT": lambda: ParallelBeamCT(128, 60),
-    "CT, fan beam": lambda: FanBeamCT(128, 40),
-    "radial": lambda: NonCartesianMRI(128, Radial(12), Birdcage(3), density=torch.ones(12 * 256)),
+    "SENSE": lambda: SENSE((2, 128, 112), RandomLines(3), Birdcage(6)),
+    "one coil": lambda: SingleCoilMRI(SHAPE, RandomLines(2), complex_image=True),
+    "masks": lambda: SingleCoilMRI(SHAPE, torch.stack([RandomLines(2, seed=i)(128) for i in range(2)])),
+    "CT": lambda: ParallelBeamCT(SHAPE, 60),
+    "CT, fan beam": lambda: FanBeamCT(SHAPE, 40),
+    "radial": lambda: NonCartesianMRI(SHAPE, Radial(12), Birdcage(3), density=torch.ones(12 * 256)),
 }
+
+
+def measured_by(operator: LinearOperator, y: torch.Tensor) -> Scan:
+    return Scan(Measurement(y, operator, 0.0), Frame("some"))
 
 
 @pytest.mark.parametrize("sigma_y", [0.01, 0.1])
 @pytest.mark.parametrize("make", NOISY.values(), ids=NOISY.keys())
 def test_noise_level(make, sigma_y):
     operator = make()
-    x = smooth_and_sharp(operator.channels, 128)[..., : getattr(operator, "shape", (128, 128))[1]]
+    x = smooth_and_sharp(operator.channels, 128)[..., : operator.shape[2]]
     y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(0))
-    assert noise_level(Measurement(y, operator, 0.0, "some")) == pytest.approx(sigma_y, rel=0.2)
+    assert noise_level(measured_by(operator, y)) == pytest.approx(sigma_y, rel=0.2)
 
 
 def test_noise_level_of_coils_that_differ():
     """It is the root mean square, so that it is right for the sum over all coils."""
-    operator = SENSE(64, torch.ones(64, 64), Birdcage(4))
+    operator = SENSE((3, 64, 64), torch.ones(64, 64), Birdcage(4))
     levels = torch.tensor([0.01, 0.02, 0.05, 0.1]).view(-1, 1, 1)
     y = levels * torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    found = noise_level(Measurement(y, operator, 0.0, "some"))
+    found = noise_level(measured_by(operator, y))
     assert found == pytest.approx(y.abs().square().mean().sqrt().item(), rel=0.1)
 
 
@@ -179,46 +192,44 @@ def test_outliers_do_not_count(make):
     y = simulate(torch.zeros(2, operator.channels, 128, 128), operator, 0.01, torch.Generator().manual_seed(0))
     hit = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) < 0.01
     spikes = operator.sampled(100 * hit.to(y.dtype))
-    assert noise_level(Measurement(y + spikes, operator, 0.0, "some")) == pytest.approx(0.01, rel=0.1)
+    assert noise_level(measured_by(operator, y + spikes)) == pytest.approx(0.01, rel=0.1)
 
 
 def test_no_noise_level():
-    operator = ParallelBeamCT(16, 4, detectors=4)
+    operator = ParallelBeamCT((1, 16, 16), 4, detectors=4)
     y = torch.ones(1, 1, 4, 4)
     with pytest.raises(InputError, match=r"some: its noise level cannot be estimated; give data\.sigma_y"):
-        noise_level(Measurement(y, operator, 0.0, "some"))
+        noise_level(measured_by(operator, y))
 
 
 class Identity(LinearOperator):
-    """A modality that says no more than it must."""
+    """A modality with nothing but what it must have."""
 
     def forward(self, x):
         return x
 
-    adjoint = pseudo_inverse = forward
-
 
 def test_no_noise_level_by_default():
     with pytest.raises(InputError, match="some: its noise level cannot be estimated"):
-        noise_level(Measurement(torch.ones(1, 1, 4, 4), Identity(), 0.0, "some"))
+        noise_level(measured_by(Identity((1, 4, 4)), torch.ones(1, 1, 4, 4)))
 
 
 def test_where_the_noise_level_comes_from(kspace):
     """What the user gives, or else the file, or else the data."""
-    given = replace(kspace, sigma_y=0.5)
-    write_measurement("scan.h5", given)
-    assert MeasuredDataModule("scan.h5", sigma_y=0.3).read(Path("scan.h5")).sigma_y == 0.3
-    of_file = MeasuredDataModule("scan.h5").read(Path("scan.h5"))
-    brighter = np.ptp(given.window) / np.ptp(of_file.window)  # by how much than the image that was measured
+    write_measurement("scan.h5", replace(kspace.measurement, sigma_y=0.5), kspace.frame)
+    assert MeasuredDataModule("scan.h5", sigma_y=0.3).read(Path("scan.h5")).measurement.sigma_y == 0.3
+    of_file, frame = MeasuredDataModule("scan.h5").read(Path("scan.h5"))
+    brighter = np.ptp(kspace.frame.window) / np.ptp(frame.window)  # by how much than the image that was measured
     assert of_file.sigma_y == pytest.approx(0.5 * brighter, rel=1e-3)
     with h5py.File("scan.h5", "a") as file:
         del file.attrs["sigma_y"]
-    assert MeasuredDataModule("scan.h5").read(Path("scan.h5")).sigma_y < 0.1 * brighter
+    assert MeasuredDataModule("scan.h5").read(Path("scan.h5")).measurement.sigma_y < 0.1 * brighter
 
 
 def test_what_is_left_of_the_truth_is_the_noise(kspace):
-    assert discrepancy(kspace.reference, kspace) == pytest.approx(1, rel=0.02)
-    assert discrepancy(kspace.reference, replace(kspace, sigma_y=0.005)) == pytest.approx(2, rel=0.02)
+    measurement, _ = kspace
+    assert measurement.discrepancy(measurement.reference) == pytest.approx(1, rel=0.02)
+    assert replace(measurement, sigma_y=0.005).discrepancy(measurement.reference) == pytest.approx(2, rel=0.02)
 
 
 # --- coil maps ------------------------------------------------------------------------------------------------
@@ -226,28 +237,29 @@ def test_what_is_left_of_the_truth_is_the_noise(kspace):
 
 def test_coil_maps_are_calibrated_once(kspace, monkeypatch, tmp_path):
     save_kspace(Path("scan.npy"), kspace)
-    first = read_measurement("scan.npy")
+    first, _ = read_scan("scan.npy")
 
     def refuse(*args: object) -> None:
         raise AssertionError("calibrated again")
 
     monkeypatch.setattr(sensitivity, "espirit", refuse)
-    assert torch.equal(read_measurement("scan.npy").operator.maps, first.operator.maps)
-    assert torch.equal(read_measurement("scan.npy", slices=1, first=2).operator.maps, first.operator.maps[2:3])
+    assert torch.equal(read_scan("scan.npy").measurement.operator.maps, first.operator.maps)
+    assert torch.equal(read_scan("scan.npy", slices=1, first=2).measurement.operator.maps, first.operator.maps[2:3])
     with pytest.raises(AssertionError, match="calibrated again"):
-        read_measurement("scan.npy", calibration=8)
-    other = kspace.y.clone()
+        read_scan("scan.npy", calibration=8)
+    other = kspace.measurement.y.clone()
     other[2, 1, 16, 16] *= 1.1
     with pytest.raises(AssertionError, match="calibrated again"):
         calibrated_maps(other, 12)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     with pytest.raises(AssertionError, match="calibrated again"):
-        read_measurement("scan.npy")
+        read_scan("scan.npy")
 
 
 def test_calibrated_maps_are_those_of_espirit(kspace):
-    expected = sensitivity.espirit(kspace.y, 12)
-    torch.testing.assert_close(calibrated_maps(1e-9 * kspace.y, 12), expected, rtol=0.01, atol=0.01)
+    y = kspace.measurement.y
+    expected = sensitivity.espirit(y, 12)
+    torch.testing.assert_close(calibrated_maps(1e-9 * y, 12), expected, rtol=0.01, atol=0.01)
 
 
 def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
@@ -255,9 +267,9 @@ def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
     widths = []
     monkeypatch.setattr(sensitivity, "espirit", lambda k, width: (widths.append(width), torch.ones_like(k))[1])
     save_kspace(Path("scan.npy"), kspace)
-    read_measurement("scan.npy")
+    read_scan("scan.npy")
     assert set(widths) == {12}
-    read_measurement("scan.npy", calibration=10)
+    read_scan("scan.npy", calibration=10)
     assert widths[-1] == 10
 
 
@@ -298,9 +310,16 @@ def test_a_priors_method_on_an_image_that_is_not_square(run, kspace):
     save_prior("prior.safetensors", make_network(in_channels=2), card={}, dtype=torch.float32)
     image = torch.zeros(1, 2, 30, 45)
     image[..., 8:22, 10:30] = 1
-    operator = SENSE((30, 45), torch.ones(30, 45), Birdcage(4))
+    operator = SENSE((1, 30, 45), torch.ones(30, 45), Birdcage(4))
     np.save("scan.npy", simulate(image, operator, 0.01, torch.Generator().manual_seed(0))[0].numpy())
-    settings = ("--model.prior", "prior.safetensors", "--model.steps", 3, "--model.adaptation.init_args.slices", 1)
+    settings = (
+        "--model.prior",
+        "prior.safetensors",
+        "--model.sampler.steps",
+        3,
+        "--model.adaptation.init_args.slices",
+        1,
+    )
     given = (*task("measured"), *method("d3ip"), *settings, "--data.path", "scan.npy", "--output", "out")
     code, _, error = run("predict", *given)
     assert (code, error) == (0, "")
@@ -322,15 +341,13 @@ def test_several_files(run, kspace):
 def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
     """All are read before the run, to find those that cannot be used, and again in their turn."""
     for name in "abc":
-        save_kspace(Path(f"{name}.npy"), kspace[:1])
+        save_kspace(Path(f"{name}.npy"), Scan(kspace.measurement[:1], kspace.frame))
     reads = []
-    monkeypatch.setattr(
-        measured, "read_measurement", lambda path, *a: (reads.append(path.stem), read_measurement(path, *a))[1]
-    )
+    monkeypatch.setattr(measured, "read_scan", lambda path, *a: (reads.append(path.stem), read_scan(path, *a))[1])
     data = MeasuredDataModule(["a.npy", "b.npy", "c.npy"])
     data.setup("predict")
     assert sorted(reads) == ["a", "b", "c"]
-    seen = [(scan.name, weakref.ref(scan)) for scan in data.predict_dataloader()]
+    seen = [(frame.name, weakref.ref(measurement)) for measurement, frame in data.predict_dataloader()]
     gc.collect()
     assert [(name, scan() is not None) for name, scan in seen] == [("a", False), ("b", False), ("c", True)]
     assert reads[3:] == ["b", "c"]
@@ -345,7 +362,10 @@ BAD_SETTINGS = {
     "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
     "one of two is missing": (["--data.path", '["scan.npy", "none.npy"]'], "none.npy: no such file"),
     "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "data.sigma_y is -1.0"),
-    "more slices": (["--data.path", "scan.npy", "--data.slices", "9"], "data.slices is 9; measurement scan.npy has 6"),
+    "more slices": (
+        ["--data.path", "scan.npy", "--data.slices", "9"],
+        "scan.npy: data.slices is 9; the file has 6",
+    ),
     "narrow calibration": (["--data.path", "scan.npy", "--data.calibration", "6"], "here it is 6 (data.calibration 6)"),
     "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "Option 'window' is not accepted"),
     "unknown data": (["--data", "NothingDataModule"], "NothingDataModule"),

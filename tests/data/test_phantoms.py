@@ -100,7 +100,7 @@ def test_images_equal_those_of_the_published_loop(variant: Variant, size: int) -
 
 
 @given(rows=ELLIPSES, size=st.integers(2, 40))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_ellipses_equal_those_of_odl_off_their_edges(rows: list[tuple[float, ...]], size: int) -> None:
     ellipses = np.array(rows)
     decided = distance_from_edges(ellipses, size) > 1e-6
@@ -118,7 +118,7 @@ def test_first_image_axis_is_x_and_rotation_turns_from_x_to_y() -> None:
 
 
 @given(order=st.permutations(range(20)))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_values_add_in_any_order(order: list[int]) -> None:
     ellipses = draw(1, "uniform")[:, :20]
     torch.testing.assert_close(render(ellipses[:, order], 32), render(ellipses, 32), rtol=0, atol=1e-12)
@@ -223,7 +223,7 @@ def test_blur_is_that_of_a_gaussian_filter(blur: float, size: int) -> None:
 
 
 @given(blur=st.floats(0, 1.2), size=st.integers(4, 33))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_blur_of_less_than_a_pixel_is_that_of_a_gaussian_filter_in_fourier_space(blur: float, size: int) -> None:
     ellipses = draw(2, "wide")
     expected = [np.fft.ifft2(ndimage.fourier_gaussian(np.fft.fft2(i), blur)).real for i in pixel_means(ellipses, size)]
@@ -232,7 +232,7 @@ def test_blur_of_less_than_a_pixel_is_that_of_a_gaussian_filter_in_fourier_space
 
 
 @given(low=st.floats(0, 0.4), high=st.floats(0.6, 1), level=st.floats(0, 0.4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_window_takes_low_to_the_level_and_high_to_one(low: float, high: float, level: float) -> None:
     ellipses = draw(4, "uniform")
     sharp = pixel_means(ellipses, 24)

@@ -1,100 +1,66 @@
-"""Conjugate gradients and the estimators against dense linear algebra and against each other."""
+"""The estimators against dense linear algebra and against each other."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
+from helpers import DenseOperator, Known, dense, images, measure, tweedies_mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDNM, DDS, DiffusionMBIR, Memory, PosteriorMean
-from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT
+from ddip_pl.physics import Measurement, ParallelBeamCT
+from ddip_pl.physics.measurement import simulate
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.solvers.admm import ALL_AXES, total_variation
-from ddip_pl.solvers.cg import conjugate_gradient
 
 
-class DenseOperator(LinearOperator):
-    """A matrix on images of 4 x 4 pixels, for which everything has a closed form."""
-
-    def __init__(self, matrix: Tensor):
-        super().__init__()
-        self.matrix = matrix
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.matrix.T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return (y @ self.matrix).view(-1, 1, 4, 4)
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        return (y @ torch.linalg.pinv(self.matrix).T).view(-1, 1, 4, 4)
+def mbir_of(
+    strength: float = 0.1, rho: float = 10.0, axes: Any = "slices", iterations: int = 5, cg_iterations: int = 5,
+    discrepancy: float = 0.0,
+) -> DiffusionMBIR:  # fmt: skip
+    """Some settings, without a stop at the noise."""
+    return DiffusionMBIR(strength, rho, axes, iterations, cg_iterations, discrepancy)
 
 
-def dense(rows: int, seed: int = 0) -> DenseOperator:
-    matrix = torch.randn(rows, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return DenseOperator(matrix / torch.linalg.matrix_norm(matrix, 2))
+def defaults(estimator: type) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(estimator).parameters.items()}
 
 
-def measure(operator: LinearOperator, x: Tensor, sigma_y: float = 1.0) -> Measurement:
-    """Without noise; `sigma_y` is the unit of strengths."""
-    return Measurement(operator(x), operator, sigma_y, "test")
+def test_defaults_are_the_good_settings() -> None:
+    assert defaults(DDS) == {"iterations": 15, "gamma": None, "discrepancy": 1.0}
+    assert defaults(DDNM) == {"iterations": 30, "tolerance": 1e-5}
+    assert defaults(DiffusionMBIR) == {
+        "strength": 0.03, "rho": 1.0, "axes": "slices", "iterations": 10, "cg_iterations": 3, "discrepancy": 1.0,
+    }  # fmt: skip
 
 
-def images(count: int, seed: int = 1) -> Tensor:
-    return torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def test_published_settings() -> None:
+    assert vars(DDS.published()) == {"iterations": 5, "gamma": None, "discrepancy": 0.0}
+    assert vars(DDS.published(5.0)) == {"iterations": 5, "gamma": 5.0, "discrepancy": 0.0}
+    mbir = DiffusionMBIR.published()
+    assert (mbir.iterations, mbir.discrepancy) == (5, 0.0)
+    assert mbir.strength / mbir.rho == pytest.approx(0.01 / 0.5)
+    assert 0.01 / 100 <= mbir.strength * 0.01 <= 0.01 / 60
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 1000), slices=st.integers(1, 4))
-def test_cg_solves_as_the_dense_solver_does(seed: int, slices: int) -> None:
-    operator = dense(24, seed)
-    matrix = torch.eye(16, dtype=torch.float64) + 5 * operator.matrix.T @ operator.matrix
-    b = images(slices, seed + 1)
-    x = conjugate_gradient(lambda d: d + 5 * operator.normal(d), b, 16)
-    expected = torch.linalg.solve(matrix, b.flatten(1).T).T
-    assert torch.allclose(x.flatten(1), expected, rtol=1e-8, atol=1e-10)
-
-
-def test_cg_treats_every_slice_by_itself() -> None:
-    operator, b = dense(12), images(3)
-    b[1] *= 1000  # a common inner product would let this slice dominate the others
-    together = conjugate_gradient(operator.normal, b, 3)
-    apart = torch.cat([conjugate_gradient(operator.normal, image[None], 3) for image in b])
-    assert torch.allclose(together, apart, rtol=1e-10)
-
-
-def test_cg_leaves_a_solved_slice_alone_and_stays_finite() -> None:
-    b = images(2)
-    b[0] = 0
-    b.requires_grad_()
-    x = conjugate_gradient(lambda d: 2 * d, b, 5)  # solved after the first step
-    assert torch.equal(x[0], torch.zeros_like(x[0]))
-    assert torch.allclose(x[1], b[1] / 2)
-    x.square().sum().backward()
-    assert b.grad is not None
-    assert b.grad.isfinite().all()
-
-
-def test_cg_has_the_right_gradient() -> None:
-    operator = dense(12)
-    b = images(2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda b: conjugate_gradient(operator.normal, b, 3), b)
+# --- DDS ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [None, 1e6])
 def test_dds_is_exact_on_complete_noise_free_data(gamma: float | None) -> None:
     operator, truth = dense(24), images(3)
-    estimate, _ = DDS(60, gamma).condition(images(3, seed=7), measure(operator, truth), {})
+    estimate, _ = DDS(60, gamma, discrepancy=0).condition(images(3, seed=7), measure(operator, truth), {})
     assert torch.allclose(estimate, truth, atol=1e-4)
 
 
 def test_dds_keeps_the_prior_where_the_data_say_nothing() -> None:
     operator, truth, prior = dense(6), images(2), images(2, seed=7)
-    estimate, _ = DDS(30).condition(prior, measure(operator, truth), {})
+    estimate, _ = DDS(30, discrepancy=0).condition(prior, measure(operator, truth), {})
     correction = (estimate - prior).flatten(1)
     row_space = torch.linalg.pinv(operator.matrix) @ operator.matrix
     assert torch.allclose(operator(estimate), operator(truth), atol=1e-8)
@@ -105,25 +71,12 @@ def test_dds_keeps_the_prior_where_the_data_say_nothing() -> None:
 def test_proximal_dds_solves_its_normal_equations(gamma: float) -> None:
     operator, truth, prior = dense(10), images(2), images(2, seed=7)
     measurement = measure(operator, truth)
-    x, _ = DDS(16, gamma).condition(prior, measurement, {})
+    x, _ = DDS(16, gamma, discrepancy=0).condition(prior, measurement, {})
     left = x + gamma * operator.normal(x)
     assert torch.allclose(left, prior + gamma * operator.adjoint(measurement.y), atol=1e-9)
 
 
-class Known(nn.Module):
-    """A network whose noise is a tenth of what it sees."""
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        assert t.tolist() == [300] * len(x)
-        return torch.cat([0.1 * x, x], dim=1)  # a second channel of variances, to be ignored
-
-
-def tweedies_mean(denoiser: Denoiser, x_t: Tensor) -> Tensor:
-    abar = denoiser.abar[300]
-    return (x_t - (1 - abar).sqrt() * 0.1 * x_t) / abar.sqrt()
-
-
-@pytest.mark.parametrize("estimator", [DDS(3), DDS(3, 5.0), DDNM(3), DiffusionMBIR()])
+@pytest.mark.parametrize("estimator", [DDS(3, discrepancy=0), DDS(3, 5.0, discrepancy=0), DDNM(3), mbir_of()])
 def test_estimator_starts_from_tweedies_mean_and_returns_the_noise(estimator: PosteriorMean) -> None:
     denoiser, x_t, measurement = Denoiser(Known()), images(2), measure(dense(6), images(2, 7))
     estimate = estimator(denoiser, x_t, 300, measurement)
@@ -149,11 +102,11 @@ def test_estimator_passes_memory_on() -> None:
 
 
 def test_more_iterations_fit_sparse_view_data_better() -> None:
-    operator = ParallelBeamCT(24, angles=8)
+    operator = ParallelBeamCT((2, 24, 24), angles=8)
     truth = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     measurement = measure(operator, truth)
     residuals = [
-        float(measurement.residual(DDS(n).condition(torch.zeros_like(truth), measurement, {})[0]).norm())
+        float(measurement.residual(DDS(n, discrepancy=0).condition(torch.zeros_like(truth), measurement, {})[0]).norm())
         for n in (1, 3, 9)
     ]
     assert residuals[0] > 1.3 * residuals[1] > 1.3**2 * residuals[2]
@@ -164,23 +117,23 @@ def test_dds_remembers_nothing_and_treats_every_slice_by_itself(gamma: float | N
     prior, other = images(3, 7), images(3, 7)
     other[0] += 1
     measurement = measure(dense(6), images(3))
-    mean, memory = DDS(3, gamma).condition(prior, measurement, {"d": images(3)})
+    mean, memory = DDS(3, gamma, discrepancy=0).condition(prior, measurement, {"d": images(3)})
     assert memory == {}
-    assert torch.equal(mean[1:], DDS(3, gamma).condition(other, measurement, {})[0][1:])
+    assert torch.equal(mean[1:], DDS(3, gamma, discrepancy=0).condition(other, measurement, {})[0][1:])
 
 
 @pytest.mark.parametrize("iterations", [30, 2])
 def test_discrepancy_leaves_a_slice_alone_when_its_residual_is_that_of_the_noise(iterations: int) -> None:
     operator, truth, prior = dense(12), images(3), images(3, 7)
     prior[0] = truth[0] + 1e-3 * prior[0]  # fits better than the noise would let it
-    measurement = Measurement(operator(truth), operator, 0.02, "test")
+    measurement = Measurement(operator(truth), operator, 0.02)
     expected = 1.5 * 0.02 * 12**0.5
     before = measurement.residual(prior).norm(dim=1)
     mean, _ = DDS(iterations, discrepancy=1.5).condition(prior, measurement, {})
     after = measurement.residual(mean).norm(dim=1)
     assert before[0] < expected < before[1:].min()
     assert torch.equal(mean[0], prior[0])
-    full, _ = DDS(iterations).condition(prior, measurement, {})
+    full, _ = DDS(iterations, discrepancy=0).condition(prior, measurement, {})
     reached = measurement.residual(full).norm(dim=1)[1:] < expected
     assert reached.all() == (iterations == 30)
     assert torch.allclose(after[1:][reached], torch.full_like(after[1:][reached], expected), rtol=1e-8)
@@ -189,7 +142,7 @@ def test_discrepancy_leaves_a_slice_alone_when_its_residual_is_that_of_the_noise
 
 def test_discrepancy_has_the_right_gradient() -> None:
     operator = dense(12)
-    measurement = Measurement(operator(images(2)), operator, 0.02, "test")
+    measurement = Measurement(operator(images(2)), operator, 0.02)
     dds = DDS(10, discrepancy=1.0)
     assert torch.autograd.gradcheck(
         lambda x: dds.condition(x, measurement, {})[0], images(2, 7).requires_grad_(), atol=1e-4
@@ -205,6 +158,66 @@ def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
         DDS(**settings)  # type: ignore[arg-type]
 
 
+# --- DDS and the discrepancy principle, on CT ------------------------------------------------------------------
+
+
+def squares(slices: int = 3) -> Tensor:
+    x = torch.zeros(slices, 1, 32, 32)
+    for i in range(slices):
+        x[i, 0, 8 : 20 + i, 6 + i : 22] = 0.8
+    return x
+
+
+def measure_squares(sigma_y: float) -> Measurement:
+    x = squares()
+    operator = ParallelBeamCT((len(x), 32, 32), 24)
+    y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(0))
+    return Measurement(y, operator, sigma_y, x)
+
+
+def noise_of(measurement: Measurement) -> float:
+    return measurement.sigma_y**2 * measurement.y[0].numel()
+
+
+def test_dds_leaves_the_residual_at_the_level_of_the_noise() -> None:
+    measurement = measure_squares(0.01)
+    start = measurement.operator.pseudo_inverse(measurement.y) * 0.5
+    assert (measurement.misfit(start) > 2 * noise_of(measurement)).all()
+    stopped, _ = DDS(30, discrepancy=1).condition(start, measurement, {})
+    assert torch.allclose(measurement.misfit(stopped), torch.tensor(noise_of(measurement)), rtol=1e-3)
+    twice, _ = DDS(30, discrepancy=2).condition(start, measurement, {})
+    assert torch.allclose(measurement.misfit(twice), torch.tensor(4 * noise_of(measurement)), rtol=1e-3)
+
+
+def test_dds_fits_less_noise_with_the_discrepancy_principle() -> None:
+    measurement = measure_squares(0.01)
+    truth = squares()
+    error = {
+        discrepancy: (DDS(30, discrepancy=discrepancy).condition(0 * truth, measurement, {})[0] - truth).norm()
+        for discrepancy in (0, 1)
+    }
+    assert error[1] < 0.8 * error[0]
+
+
+def test_dds_leaves_an_image_alone_that_agrees_with_the_measurement_already() -> None:
+    measurement = measure_squares(0.01)
+    truth = squares()
+    assert torch.equal(DDS(5, discrepancy=1.2).condition(truth, measurement, {})[0], truth)
+
+
+def test_without_noise_the_discrepancy_principle_changes_nothing() -> None:
+    measurement = measure_squares(0.0)
+    start = torch.zeros_like(squares())
+    plain, stopped = (DDS(8, discrepancy=d).condition(start, measurement, {})[0] for d in (0, 1))
+    assert torch.allclose(plain, stopped, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"discrepancy": -1.0}, {"discrepancy": 1.0, "gamma": 5.0}])
+def test_dds_refuses_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="discrepancy"):
+        DDS(5, **settings)
+
+
 # --- all of them, on complete data ----------------------------------------------------------------------------
 
 
@@ -216,7 +229,7 @@ def well_conditioned(seed: int, rows: int) -> DenseOperator:
     return DenseOperator(u @ torch.diag(values / values.max()) @ v)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 1000), rows=st.integers(16, 30), slices=st.integers(2, 4),
     level=st.floats(-5, 5), spread=st.floats(0, 10),
@@ -224,20 +237,20 @@ def well_conditioned(seed: int, rows: int) -> DenseOperator:
 @pytest.mark.parametrize(
     "estimator",
     [
-        DDS(16),
-        DDS(16, gamma=1e9),
+        DDS(16, discrepancy=0),
+        DDS(16, gamma=1e9, discrepancy=0),
         DDS(16, discrepancy=1.0),
         DDNM(16, tolerance=1e-9),
-        DiffusionMBIR(cg_iterations=16),
-        DiffusionMBIR(axes="all", cg_iterations=16),
-        DiffusionMBIR(iterations=20, cg_iterations=16, discrepancy=1.0),
+        mbir_of(cg_iterations=16),
+        mbir_of(axes="all", cg_iterations=16),
+        mbir_of(iterations=20, cg_iterations=16, discrepancy=1.0),
     ],
     ids=["dds", "proximal dds", "dds with discrepancy", "ddnm", "mbir", "mbir along all axes", "mbir with discrepancy"],
 )
 def test_complete_noise_free_data_have_the_last_word(
     estimator: PosteriorMean, seed: int, rows: int, slices: int, level: float, spread: float
 ) -> None:
-    """Whatever the prior's mean is, the estimate is the solution, and stays there. (For DPS see test_dps.py.)"""
+    """Whatever the prior's mean is, the estimate is the solution, and stays there. (For DPS see below.)"""
     operator, truth = well_conditioned(seed, rows), images(slices, seed)
     measurement, prior = measure(operator, truth, sigma_y=1e-10), level + spread * images(slices, seed + 1)
     mean, memory = estimator.condition(prior, measurement, {})
@@ -248,7 +261,7 @@ def test_complete_noise_free_data_have_the_last_word(
 # --- DDNM -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 14))
 def test_ddnm_is_the_closed_form(seed: int, rows: int) -> None:
     """Range from the data, null space from the prior, with the pseudo-inverse of dense linear algebra."""
@@ -292,13 +305,13 @@ def test_ddnm_needs_one_step_where_the_adjoint_is_the_pseudo_inverse() -> None:
 
 def test_ddnm_on_sparse_view_data_comes_nearer_to_the_truth_again_and_again() -> None:
     """Filtered back-projection in place of the pseudo-inverse leads away from it."""
-    operator = ParallelBeamCT(24, angles=8)
+    operator = ParallelBeamCT((2, 24, 24), angles=8)
     truth = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     measurement = measure(operator, truth)
     x = fbp = torch.full_like(truth, 0.5)
     before = (x - truth).norm()
     for _ in range(5):
-        x, _ = DDNM().condition(x, measurement, {})
+        x, _ = DDNM(100).condition(x, measurement, {})
         fbp = fbp - operator.pseudo_inverse(measurement.residual(fbp))
     assert (x - truth).norm() < 0.9 * before
     assert measurement.residual(x).norm() < 1e-3 * measurement.y.norm()
@@ -325,16 +338,16 @@ def test_bad_settings_of_ddnm_are_refused(name: str, value: float) -> None:
 def test_mbir_keeps_the_truth_that_fits_the_data(axes: Any) -> None:
     operator, truth = dense(10), images(3)
     measurement = measure(operator, truth)
-    mean, memory = DiffusionMBIR(strength=1e-9, axes=axes).condition(truth, measurement, {})
+    mean, memory = mbir_of(strength=1e-9, axes=axes).condition(truth, measurement, {})
     assert torch.allclose(mean, truth, atol=1e-5)
     for _ in range(5):
-        mean, memory = DiffusionMBIR(strength=1e-9, axes=axes).condition(mean, measurement, memory)
+        mean, memory = mbir_of(strength=1e-9, axes=axes).condition(mean, measurement, memory)
     assert torch.allclose(mean, truth, atol=1e-5)
 
 
 def test_mbir_comes_nearer_to_complete_data() -> None:
     operator, truth, prior = dense(24), images(3), images(3, seed=7)
-    mean, _ = DiffusionMBIR(1e-6, 1e-4, iterations=20).condition(prior, measure(operator, truth), {})
+    mean, _ = mbir_of(1e-6, 1e-4, iterations=20).condition(prior, measure(operator, truth), {})
     assert (mean - truth).norm() < 0.05 * (prior - truth).norm()
 
 
@@ -343,7 +356,7 @@ def test_mbir_goes_on_where_it_stopped(axes: Any) -> None:
     measurement, prior = measure(dense(10), images(4)), images(4, seed=7)
 
     def mbir(iterations: int) -> DiffusionMBIR:
-        return DiffusionMBIR(1e-2, 1e-1, axes, iterations)
+        return mbir_of(1e-2, 1e-1, axes, iterations)
 
     at_once, last = mbir(7).condition(prior, measurement, {})
     half, memory = mbir(3).condition(prior, measurement, {})
@@ -356,9 +369,9 @@ def test_mbir_goes_on_where_it_stopped(axes: Any) -> None:
 
 def test_mbir_leaves_its_memory_alone() -> None:
     measurement, prior = measure(dense(10), images(4)), images(4, seed=7)
-    _, memory = DiffusionMBIR().condition(prior, measurement, {})
+    _, memory = mbir_of().condition(prior, measurement, {})
     before = {name: value.clone() for name, value in memory.items()}
-    DiffusionMBIR().condition(prior, measurement, memory)
+    mbir_of().condition(prior, measurement, memory)
     assert all(torch.equal(memory[name], value) for name, value in before.items())
 
 
@@ -369,7 +382,7 @@ def test_mbir_with_memory_converges_to_total_variation() -> None:
     def objective(x: Tensor) -> float:
         return float(measurement.residual(x).square().sum() / 2 + strength * total_variation(x, ALL_AXES))
 
-    mbir, memory, objectives = DiffusionMBIR(strength, 10 * strength, "all"), Memory(), []
+    mbir, memory, objectives = mbir_of(strength, 10 * strength, "all"), Memory(), []
     x = images(4, seed=7)
     for _ in range(60):
         x, memory = mbir.condition(x, measurement, memory)
@@ -384,7 +397,7 @@ def test_mbir_couples_neighbouring_slices(axes: Any) -> None:
     prior, other = images(3, 7), images(3, 7)
     other[0] += 1
     measurement = measure(dense(6), images(3))
-    mbir = DiffusionMBIR(1e-2, 1e-1, axes)
+    mbir = mbir_of(1e-2, 1e-1, axes)
     mean, changed = (mbir.condition(x, measurement, {})[0] for x in (prior, other))
     assert (mean[1] - changed[1]).norm() > 1e-2 * mean[1].norm()
 
@@ -394,7 +407,7 @@ def test_mbir_smooths_inside_slices_along_all_axes_only() -> None:
     truth = images(1).expand(3, -1, -1, -1)
     measurement = measure(dense(6), truth)
     across, everywhere = (
-        DiffusionMBIR(1e-2, 1e-1, axes).condition(truth, measurement, {})[0]
+        mbir_of(1e-2, 1e-1, axes).condition(truth, measurement, {})[0]
         for axes in ("slices", "all")  # type: ignore[arg-type]
     )
     assert torch.allclose(across, truth, atol=1e-9)
@@ -404,7 +417,7 @@ def test_mbir_smooths_inside_slices_along_all_axes_only() -> None:
 def test_mbir_smooths_more_with_more_strength() -> None:
     measurement, prior = measure(dense(6), images(4)), images(4, 7)
     variation = [
-        float(total_variation(DiffusionMBIR(s, 1e-1, iterations=20).condition(prior, measurement, {})[0], (0,)))
+        float(total_variation(mbir_of(s, 1e-1, iterations=20).condition(prior, measurement, {})[0], (0,)))
         for s in (1e-4, 1e-3, 1e-2)
     ]
     assert variation[0] > 1.1 * variation[1] > 1.1**2 * variation[2]
@@ -415,13 +428,13 @@ def test_mbir_has_the_right_gradient(axes: Any) -> None:
     """The adaptation loss goes through it, and through differences that are zero, as the last slice's always are."""
     measurement, prior = measure(dense(10), images(3)), images(3, 7)
     prior[0, :, :2] = prior[1, :, :2]
-    mbir = DiffusionMBIR(1e-2, 1e-1, axes, iterations=2, cg_iterations=3)
+    mbir = mbir_of(1e-2, 1e-1, axes, iterations=2, cg_iterations=3)
     assert torch.autograd.gradcheck(lambda x: mbir.condition(x, measurement, {})[0], prior.requires_grad_())
 
 
 def test_mbir_refuses_a_single_slice() -> None:
     with pytest.raises(InputError, match=r"was given one; .*data\.slices.*adaptation\.slices"):
-        DiffusionMBIR().condition(images(1), measure(dense(6), images(1)), {})
+        mbir_of().condition(images(1), measure(dense(6), images(1)), {})
 
 
 @pytest.mark.parametrize("name", ["strength", "rho", "iterations", "cg_iterations"])
@@ -439,13 +452,13 @@ def test_mbir_refuses_unknown_axes() -> None:
 def test_mbir_ends_where_the_residual_is_that_of_noise() -> None:
     operator, truth, prior = well_conditioned(0, 20), images(3), images(3, 8)
     noise = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    noisy = Measurement(operator(truth) + 0.01 * noise, operator, 0.01, "noisy")
+    noisy = Measurement(operator(truth) + 0.01 * noise, operator, 0.01)
     expected = 0.01 * noisy.y.numel() ** 0.5
-    stopped = DiffusionMBIR(iterations=50, cg_iterations=1, discrepancy=3.0).condition(prior, noisy, {})[0]
-    on = DiffusionMBIR(iterations=50, cg_iterations=1).condition(prior, noisy, {})[0]
+    stopped = mbir_of(iterations=50, cg_iterations=1, discrepancy=3.0).condition(prior, noisy, {})[0]
+    on = mbir_of(iterations=50, cg_iterations=1).condition(prior, noisy, {})[0]
     assert noisy.residual(on).norm() < noisy.residual(stopped).norm() <= 3 * expected < noisy.residual(prior).norm()
 
 
 def test_mbir_needs_a_noise_level() -> None:
     with pytest.raises(InputError, match=r"data\.sigma_y is 0"):
-        DiffusionMBIR().condition(images(3), measure(dense(6), images(3), sigma_y=0.0), {})
+        mbir_of().condition(images(3), measure(dense(6), images(3), sigma_y=0.0), {})

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics import EquispacedLines, PoissonDisc, RandomLines, RandomPoints
+from ddip_pl.physics.sampling import measured_centre
 
 LINES = [
     EquispacedLines,
@@ -28,7 +29,7 @@ def longest_gap(columns: torch.Tensor) -> int:
 # --- what all masks have in common --------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     size=st.integers(16, 130),
     acceleration=st.floats(1, 10),
@@ -82,7 +83,7 @@ def test_seeds(sampling):
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(height=st.integers(32, 90), width=st.integers(32, 90), seed=st.integers(0, 100))
 @OWN
 def test_masks_that_are_not_square(sampling, height, width, seed):
@@ -105,7 +106,7 @@ def test_lines_of_a_wide_image():
 # --- their densities ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(size=st.integers(16, 200), acceleration=st.floats(1.5, 8), centre=st.floats(0, 0.06))
 def test_equispaced_lines_are_equispaced(size, acceleration, centre):
     count = round(size / acceleration) - round(centre * size)
@@ -219,3 +220,16 @@ def test_centre_beyond_the_acceleration(sampling):
 def test_acceleration_that_leaves_nothing(sampling):
     with pytest.raises(InputError, match=r"acceleration 1e\+06 leaves 0 of"):
         sampling(1e6, centre=0)(16)
+
+
+# --- the centre that is measured ------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(height=st.integers(8, 40), width=st.integers(8, 40), half=st.integers(0, 10), most=st.integers(2, 24))
+def test_measured_centre(height, width, half, most):
+    mask = torch.zeros(2, height, width, dtype=torch.bool)
+    mask[0] = True
+    rows, columns = (slice(max(n // 2 - half, 0), n // 2 + half) for n in (height, width))
+    mask[1, rows, columns] = True
+    assert measured_centre(mask, most) == min(2 * half, *(n // 2 * 2 for n in (height, width, most)))

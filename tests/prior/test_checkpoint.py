@@ -266,7 +266,7 @@ def test_truncated_files_are_refused(
     assert "truncated" in refusal(path, TINY)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(suffix=st.sampled_from([".safetensors", ".pt", ".ckpt"]), content=st.binary(max_size=60))
 def test_no_bytes_whatever_end_in_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes

@@ -56,7 +56,6 @@ def test_diffused_image_has_mean_and_variance_of_the_schedule(t: int) -> None:
 
 
 @given(t=st.integers(0, 999), seed=st.integers(0, 1000))
-@settings(deadline=None)
 def test_tweedie_inverts_diffusion_given_the_true_noise(t: int, seed: int) -> None:
     x, noise, abar = normal(4, 1, 8, 8), normal(4, 1, 8, 8, seed=1 + seed), noise_schedule()[t].double()
     torch.testing.assert_close(tweedie(diffuse(x, noise, abar), noise, abar), x, rtol=0, atol=1e-10)
@@ -125,7 +124,6 @@ def test_single_timestep_is_the_start(spacing: float) -> None:
 
 
 @given(eta=ETA)
-@settings(deadline=None)
 def test_last_step_returns_the_mean(eta: float) -> None:
     mean, eps, noise = normal(2, 1, 4, 4), normal(2, 1, 4, 4, seed=1), normal(2, 1, 4, 4, seed=2)
     assert torch.equal(ddim_step(mean, eps, noise, torch.tensor(1.0, dtype=torch.float64), eta), mean)
@@ -138,7 +136,6 @@ def test_step_without_eta_ignores_the_noise_and_with_full_eta_the_prediction() -
 
 
 @given(eta=ETA, t=st.integers(0, 999))
-@settings(deadline=None)
 def test_share_of_fresh_noise_is_eta_squared_and_the_sum_keeps_unit_variance(eta: float, t: int) -> None:
     abar, zero, one = noise_schedule()[t].double(), torch.zeros(1).double(), torch.ones(1).double()
     fresh, old = ddim_step(zero, zero, one, abar, eta), ddim_step(zero, one, zero, abar, eta)
@@ -147,7 +144,7 @@ def test_share_of_fresh_noise_is_eta_squared_and_the_sum_keeps_unit_variance(eta
 
 
 @given(eta=ETA, steps=st.sampled_from([5, 20]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_ddim_keeps_the_marginals_of_the_forward_diffusion_given_the_clean_image(eta: float, steps: int) -> None:
     """With the true image for the mean, `x_t | x_0 ~ N(sqrt(abar) x_0, 1 - abar)` at every step (Song, lemma 1)."""
     x = normal(20_000, seed=1)
@@ -180,7 +177,7 @@ def gaussian_std(eta: float, steps: int) -> float:
 
 
 @given(eta=ETA)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_sampling_gaussian_data_with_the_exact_score_ends_at_the_analytic_spread(eta: float) -> None:
     count = 20_000
     samples, std = sample_gaussian(eta, 50, count), gaussian_std(eta, 50)
@@ -202,7 +199,6 @@ def test_deterministic_sampling_of_gaussian_data_keeps_the_variance_as_steps_get
 
 
 @given(count=st.integers(2, 40), seed=st.integers(0, 1000))
-@settings(deadline=None)
 def test_slerp_starts_at_the_first_and_ends_at_the_last_image(count: int, seed: int) -> None:
     first, last = normal(1, 8, 8, seed=seed), normal(1, 8, 8, seed=seed + 1)
     slices = slerp(first, last, count)

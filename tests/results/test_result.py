@@ -73,7 +73,8 @@ def test_figures_are_those_of_the_image_without_margin_and_of_all_that_is_measur
     found = result.metrics()
     assert list(found) == ["psnr", "ssim", "residual", "discrepancy"]
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["discrepancy"] == pytest.approx(expected["residual"] * float(result.measurement.y.norm()) / (0.05 * math.sqrt(3 * 16 * 13)))  # fmt: skip
+    noise = 0.05 * math.sqrt(3 * 16 * 13)
+    assert found["discrepancy"] == pytest.approx(expected["residual"] * float(result.measurement.y.norm()) / noise)
     assert result.slice_metrics() == by_slice(x, truth)
     assert result.seconds == 3.5
 
@@ -95,6 +96,14 @@ def test_another_reference_can_be_given(kind: Any) -> None:
 def test_a_reference_of_another_kind_is_refused(reference: Any) -> None:
     with pytest.raises(InputError, match=r"the reference is .*; expected real numbers .*\(3, 1, 16, 14\)"):
         make_result().metrics(reference)
+
+
+def test_images_may_be_an_array(tmp_path: Path) -> None:
+    result = make_result()
+    array = make_result(images=result.images.numpy())
+    assert array.metrics() == result.metrics()
+    array.save(tmp_path / "head")
+    assert read_run(tmp_path / "head").slices == result.slice_metrics()
 
 
 def test_no_discrepancy_without_noise() -> None:

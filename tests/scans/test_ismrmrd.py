@@ -14,8 +14,9 @@ from helpers import CONFIGS
 
 from ddip_pl import cli
 from ddip_pl.errors import InputError
-from ddip_pl.physics import Birdcage, Measurement, NonCartesianMRI, Radial
-from ddip_pl.scans.hdf5 import read_measurement
+from ddip_pl.physics import Birdcage, NonCartesianMRI, Radial
+from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.scan import Scan
 
 X, Y = 32, 20  # samples of a readout and lines, as encoded
 DIRECTIONS = {"read_dir": (0.0, 1.0, 0.0), "phase_dir": (0.6, 0.0, 0.8), "slice_dir": (0.8, 0.0, -0.6)}
@@ -90,33 +91,35 @@ def save(path: Path, lines: list[ismrmrd.Acquisition], xml: str | None = None) -
     return path
 
 
-def image_of(measurement: Measurement) -> np.ndarray:
+def image_of(scan: Scan) -> np.ndarray:
     """Complex image `(slices, rows, columns)` by the pseudo-inverse, in the units of the k-space."""
-    x = measurement.unpad(measurement.operator.pseudo_inverse(measurement.y)) * np.ptp(measurement.window)
+    measurement, frame = scan
+    images = measurement.operator.visible(measurement.operator.pseudo_inverse(measurement.y))
+    x = frame.unpad(images) * np.ptp(frame.window)
     return torch.complex(x[:, 0], x[:, 1]).numpy()
 
 
 def test_one_coil_several_slices(tmp_path):
     truth = images(3)
-    measurement = read_measurement(save(tmp_path / "scan.h5", readouts(transform(truth)[:, None])))
-    np.testing.assert_allclose(image_of(measurement), truth[:, 8:24], atol=1e-5)
-    assert (measurement.name, measurement.units) == ("scan", "k-space")
-    part = read_measurement(tmp_path / "scan.h5", slices=1, first=2)
+    _, frame = scan = read_scan(save(tmp_path / "scan.h5", readouts(transform(truth)[:, None])))
+    np.testing.assert_allclose(image_of(scan), truth[:, 8:24], atol=1e-5)
+    assert (frame.name, frame.units) == ("scan", "k-space")
+    part = read_scan(tmp_path / "scan.h5", slices=1, first=2)
     np.testing.assert_allclose(image_of(part), truth[2:, 8:24], atol=1e-5)
 
 
 def test_where_the_slices_lie(tmp_path):
     """Of the header's geometry, left and front turned to right and front (RAS+)."""
     path = save(tmp_path / "scan.h5", readouts(transform(images(3))[:, None]))
-    measurement = read_measurement(path)
+    _, frame = read_scan(path)
     read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
     for column, row, plane in (0, 0, 0), (3, 5, 2), (10, 8, 1):
         place = (7, -3, 11) + 6 * plane * normal + 12.5 * (row - 8) * read + 5 * (column - 10) * phase
         np.testing.assert_allclose(
-            measurement.affine.numpy() @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
+            frame.affine @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
         )
-    part = read_measurement(path, slices=2, first=1)
-    np.testing.assert_allclose(part.affine.numpy() @ [3, 5, 1, 1], measurement.affine.numpy() @ [3, 5, 2, 1], atol=1e-4)
+    part = read_scan(path, slices=2, first=1)
+    np.testing.assert_allclose(part.frame.affine @ [3, 5, 1, 1], frame.affine @ [3, 5, 2, 1], atol=1e-4)
 
 
 def test_slices_are_sorted_by_their_place(tmp_path):
@@ -128,14 +131,14 @@ def test_slices_are_sorted_by_their_place(tmp_path):
         for counter, i in enumerate((2, 0, 1))
         for step in range(Y)
     ]
-    np.testing.assert_allclose(image_of(read_measurement(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+    np.testing.assert_allclose(image_of(read_scan(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
 
 
 def test_without_directions_the_slices_keep_their_order(tmp_path):
     nowhere = dict.fromkeys(DIRECTIONS, (0.0, 0.0, 0.0)) | {"position": (0.0, 0.0, 0.0)}
-    measurement = read_measurement(save(tmp_path / "a.h5", readouts(transform(images(2))[:, None], **nowhere)))
-    np.testing.assert_allclose(image_of(measurement), images(2)[:, 8:24], atol=1e-5)
-    np.testing.assert_allclose(measurement.affine[:3, :3], np.diag([5, -12.5, 5]), atol=1e-6)
+    _, frame = scan = read_scan(save(tmp_path / "a.h5", readouts(transform(images(2))[:, None], **nowhere)))
+    np.testing.assert_allclose(image_of(scan), images(2)[:, 8:24], atol=1e-5)
+    np.testing.assert_allclose(frame.affine[:3, :3], np.diag([5, -12.5, 5]), atol=1e-6)
 
 
 def test_several_coils(tmp_path):
@@ -146,10 +149,10 @@ def test_several_coils(tmp_path):
     kspace = transform(maps * truth)
     xml = header().replace(f"<x>{X}</x><y>{Y}</y>", "<x>64</x><y>48</y>").replace("<center>10", "<center>24")
     measured = [line(kspace[..., i], i) for i in range(48) if i % 2 == 0 or 14 <= i < 34]
-    measurement = read_measurement(save(tmp_path / "scan.h5", measured, xml))
+    measurement, _ = scan = read_scan(save(tmp_path / "scan.h5", measured, xml))
     mask = measurement.operator.mask[0, 0]
     assert torch.equal(mask[0], torch.tensor([i % 2 == 0 or 14 <= i < 34 for i in range(48)]))
-    expected, found = np.abs(truth[16:48]), np.abs(image_of(measurement)[0])
+    expected, found = np.abs(truth[16:48]), np.abs(image_of(scan)[0])
     assert np.abs(found - expected)[expected > 0.3].max() < 0.03
 
 
@@ -162,15 +165,17 @@ def test_readouts_that_are_no_image(tmp_path):
     lines.insert(0, line(np.full((3, 7), 1e3), 0, flags=["NOISE_MEASUREMENT"]))
     for one in lines[-4:]:
         one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
-    np.testing.assert_allclose(image_of(read_measurement(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+    np.testing.assert_allclose(image_of(read_scan(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
 
 
 def test_calibration_that_is_part_of_the_image(tmp_path):
     lines = readouts(transform(images(1))[:, None])
     for one in lines[8:12]:
         one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
-    apart = read_measurement(save(tmp_path / "apart.h5", lines)).operator.mask[0, 0, 0]
-    embedded = read_measurement(save(tmp_path / "embedded.h5", lines, header(more=EMBEDDED))).operator.mask[0, 0, 0]
+    apart = read_scan(save(tmp_path / "apart.h5", lines)).measurement.operator.mask[0, 0, 0]
+    embedded = read_scan(save(tmp_path / "embedded.h5", lines, header(more=EMBEDDED))).measurement.operator.mask[
+        0, 0, 0
+    ]
     assert [int(mask.sum()) for mask in (apart, embedded)] == [Y - 4, Y]
     assert not apart[8:12].any()
 
@@ -183,7 +188,7 @@ def test_averages(tmp_path):
         lines += [line(factor * one.data, one.idx.kspace_encode_step_1, counters={"average": average})
                   for one in lines[:Y][chosen]]  # fmt: skip
     expected = transform(truth)[0] * np.where(np.arange(Y) < 10, 2, 1)
-    found = read_measurement(save(tmp_path / "a.h5", lines))
+    found = read_scan(save(tmp_path / "a.h5", lines))
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(expected), norm="ortho"))
     np.testing.assert_allclose(image_of(found)[0], expected[8:24], atol=1e-5)
 
@@ -195,8 +200,8 @@ def test_a_partial_echo_with_samples_to_discard(tmp_path):
     spoilt[:, :, 6:8] = spoilt[:, :, 31:] = 1e3
     lines = [line(one[..., step], step, center_sample=10, discard_pre=2, discard_post=1)
              for one in spoilt[:, :, 6:] for step in range(Y)]  # fmt: skip
-    measurement = read_measurement(save(tmp_path / "a.h5", lines))
-    assert measurement.margin == (8, 8, 0, 0)
+    measurement, frame = read_scan(save(tmp_path / "a.h5", lines))
+    assert frame.margin == (8, 8, 0, 0)
     measured = torch.zeros(X, dtype=torch.bool)
     measured[8:31] = True
     assert torch.equal(measurement.operator.mask[0, 0], measured[:, None].expand(-1, Y))
@@ -211,7 +216,7 @@ def test_partial_fourier(tmp_path):
     path = save(tmp_path / "a.h5", lines, header().replace("<center>10", "<center>6"))
     kspace[:, :4] = 0
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
-    np.testing.assert_allclose(image_of(read_measurement(path))[0], expected[8:24], atol=1e-5)
+    np.testing.assert_allclose(image_of(read_scan(path))[0], expected[8:24], atol=1e-5)
 
 
 @pytest.mark.parametrize("chosen", [{}, {"slices": 2, "first": 1}])
@@ -221,15 +226,15 @@ def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
     kspace = transform(truth, (0, 1, 2))
     lines = [line(kspace[None, p, :, step], step, partition=p) for p in range(8) for step in range(Y) if step != 3]
     xml = header(z=8, fov_z=40.0).replace("<z>5</z>", "<z>20</z>")
-    measurement = read_measurement(save(tmp_path / "a.h5", lines, xml), **chosen)
+    _, frame = scan = read_scan(save(tmp_path / "a.h5", lines, xml), **chosen)
     expected = transform(truth)  # line 3 is missing
     expected[..., 3] = 0
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(expected, (1, 2)), norm="ortho"), (1, 2))
     first, count = 2 + chosen.get("first", 0), chosen.get("slices", 4)
-    np.testing.assert_allclose(image_of(measurement), expected[first : first + count, 8:24], atol=1e-5)
+    np.testing.assert_allclose(image_of(scan), expected[first : first + count, 8:24], atol=1e-5)
     normal = np.array(DIRECTIONS["slice_dir"])
     place = ((7, -3, 11) + 5 * (first - 4) * normal) * (-1, -1, 1)
-    np.testing.assert_allclose((measurement.affine.numpy() @ [10, 8, 0, 1])[:3], place, atol=1e-4)
+    np.testing.assert_allclose((frame.affine @ [10, 8, 0, 1])[:3], place, atol=1e-4)
 
 
 def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(tmp_path):
@@ -239,18 +244,18 @@ def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(t
     kspace = transform(truth, (0, 1, 2)) * measured
     lines = [line(kspace[None, :, i, p], i, partition=p) for i, p in np.argwhere(measured)]
     path = save(tmp_path / "a.h5", lines, header(z=8, fov_z=40.0))
-    measurement = read_measurement(path)
+    measurement, _ = scan = read_scan(path)
     assert torch.equal(measurement.operator.mask[0, 0], torch.from_numpy(measured))
     expected = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(kspace), norm="ortho"))[8:24, :, 4:5]
-    np.testing.assert_allclose(image_of(measurement), expected, atol=1e-5)
-    part = read_measurement(path, slices=3, first=2)
+    np.testing.assert_allclose(image_of(scan), expected, atol=1e-5)
+    part = read_scan(path, slices=3, first=2)
     np.testing.assert_allclose(image_of(part), expected[2:5], atol=1e-5)
     read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
     for column, row, plane in (0, 0, 0), (0, 7, 2), (0, 13, 1):
         x, y, z = plane + 2 + 8, row, column + 4
         place = (7, -3, 11) + 12.5 * (x - 16) * read + 5 * (y - 10) * phase + 5 * (z - 4) * normal
         np.testing.assert_allclose(
-            part.affine.numpy() @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
+            part.frame.affine @ [column, row, plane, 1], [-place[0], -place[1], place[2], 1], atol=1e-4
         )
 
 
@@ -258,7 +263,7 @@ def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(t
 def test_radial(tmp_path, unit):
     """Two slices, six spokes, positions as either of both; what is wanted is half the field of view."""
     positions = Radial(6)(X)
-    operator = NonCartesianMRI(X, positions)
+    operator = NonCartesianMRI((2, X, X), positions)
     truth = images(2, X, X)
     truth[..., : X // 4] = truth[..., 3 * X // 4 :] = 0
     pairs = torch.from_numpy(np.stack([truth.real, truth.imag], axis=1)).float()
@@ -268,14 +273,14 @@ def test_radial(tmp_path, unit):
     normal = np.array(DIRECTIONS["slice_dir"])
     lines = [line(spokes[plane, :, i], i, plane, trajectory=paths[i], position=tuple(6 * plane * normal))
              for plane, i in order]  # fmt: skip
-    measurement = read_measurement(save(tmp_path / "a.h5", lines, header("radial", y=X)))
+    measurement, frame = read_scan(save(tmp_path / "a.h5", lines, header("radial", y=X)))
     assert isinstance(measurement.operator, NonCartesianMRI)
     torch.testing.assert_close(measurement.operator.trajectory, positions.T.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(measurement.operator.scale * measurement.y, operator.scale * operator(pairs))
-    assert measurement.margin == (8, 8, 8, 8)
+    assert frame.margin == (8, 8, 8, 8)
     residual = measurement.residual(pairs).norm() / measurement.y.norm()
     assert residual < 1e-3
-    np.testing.assert_allclose(measurement.affine.numpy() @ [8, 8, 1, 1], [*(6 * normal * (-1, -1, 1)), 1], atol=1e-4)
+    np.testing.assert_allclose(frame.affine @ [8, 8, 1, 1], [*(6 * normal * (-1, -1, 1)), 1], atol=1e-4)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
@@ -343,21 +348,15 @@ BAD = {
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Checks that `predict` ends with one line and exit code 2, and writes nothing."""
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+def refused():
+    """Checks that a file is refused in one line that names it."""
 
     def check(path: Path, message: str) -> None:
-        configs = ["--config", f"{CONFIGS}/task/measured.yaml", "--config", f"{CONFIGS}/method/fbp.yaml"]
-        monkeypatch.setattr(sys, "argv", ["ddip-pl", "predict", *configs, "--data.path", str(path)])
-        assert cli.main() == 2
-        error = capsys.readouterr().err
-        assert re.fullmatch(r"ddip-pl: error: .+\n", error)
-        assert f"measurement {path}: " in error
-        assert message in error
-        assert not list(folder.iterdir())
+        with pytest.raises(InputError) as caught:
+            read_scan(path)
+        assert re.fullmatch(r".+", str(caught.value))
+        assert str(caught.value).startswith(f"measurement {path}: ")
+        assert message in str(caught.value)
 
     return check
 
@@ -366,6 +365,22 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_bad_files(tmp_path, refused, case):
     lines, xml, message = BAD[case]
     refused(save(tmp_path / "bad.h5", lines(), xml), message)
+
+
+def test_a_bad_file_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """One line, exit code 2, and nothing written."""
+    folder, (lines, xml, message) = tmp_path / "empty", BAD["header"]
+    folder.mkdir()
+    path = save(tmp_path / "bad.h5", lines(), xml)
+    monkeypatch.chdir(folder)
+    configs = ["--config", f"{CONFIGS}/task/measured.yaml", "--config", f"{CONFIGS}/method/fbp.yaml"]
+    monkeypatch.setattr(sys, "argv", ["ddip-pl", "predict", *configs, "--data.path", str(path)])
+    assert cli.main() == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"ddip-pl: error: .+\n", error)
+    assert f"measurement {path}: " in error
+    assert message in error
+    assert not list(folder.iterdir())
 
 
 def test_two_scans_in_a_file(tmp_path, refused):
@@ -395,5 +410,5 @@ def test_without_the_package(tmp_path, refused, monkeypatch):
 
 def test_more_slices_than_there_are(tmp_path):
     path = save(tmp_path / "a.h5", changed())
-    with pytest.raises(InputError, match=re.escape(f"data.slices is 3; measurement {path} has 2 slices")):
-        read_measurement(path, slices=3)
+    with pytest.raises(InputError, match=re.escape(f"measurement {path}: data.slices is 3; the file has 2 slices")):
+        read_scan(path, slices=3)

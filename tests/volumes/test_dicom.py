@@ -307,7 +307,7 @@ def rotation(angles: tuple[float, float, float]) -> np.ndarray:
 VALUES = arrays(np.float32, st.tuples(*[st.integers(2, 5)] * 3), elements=st.floats(-1e6, 1e6, width=32))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     data=VALUES.filter(lambda data: np.ptp(data) > 1e-3),
     size=st.tuples(*[st.floats(0.1, 9)] * 3),

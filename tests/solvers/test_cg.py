@@ -1,0 +1,76 @@
+"""Conjugate gradients against dense linear algebra."""
+
+import torch
+from helpers import dense, images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddip_pl.solvers.cg import conjugate_gradient
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 1000), slices=st.integers(1, 4))
+def test_cg_solves_as_the_dense_solver_does(seed: int, slices: int) -> None:
+    operator = dense(24, seed)
+    matrix = torch.eye(16, dtype=torch.float64) + 5 * operator.matrix.T @ operator.matrix
+    b = images(slices, seed + 1)
+    x = conjugate_gradient(lambda d: d + 5 * operator.normal(d), b, 16)
+    expected = torch.linalg.solve(matrix, b.flatten(1).T).T
+    assert torch.allclose(x.flatten(1), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_cg_treats_every_slice_by_itself() -> None:
+    operator, b = dense(12), images(3)
+    b[1] *= 1000  # a common inner product would let this slice dominate the others
+    together = conjugate_gradient(operator.normal, b, 3)
+    apart = torch.cat([conjugate_gradient(operator.normal, image[None], 3) for image in b])
+    assert torch.allclose(together, apart, rtol=1e-10)
+
+
+def test_cg_leaves_a_solved_slice_alone_and_stays_finite() -> None:
+    b = images(2)
+    b[0] = 0
+    b.requires_grad_()
+    x = conjugate_gradient(lambda d: 2 * d, b, 5)  # solved after the first step
+    assert torch.equal(x[0], torch.zeros_like(x[0]))
+    assert torch.allclose(x[1], b[1] / 2)
+    x.square().sum().backward()
+    assert b.grad is not None
+    assert b.grad.isfinite().all()
+
+
+def test_cg_has_the_right_gradient() -> None:
+    operator = dense(12)
+    b = images(2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda b: conjugate_gradient(operator.normal, b, 3), b)
+
+
+# --- until the residual has fallen enough ----------------------------------------------------------------------
+
+
+def test_conjugate_gradients_stop_exactly_where_the_residual_has_fallen_enough() -> None:
+    torch.manual_seed(0)
+    a, r = torch.randn(30, 20, dtype=torch.float64), torch.randn(3, 30, dtype=torch.float64)
+    least = (r - r @ torch.linalg.pinv(a).T @ a.T).square().sum(1)
+    wanted = torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64) * (r.square().sum(1) - least)
+    x = conjugate_gradient(lambda v: v @ a.T @ a, r @ a, 40, decrease=wanted)
+    fallen = r.square().sum(1) - (r - x @ a.T).square().sum(1)
+    assert torch.allclose(fallen[:2], wanted[:2], rtol=1e-10)
+    assert torch.allclose(fallen[2], wanted[2], rtol=1e-6)
+
+
+def test_nothing_is_done_where_no_decrease_is_wanted_and_everything_where_it_is_out_of_reach() -> None:
+    torch.manual_seed(1)
+    a, r = torch.randn(12, 8, dtype=torch.float64), torch.randn(2, 12, dtype=torch.float64)
+    x = conjugate_gradient(lambda v: v @ a.T @ a, r @ a, 30, decrease=torch.tensor([-1.0, 1e9], dtype=torch.float64))
+    assert not x[0].any()
+    assert torch.allclose(x[1], torch.linalg.pinv(a) @ r[1], atol=1e-8)
+
+
+def test_it_is_differentiable_in_the_shortened_step_too() -> None:
+    torch.manual_seed(2)
+    a, r = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    wanted = torch.tensor([0.6, 0.8], dtype=torch.float64) * r.detach().square().sum(1) * 0.5
+    assert torch.autograd.gradcheck(
+        lambda r: conjugate_gradient(lambda v: v @ a.T @ a, r @ a, 4, decrease=wanted), (r,), atol=1e-5
+    )
