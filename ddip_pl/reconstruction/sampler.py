@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,6 +134,7 @@ class ReverseDiffusion:
         finally:
             self.weights = self.adaptation.finish()
 
+    @torch.no_grad()
     def initialise(self) -> None:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
         if self.step > 0:
@@ -146,6 +148,7 @@ class ReverseDiffusion:
         self.x = diffuse(guess, noise.to(guess), self.denoiser.abar_at(self.timesteps[0]))
         self.mean, self.memory = None, {}
 
+    @torch.no_grad()
     def advance(self) -> Step:
         """Adapt the prior at `t`, then go from `x_t` to `x_{t-1}`."""
         x, index = self.x, self.step % len(self.timesteps)
@@ -167,7 +170,8 @@ class ReverseDiffusion:
         return torch.randn(*shape, generator=self.noise)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        """All that the next steps depend on, a copy that they leave alone."""
+        state = {
             "timesteps": self.timesteps,
             "x": self.x,
             "step": self.step,
@@ -177,6 +181,7 @@ class ReverseDiffusion:
             "random": torch.get_rng_state(),
             "adaptation": self.adaptation.state_dict(),
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, with the same random numbers that would have come.
@@ -189,6 +194,7 @@ class ReverseDiffusion:
                 f"the checkpoint is of {len(state['x'])} slices, {len(state['timesteps'])} steps from "
                 f"{state['timesteps'][0]}; give --ckpt_path with the data and settings it was saved with"
             )
+        state = copy.deepcopy(state)
         self.x, self.step = state["x"].to(self.measurement.y.device), state["step"]
         self.mean = None if state["mean"] is None else state["mean"].to(self.x)
         self.memory = {name: value.to(self.x.device) for name, value in state["memory"].items()}
