@@ -2,9 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -34,8 +32,3 @@ class MeasurementDataModule(LightningDataModule, ABC):
         return DataLoader(self.scans, batch_size=None)  # type: ignore[arg-type]
 
     predict_dataloader = test_dataloader
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Scan:
-        """Move the measurement; its frame is for files and stays with them."""
-        measurement, frame = batch
-        return Scan(measurement.to(device), frame)

@@ -95,12 +95,6 @@ class Method(LightningModule, ABC):
 
     on_predict_batch_start = on_test_batch_start  # type: ignore[assignment]
 
-    def transfer_batch_to_device(  # type: ignore[override]
-        self, batch: tuple[Measurement, Frame], device: torch.device, dataloader_idx: int
-    ) -> tuple[Measurement, Frame]:
-        measurement, frame = batch
-        return measurement.to(device), frame
-
     def test_step(self, batch: tuple[Measurement, Frame], batch_idx: int) -> Result:  # type: ignore[override]
         """Reconstruct a volume; logs PSNR, SSIM, residual and discrepancy."""
         result = self._reconstruct(*batch)
