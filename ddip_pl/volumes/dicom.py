@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from einops import rearrange
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
@@ -222,7 +223,7 @@ def write_dicom(
     common.SliceThickness = common.SpacingBetweenSlices = rounded(abs(np.cross(row, column) @ affine[:3, 2]))
     common.RescaleIntercept, common.RescaleSlope = low, slope
     Path(folder).mkdir()
-    for index, image in enumerate(data.transpose(2, 1, 0)):
+    for index, image in enumerate(rearrange(data, "columns rows slices -> slices rows columns")):
         stored = np.clip(np.rint((image.astype(np.float64) - low) / slope), 0, 65535).astype(np.uint16)
         slice_ = Dataset()
         slice_.update(common)

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from pydicom import dcmread
 from scipy.ndimage import map_coordinates
 from torch import Tensor
@@ -182,7 +183,7 @@ def test_the_reference_is_zero_where_nothing_is_measured(phantom_volume):
 
 def test_the_measurement_moves_and_the_frame_stays(data):
     scan = data().simulate(32)
-    moved = data().transfer_batch_to_device(scan, torch.device("meta"), 0)
+    moved = move_data_to_device(scan, torch.device("meta"))
     assert isinstance(moved, Scan)
     assert moved.measurement.y.is_meta
     assert moved.measurement.reference.is_meta
