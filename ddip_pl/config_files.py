@@ -1,11 +1,11 @@
 """YAML files of settings: where the shipped ones are, and how one builds on others."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from ddip_pl.errors import InputError
 
@@ -27,13 +27,10 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings of a file, on top of the ones in the files that its key `config` names.
-
-    `config: ../sampler/slicewise.yaml`, or a list of files, is to a file what `--config` in front of it is on the
-    command line. Paths are relative to the file that names them; what is read last wins.
+    """Settings of a file.
 
     Raises:
-        InputError: a file cannot be read, or has no settings by name.
+        InputError: it cannot be read, or has no settings by name.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -41,9 +38,32 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"config {path}: no settings by name in it")
-    named = content.pop("config", [])
+    return content
+
+
+def with_bases(path: Path) -> list[Path]:
+    """A file and, in front of it, the ones it builds on.
+
+    `config: ../sampler/slicewise.yaml` in a file, or a list of files, is what `--config` in front of it is on the
+    command line. Paths are relative to the file that names them; what is read last wins.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    named = read_config(path).get("config", [])
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list):
         raise InputError(f"config {path}: `config` is {named}; give a file or a list of files")
-    layers = [*(read_config(path.parent / name) for name in named), content]
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))
+    return [*(file for name in named for file in with_bases(path.parent / name)), path]
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Arguments of the command line, with the files that a `--config FILE` builds on in front of it."""
+    found = []
+    for number, argument in enumerate(arguments, 1):
+        option, _, value = argument.partition("=")
+        file = value or "".join(arguments[number : number + 1])
+        if option == "--config" and os.path.isfile(file):
+            found += [f"--config={base}" for base in with_bases(Path(file))[:-1]]
+        found.append(argument)
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
-from ddip_pl.config_files import SHIPPED, read_config
+from ddip_pl.config_files import SHIPPED, read_config, with_bases
 from ddip_pl.errors import InputError, bad_input, parser_reason
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.module import Reconstruction
@@ -33,9 +33,11 @@ def load_method(name: str, **changes: Any) -> Method:
         raise InputError(f"method {name!r}: no such method; choose from {', '.join(available_methods())}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model", default=class_path(Reconstruction))
-    content = read_config(SHIPPED / "method" / f"{name}.yaml")
+    layers = map(read_config, with_bases(SHIPPED / "method" / f"{name}.yaml"))
     try:
-        settings = parser.parse_object({"model": content["model"]} if "model" in content else {})
+        settings = parser.get_defaults()
+        for layer in layers:
+            settings = parser.parse_object({"model": layer["model"]}, settings)
         for key, value in changes.items():
             given = vars(value) if is_dataclass(value) else value
             settings = parser.parse_object({f"model.{key}": given}, settings)

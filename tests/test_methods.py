@@ -1,5 +1,6 @@
 """Shipped methods by name: what the command line makes of their configs, without it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from ddip_pl import LoraTraining, Sampler, VolumeAdaptation, available_methods, load_method
 from ddip_pl.cli.reconstruct import make_parser
-from ddip_pl.config_files import SHIPPED, find_configs, read_config
+from ddip_pl.config_files import SHIPPED, find_configs, with_bases
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.reconstruction import Method
@@ -107,15 +108,23 @@ def test_what_cannot_be_used_is_refused_in_one_line(name: str, changes: dict[str
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_a_config_builds_on_the_ones_it_names(tmp_path: Any) -> None:
+def test_a_config_builds_on_the_ones_it_names(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "first.yaml").write_text("model: {a: {b: 1, c: 1}}\nname: first\n")
-    (tmp_path / "second.yaml").write_text("config: deep/first.yaml\nmodel: {a: {c: 2}}\n")
-    (tmp_path / "third.yaml").write_text("model: {a: {d: '${name}'}, rate: 1e-3}\nlist: [1, 2]\n")
-    (tmp_path / "all.yaml").write_text("config: [second.yaml, third.yaml]\nlist: [3]\n")
-    assert read_config(tmp_path / "all.yaml") == {
-        "model": {"a": {"b": 1, "c": 2, "d": "${name}"}, "rate": "1e-3"}, "name": "first", "list": [3],
-    }  # fmt: skip
+    (tmp_path / "deep" / "first.yaml").write_text("model: {sampler: {steps: 3, eta: 0.5}, estimator: DDNM}\n")
+    (tmp_path / "second.yaml").write_text("config: deep/first.yaml\nmodel: {sampler: {eta: 0}}\n")
+    (tmp_path / "third.yaml").write_text("model: {estimator: {iterations: 7}}\n")
+    content = (
+        "config: [second.yaml, third.yaml]\nmodel: {class_path: ddip_pl.Reconstruction, init_args: {batch_size: 2}}"
+    )
+    (tmp_path / "last.yaml").write_text(content)
+    names = ["deep/first.yaml", "second.yaml", "third.yaml", "last.yaml"]
+    assert with_bases(tmp_path / "last.yaml") == [tmp_path / name for name in names]
+    for given in (["--config", f"{tmp_path}/last.yaml"], [f"--config={tmp_path}/last.yaml"]):
+        chosen = make_parser("test").read(["--config", f"{CONFIGS}/task/sv_ct.yaml", *given, "--data.path", "x.nii"])
+        settings = chosen.model.init_args
+        assert (settings.sampler.steps, settings.sampler.eta, settings.batch_size) == (3, 0, 2)
+        assert settings.estimator.class_path.endswith("DDNM")
+        assert settings.estimator.init_args.iterations == 7
 
 
 @pytest.mark.parametrize(
@@ -128,14 +137,14 @@ def test_a_config_builds_on_the_ones_it_names(tmp_path: Any) -> None:
         (b"config: {a: 1}\n", "bad.yaml: `config` is {'a': 1}; give a file or a list of files"),
     ],
 )
-def test_config_that_cannot_be_read(tmp_path: Any, content: bytes, message: str) -> None:
+def test_config_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(InputError, match="config ") as caught:
-        read_config(tmp_path / "bad.yaml")
+        with_bases(tmp_path / "bad.yaml")
     assert message in str(caught.value)
 
 
-def test_shipped_configs_are_found_from_any_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["--config=configs/task/sv_ct.yaml", "configs/none.yaml", "--output", "configs"]
     assert find_configs(given) == [f"--config={SHIPPED}/task/sv_ct.yaml", *given[1:]]

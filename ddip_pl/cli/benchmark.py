@@ -27,7 +27,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from ddip_pl.callbacks.logging import WandbMode
-from ddip_pl.config_files import read_config
+from ddip_pl.config_files import read_config, with_bases
 from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.report.page import write_page
 from ddip_pl.results.folder import METRICS, finished, read_case
@@ -69,10 +69,8 @@ class Job:
     @property
     def record(self) -> str:
         """All that the results depend on, to tell whether those that lie there are of the same settings."""
-        contents = [read_config(config) for config in self.configs]
-        return json.dumps(
-            {"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings}, default=str
-        )
+        contents = [config.read_text() for config in self.configs]
+        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
 
     def is_done(self) -> bool:
         """Whether the results of these settings are there."""
@@ -106,15 +104,13 @@ def read_methods(paths: Sequence[Path]) -> dict[str, tuple[list[Path], dict[str,
     for path in paths:
         content = read_config(path)
         if "methods" not in content:
-            methods[content.get("method", path.stem)] = [path], {}
+            methods[content.get("method", path.stem)] = with_bases(path), {}
             continue
         for name, settings in content["methods"].items():
             if not isinstance(settings, dict) or "config" not in settings:
                 raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
             named = settings["config"] if isinstance(settings["config"], list) else [settings["config"]]
-            configs = [path.parent / config for config in named]
-            for config in configs:
-                read_config(config)
+            configs = [file for config in named for file in with_bases(path.parent / config)]
             methods[name] = configs, {key: value for key, value in settings.items() if key != "config"}
     return methods
 

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from ddip_pl.cli.usage import COMMANDS
-from ddip_pl.config_files import read_config
+from ddip_pl.config_files import expand, read_config
 from ddip_pl.errors import InputError, parser_reason
 from ddip_pl.methods import class_path
 
@@ -45,12 +45,13 @@ class Parser(LightningArgumentParser):
             InputError: they cannot be used.
         """
         try:
-            return self.parse_args(list(arguments))
+            return self.parse_args(expand(arguments))
         except OmegaConfBaseException as error:
             raise InputError(f"settings: {error}") from error
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         content = read_config(Path(path))
+        content.pop("config", None)  # read before it, see `expand`
         try:
             return self.parse_string(yaml.safe_dump(content), str(path), *args, **kwargs)
         except (TypeError, ValueError, OmegaConfBaseException) as error:
