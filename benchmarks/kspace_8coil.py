@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = {"CG-SENSE (start)": "fbp", "L1-wavelet": "l1_wavelet", "DDS": "dds", "D3IP, K = 1": "d3ip"}
 ADAPTATION = "--model.adaptation.init_args."
-# Without a discrepancy of 0, D3IP is DDS bit by bit.
-SETTINGS = {"d3ip": (f"{ADAPTATION}slices=1", f"{ADAPTATION}training.discrepancy=0")}
+SETTINGS = {
+    "d3ip": (f"{ADAPTATION}slices=1", f"{ADAPTATION}training.discrepancy=0")
+}  # without this, it is DDS bit by bit
 BRIGHT = 98  # per cent of the pixels are darker than white
 
 

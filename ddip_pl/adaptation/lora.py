@@ -54,6 +54,7 @@ class LoRA:
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }
         for layer in self._layers.values():
+            layer.reset_lora_parameters("default", "gaussian")  # which LoraConfig does not allow together with biases
             if slicewise:
                 layer.register_forward_hook(add_low_rank)
         self._trained = {name: p for name, p in network.named_parameters() if "lora_" in name}
@@ -153,9 +154,7 @@ def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
     """PEFT's settings of our weights."""
-    return LoraConfig(
-        r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets, init_lora_weights="gaussian"
-    )  # fmt: skip
+    return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def main(command: str, arguments: Sequence[str]) -> None:
     writer = VolumeWriter(folder, settings.task, settings.method, config, settings.dicom, settings.hdf5)
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
     callbacks: list[Callback] = [ReconstructionProgress(), writer, logging]
-    if isinstance(made.model, Reconstruction):  # no baseline can go on from a checkpoint
+    if made.model.resumable:
         callbacks.append(DiffusionCheckpoint(folder))
     trainer = make_trainer(made.trainer, callbacks)
     if command == "test":

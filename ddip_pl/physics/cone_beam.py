@@ -220,7 +220,6 @@ class ConeBeamCT(LinearOperator):
         _ = self.scale  # of all slices
         part: Any = super().select(slices)
         part.rays.keep(slices)
-        part.coupled = part.shape[0]
         part.__dict__.pop("norm", None)
         return part
 

@@ -98,7 +98,7 @@ class LinearOperator(nn.Module, ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
         differentiable = torch.is_grad_enabled() and y.requires_grad
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
             return torch.autograd.grad(self(x), x, y, create_graph=differentiable)[0]
 

@@ -50,7 +50,7 @@ def test_dps_steps_down_the_gradient_of_the_misfit(t: int) -> None:
     assert estimate.memory == {}
 
 
-def test_dps_is_the_published_step_behind_the_samplers() -> None:
+def test_dps_is_the_published_step_after_the_samplers() -> None:
     """`x_{t-1} = x'_{t-1} - step grad` (Algorithm 1), with the gradient as autograd has it."""
     denoiser, x_t, measurement, noise = Denoiser(Curved()), images(3), measure(dense(6), images(3, 7)), images(3, 8)
     (gradient,) = torch.autograd.grad(misfit(denoiser, x := x_t.clone().requires_grad_(), 300, measurement).sum(), x)

@@ -67,6 +67,18 @@ def test_adjoint_by_automatic_differentiation_is_the_written_one(make):
     torch.testing.assert_close(LinearOperator.adjoint(operator, y), operator.adjoint(y), **tolerance)
 
 
+@table(FORWARD)
+def test_where_gradients_are_off(make):
+    operator = make(volume(12))
+    x, _ = random_pair(operator)
+    expected = operator(x), operator.normal(x)
+    for context in torch.no_grad(), torch.inference_mode():
+        with context:
+            y = operator(x)
+            torch.testing.assert_close((y, operator.adjoint(y)), expected)
+            assert not operator.adjoint(y).requires_grad
+
+
 @table(OPERATORS)
 def test_spaces(make):
     operator = make(volume(12))

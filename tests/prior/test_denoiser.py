@@ -2,29 +2,17 @@
 
 import pytest
 import torch
-from helpers import make_network
+from helpers import Known, images, make_network
 from torch import Tensor, nn
 
 from ddip_pl.prior.denoiser import Denoiser, Plane
-
-
-def images(count: int) -> Tensor:
-    return torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-class Tenth(nn.Module):
-    """A network whose noise is a tenth of what it sees."""
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        assert t.tolist() == [300] * len(x)
-        return torch.cat([0.1 * x, x], dim=1)  # a second channel of variances, to be ignored
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_denoiser_takes_a_batch_at_a_time(batch_size: int) -> None:
     sizes: list[int] = []
 
-    class Spy(Tenth):
+    class Spy(Known):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             sizes.append(len(x))
             return super().forward(x, t) * (1 + x.mean((1, 2, 3), keepdim=True))  # slices differ from each other
@@ -60,7 +48,7 @@ def test_a_view_leaves_the_denoiser_as_it_was_and_shares_its_network() -> None:
     view = denoiser.with_weights(weights)
     assert view.network is denoiser.network
     assert not torch.allclose(view(x_t, 100)[1], before, atol=1e-4)
-    assert view.across("rows").weights is weights
+    assert view.across("rows").weights is view.weights
     assert view.only(slice(1)) is view  # all slices have the same weights
     assert torch.equal(denoiser(x_t, 100)[1], before)
 

@@ -147,7 +147,7 @@ def test_checkpoint_holds_average_and_memory(tiny_prior: Path, phantom_volume: P
     settings: dict[str, Any] = {"estimator": estimator, "averaging": 0.5, "steps": 3, "start": 500}
     whole = reconstruct(tiny_prior, phantom_volume, keep=keep, **settings).images
     saved = torch.load(path, weights_only=True)
-    state = saved["loops"]["test_loop"][STATE]["run"]
+    state = saved["loops"]["test_loop"][STATE]["process"]
     assert state["mean"].shape == whole.shape
     assert {name: value.shape for name, value in state["memory"].items()} == {
         "d": (1, *whole.shape),
@@ -169,7 +169,7 @@ def test_lightning_still_has_what_the_loop_builds_on(tiny_prior: Path, phantom_v
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert "loops" in saved, "Lightning no longer saves its loops in checkpoints"
     assert STATE in saved["loops"]["test_loop"], "Lightning no longer saves the state of child loops"
-    assert saved["loops"]["test_loop"][STATE]["run"]["step"] == 2
+    assert saved["loops"]["test_loop"][STATE]["process"]["step"] == 2
     assert saved["state_dict"] == {}, "the frozen prior does not belong into a checkpoint"
 
 

@@ -130,12 +130,14 @@ def test_means_over_volumes_are_logged(tiny_prior: Path, scan: Scan) -> None:
 
 
 @pytest.mark.parametrize("name", ["fbp", "dds"])
-def test_images_are_zero_where_nothing_is_measured(name: str, tiny_prior: Path, scan: Scan) -> None:
-    x = scan.measurement.reference
-    assert x is not None
-    mask = scan.measurement.operator.visible(torch.ones_like(x)) == 0
-    assert mask.any()
-    assert not make(name, tiny_prior).reconstruct(*scan).images[mask].any()
+def test_images_are_zero_where_nothing_is_measured(name: str, tiny_prior: Path) -> None:
+    class Left(ParallelBeamCT):
+        def visible(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x[..., :16], torch.zeros_like(x[..., 16:])], dim=-1)
+
+    images = make(name, tiny_prior).reconstruct(make_scan(Left((4, 32, 32), angles=12)).measurement).images
+    assert images[..., :16].any()
+    assert not images[..., 16:].any()
 
 
 def test_checkpoint_and_resume(tiny_prior: Path, scan: Scan, tmp_path: Path) -> None:
