@@ -17,26 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.data.phantoms import VALIDATION_SEED, draw_ellipses, phantoms
 from ddip_pl.evaluation.metrics import summary
+from ddip_pl.methods import load_method
 from ddip_pl.physics import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
-from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
 from ddip_pl.volumes.files import read_nifti
 from ddip_pl.volumes.slices import cut, fit, to_unit_interval
 
-METHODS = Path(__file__).parents[1] / "configs" / "method"
 REGIMES = {"60 angles, sigma_y 2e-4": (60, 2e-4), "30 angles, sigma_y 8e-4": (30, 8e-4), "30 angles, 0.01": (30, 1e-2)}
 STRENGTHS = 10 ** np.arange(-2.25, -0.7, 0.25)  # of total variation, in units of sigma_y
 Scores = dict[str, dict[str, float]]
@@ -57,9 +54,9 @@ def read(path: str, window: list[float], slices: int, size: int) -> Tensor:
 
 
 def measure(x: Tensor, angles: int, sigma_y: float) -> Measurement:
-    operator = ParallelBeamCT(x.shape[-1], angles)
+    operator = ParallelBeamCT((len(x), *x.shape[2:]), angles)
     y = simulate(x, operator, sigma_y, torch.Generator().manual_seed(0))
-    return Measurement(y, operator, sigma_y, "volume", x)
+    return Measurement(y, operator, sigma_y, x)
 
 
 def denoising_loss(network: Any, x: Tensor) -> dict[int, float]:
@@ -72,23 +69,12 @@ def denoising_loss(network: Any, x: Tensor) -> dict[int, float]:
     return losses
 
 
-def reconstruct(method: str, prior: str, measurement: Measurement, **changes: Any) -> Tensor:
-    """Images of a method as `configs/method` has it, but for some settings of its model."""
-    parser = ArgumentParser(parser_mode="omegaconf")
-    parser.add_argument("--method")
-    parser.add_argument("--trainer")
-    parser.add_class_arguments(Reconstruction, "model")
-    settings = parser.parse_path(str(METHODS / f"{method}.yaml"))
-    for name, value in (changes | {"prior": prior}).items():
-        settings.model[name] = value
+def reconstruct(name: str, prior: str, measurement: Measurement, **changes: Any) -> Tensor:
+    """Images of a shipped method, but for some of its settings."""
     torch.manual_seed(0)
-    module = parser.instantiate(settings).model
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    results: Any = trainer.predict(module, DataLoader([measurement], batch_size=None))  # type: ignore[arg-type]
-    return results[0].images
+    method = load_method(name, prior=prior, **changes)
+    torch.manual_seed(0)
+    return method.reconstruct(measurement).tensor
 
 
 def tuned_strength(others: list[Measurement], tv: Callable[[Measurement, float], Tensor]) -> float:
@@ -182,7 +168,7 @@ def main() -> None:
         tuning = [measure(held_out_phantoms(4, size, seed=VALIDATION_SEED + 1), angles, sigma_y)]
         test = measure(held_out_phantoms(arguments.phantoms, size), angles, sigma_y)
         # Phantoms are no neighbours of each other: nothing may couple them.
-        scores = compare(arguments.prior, ["dds"], test, tuning, slicewise_tv, planes="slices")
+        scores = compare(arguments.prior, ["dds"], test, tuning, slicewise_tv, **{"sampler.planes": "slices"})
         record(f"phantoms, {regime}", scores)
 
     volumes = {path: window for path, *window in arguments.volume}

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.data.phantoms import VALIDATION_SEED, RandomEllipses, phantoms, scanned
@@ -30,11 +29,10 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI
-from ddip_pl.physics.operator import height_width
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.schedule import diffuse, noise_schedule, tweedie
 from ddip_pl.prior.unet import AttentionBlock, UNet, mirrored
-from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.reconstruction import Reconstruction, Sampler
 from ddip_pl.reconstruction.module import SHIPPED_PRIORS
 
 Size = tuple[int, int]
@@ -133,20 +131,15 @@ def measure(path: str, window: Any, operator: Callable[..., Any], sigma_y: float
     """The central slice of a volume, scaled to `size`."""
     whole: Any = size[0] if size[0] == size[1] else size
     torch.manual_seed(0)
-    return VolumeDataModule(path, operator, sigma_y, slices=1, window=window, size=whole).simulate(operator(whole))
+    return VolumeDataModule(path, operator, sigma_y, slices=1, window=window).simulate(whole).measurement
 
 
 def dds(measurement: Measurement, prior: str, way: Way, steps: int) -> Tensor:
     """DDS with the settings of configs/method/dds.yaml, but for the number of steps."""
+    method = Reconstruction(prior, DDS(15, discrepancy=1.0), sampler=Sampler(steps=steps, planes="slices"))
+    attend(method.denoiser.network, way)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    module = Reconstruction(prior, DDS(15, discrepancy=1.0), steps=steps, start=150, spacing=3, eta=1, averaging=0.3)
-    attend(module.denoiser.network, way)  # type: ignore[arg-type]
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    results: Any = trainer.predict(module, DataLoader([measurement], batch_size=None))  # type: ignore[arg-type]
-    return results[0].images
+    return method.reconstruct(measurement).tensor
 
 
 def denoise(x: Tensor, prior: str, t: int) -> tuple[float, float]:
@@ -154,9 +147,9 @@ def denoise(x: Tensor, prior: str, t: int) -> tuple[float, float]:
     abar = noise_schedule()[t]
     x_t = diffuse(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(t)), abar)
     mean = tweedie(x_t, load_prior(prior)(x_t, torch.full((len(x),), t)), abar)
-    everything = SingleCoilMRI((x.shape[2], x.shape[3]), torch.ones(x.shape[2:]))  # unitary
+    everything = SingleCoilMRI((len(x), *x.shape[2:]), torch.ones(x.shape[2:]))  # unitary
     sigma = float(((1 - abar) / abar).sqrt())
-    noisy = Measurement(everything(x_t / abar.sqrt()), everything, sigma, "noisy", x)
+    noisy = Measurement(everything(x_t / abar.sqrt()), everything, sigma, x)
     return psnr(mean, noisy), best_tv(noisy, (0.3, 0.5, 0.7, 1.0))
 
 
@@ -245,7 +238,7 @@ def main() -> None:
         head("volume", "size", *(f"denoised at t = {t}, network / TV" for t in DENOISING))
     for _, path, window, _, _ in tasks:
         for size in arguments.sizes:
-            m = measure(path, window, lambda size: SingleCoilMRI(size, torch.ones(height_width(size))), 0.0, size)
+            m = measure(path, window, lambda shape: SingleCoilMRI(shape, torch.ones(shape[1:])), 0.0, size)
             assert m.reference is not None
             scores = [denoise(m.reference, prior, t) for t in DENOISING]
             row(Path(path).name, "x".join(map(str, size)), *(f"{net:.2f} / {tv:.2f}" for net, tv in scores))

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from ddip_pl.adaptation import SlicewiseAdaptation
+from ddip_pl.adaptation import LoraTraining, SlicewiseAdaptation
 from ddip_pl.estimators import DDS
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior.checkpoint import load_prior
@@ -27,11 +27,11 @@ def adapt(
 ) -> tuple[float, Tensor]:
     """Seconds that the slices' gradient steps at one timestep take, and the weights they lead to."""
     denoiser.batch_size = batch_size
-    adaptation = SlicewiseAdaptation(steps=steps, horizon=0)
+    adaptation = SlicewiseAdaptation(LoraTraining(steps=steps, horizon=0, ema=0, discrepancy=0))
     torch.manual_seed(0)
     adaptation.start(denoiser, measurement)
     start = synchronised_clock(x_t.device)
-    adaptation.adapt(DDS(5), x_t, 100)
+    adaptation.adapt(DDS(5, discrepancy=0), x_t, 100)
     seconds = synchronised_clock(x_t.device) - start
     adaptation.finish()
     return seconds, adaptation.average
@@ -49,10 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    operator = ParallelBeamCT(args.size, angles=60)
+    operator = ParallelBeamCT((args.slices, args.size, args.size), angles=60)
     torch.manual_seed(0)
     x = torch.rand(args.slices, 1, args.size, args.size)
-    measurement = Measurement(operator(x), operator, 0.0, "noise").to(args.device)
+    measurement = Measurement(operator(x), operator, 0.0).to(args.device)
     x_t = torch.randn(x.shape).to(args.device)
     denoiser = Denoiser(load_prior(args.prior)).requires_grad_(False).to(args.device)
 

@@ -55,6 +55,8 @@ def reconstruct(
     Raises:
         InputError: the measurement does not fit the operator, or the settings do not fit the measurement.
     """
+    if changes and isinstance(method, Method):
+        raise InputError(f"{', '.join(changes)} given beside a {type(method).__name__}; make the method with them")
     tensor = as_tensor("y", y, A.range)
     unit = A.normalised()
     factor = unit.scale / A.scale

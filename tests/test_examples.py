@@ -9,7 +9,6 @@ import torch
 from bias_adaptation import BiasAdaptation
 from helpers import ROOT, make_network, save_phantoms
 from landweber import Landweber
-from lightning import seed_everything
 from safetensors.torch import load_file
 from super_resolution import SuperResolution
 from torch import Tensor
@@ -22,8 +21,8 @@ from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.denoiser import Denoiser
-from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
-from ddip_pl.reconstruction.module import Result
+from ddip_pl.reconstruction import Reconstruction, Sampler
+from ddip_pl.results.result import Result
 
 SHAPE = SLICES, SIZE, _ = 4, 16, 16
 
@@ -36,15 +35,9 @@ def measure(operator: Any) -> Measurement:
     return Measurement(operator(images()), operator, 0.0)
 
 
-def reconstruct(volume: Path, operator: Any, sigma_y: float, module: Reconstruction) -> Result:
-    seed_everything(0, verbose=False)
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    data = VolumeDataModule(str(volume), operator, sigma_y, window=(-1000, 1000), size=64)
-    result: Any = trainer.predict(module, data)
-    return result[0]
+def reconstruct(volume: Path, operator: Any, sigma_y: float, method: Reconstruction) -> Result:
+    torch.manual_seed(0)
+    return method.reconstruct(*VolumeDataModule(str(volume), operator, sigma_y, window=(-1000, 1000)).simulate(64))
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +110,17 @@ def test_landweber_refuses_steps_that_do_not_converge(settings: Any) -> None:
 
 
 def test_operator_and_estimator_beat_their_input(small_volume: Path) -> None:
-    module = Reconstruction(estimator=Landweber(1), steps=20, start=150, spacing=3.0, eta=1.0)
+    module = Reconstruction(
+        estimator=Landweber(1), sampler=Sampler(20, 150, spacing=3.0, eta=1.0, planes="slices", averaging=0.0)
+    )
     result = reconstruct(small_volume, partial(SuperResolution, factor=4), 0.0, module)
     measurement = result.measurement
     assert measurement.reference is not None
     before = summary(measurement.operator.pseudo_inverse(measurement.y), measurement.reference)
-    after = summary(result.images, measurement.reference)
+    after = summary(result.tensor, measurement.reference)
     assert after["psnr"] > before["psnr"] + 1.5
     assert after["ssim"] > before["ssim"] + 0.05
-    assert float(measurement.residual(result.images).norm()) < 1e-3 * float(measurement.y.norm())
+    assert float(measurement.residual(result.tensor).norm()) < 1e-3 * float(measurement.y.norm())
 
 
 # --- adaptation -----------------------------------------------------------------------------------------------
@@ -133,7 +128,8 @@ def test_operator_and_estimator_beat_their_input(small_volume: Path) -> None:
 
 def loss(denoiser: Denoiser, measurement: Measurement) -> float:
     with torch.no_grad():
-        return float(measurement.residual(DDS(2)(denoiser, images(seed=1), 100, measurement).mean).square().sum())
+        mean = DDS(2, discrepancy=0)(denoiser, images(seed=1), 100, measurement).mean
+        return float(measurement.residual(mean).square().sum())
 
 
 def test_biases_are_trained_and_the_prior_is_left_as_it_was_found() -> None:
@@ -145,9 +141,9 @@ def test_biases_are_trained_and_the_prior_is_left_as_it_was_found() -> None:
     adaptation = BiasAdaptation(slices=4, learning_rate=1e-2)
     adaptation.start(denoiser, measurement)
     for _ in range(10):
-        adaptation.adapt(DDS(2), images(seed=1), 100)
-    assert loss(denoiser, measurement) < 0.9 * untrained
-    weights = adaptation.finish()
+        adapted, _ = adaptation.adapt(DDS(2, discrepancy=0), images(seed=1), 100)
+    assert loss(adapted, measurement) < 0.9 * untrained
+    weights = adaptation.finish().tensors
     assert weights.keys() == {name for name in original if name.endswith("bias")}
     assert any(not torch.equal(value, original[name]) for name, value in weights.items())
     assert all(torch.equal(p, original[name]) for name, p in denoiser.network.named_parameters())
@@ -191,7 +187,7 @@ def test_on_the_command_line(
         "sys.argv",
         ["ddip-pl", "test", "--config", f"{ROOT}/examples/super_resolution.yaml", "--config",
          f"{ROOT}/examples/{method}.yaml", "--data.path", str(small_volume), "--model.prior", str(tiny_prior),
-         "--model.steps", "2", "--output", str(tmp_path)],
+         "--model.sampler.steps", "2", "--output", str(tmp_path)],
     )  # fmt: skip
     assert cli.main() == 0
     written = {path.name for path in (tmp_path / "phantom").iterdir()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,10 @@ class AdaptedWeights:
     def count(self) -> int:
         """Number of adapted parameters."""
         return sum(weight.numel() for weight in self.tensors.values())
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The same on another device, as `Tensor.to`."""
+        return replace(self, tensors={name: weight.to(*args, **kwargs) for name, weight in self.tensors.items()})
 
     def save(self, folder: Path) -> None:
         """Write `weights.safetensors` into a folder, or nothing if there are none."""

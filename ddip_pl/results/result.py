@@ -49,6 +49,11 @@ class Result:
     peak_memory_bytes: int = 0
     prior: str | None = None
 
+    def to(self, *args: Any, **kwargs: Any) -> Result:
+        """The same on another device, as `Tensor.to`; Lightning calls it for what `predict` returns."""
+        parts = {"images": self.images, "measurement": self.measurement, "weights": self.weights}
+        return replace(self, **{name: part.to(*args, **kwargs) for name, part in parts.items()})
+
     @property
     def seconds(self) -> float:
         """Time of all steps, in whichever process they ran."""

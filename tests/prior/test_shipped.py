@@ -1,6 +1,7 @@
 """The prior that comes with the package: small enough, and it has learnt."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from lightning import seed_everything
 from safetensors import safe_open
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.data.phantoms import VALIDATION_SEED, EllipsesDataModule, RandomEllipses, phantoms
@@ -18,7 +19,7 @@ from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoil
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
-from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.reconstruction import Reconstruction, Sampler
 from ddip_pl.reconstruction.module import SHIPPED_PRIORS
 
 
@@ -91,34 +92,23 @@ def test_predicts_noise_in_larger_images_better_as_a_whole_than_in_parts() -> No
 
 
 def test_reconstructs_images_of_another_size_and_shape() -> None:
-    operator = SingleCoilMRI((230, 180), PoissonDisc(acceleration=4))
+    operator = SingleCoilMRI((1, 230, 180), PoissonDisc(acceleration=4))
     seed_everything(0, verbose=False)
     x = crops(230, 180)[:1]
-    measurement = Measurement(simulate(x, operator, 0.01), operator, 0.01, "phantom", reference=x)
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    (result,) = trainer.predict(
-        Reconstruction(estimator=DDS(15, discrepancy=1), steps=8, start=150, spacing=3),
-        DataLoader([measurement], batch_size=None),
-    )  # type: ignore[arg-type, misc]
+    measurement = Measurement(simulate(x, operator, 0.01), operator, 0.01, x)
+    sampler = replace(Sampler.published(), steps=8, start=150, spacing=3)
+    result = Reconstruction(estimator=DDS(15, discrepancy=1), sampler=sampler).reconstruct(measurement)
     assert result.images.shape == x.shape
     guess = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
     assert summary(result.images, x)["psnr"] > guess + 3
 
 
 def test_reconstructs_held_out_phantoms_far_better_than_fbp() -> None:
-    operator = ParallelBeamCT(128, angles=60)
+    operator = ParallelBeamCT((4, 128, 128), angles=60)
     seed_everything(0, verbose=False)
     x = held_out_phantoms(4)
-    measurement = Measurement(simulate(x, operator, 2e-4), operator, 2e-4, "phantoms", reference=x)
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    (result,) = trainer.predict(
-        Reconstruction(estimator=DDS(15), steps=40, start=150, spacing=3), DataLoader([measurement], batch_size=None)
-    )  # type: ignore[arg-type, misc]
+    measurement = Measurement(simulate(x, operator, 2e-4), operator, 2e-4, x)
+    sampler = replace(Sampler.published(), steps=40, start=150, spacing=3)
+    result = Reconstruction(estimator=DDS(15, discrepancy=0), sampler=sampler).reconstruct(measurement)
     fbp = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
     assert summary(result.images, x)["psnr"] > fbp + 10

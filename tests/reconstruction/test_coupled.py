@@ -1,16 +1,17 @@
 """Slices that are measured together: estimators act on the volume, adaptation on some slices of it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import make_network
+from helpers import make_network, quiet_trainer
 from lightning import seed_everything
 from torch import Tensor
 
-from ddip_pl.adaptation import MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
+from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
 from ddip_pl.baselines import DeepImagePrior, L1Wavelet, TotalVariation
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.data.simulated import VolumeDataModule
@@ -18,7 +19,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
 from ddip_pl.physics import ConeBeamCT, LinearOperator, Measurement, ParallelBeamCT, simulate
 from ddip_pl.prior.denoiser import Denoiser
-from ddip_pl.reconstruction import Reconstruction, ReconstructionTrainer
+from ddip_pl.reconstruction import Reconstruction, Sampler
 from ddip_pl.solvers.cg import conjugate_gradient
 
 SHAPE = SLICES, SIZE, _ = 4, 16, 16
@@ -53,6 +54,11 @@ def measure(operator: LinearOperator, sigma_y: float = 1e-2) -> Measurement:
     return Measurement(y, operator, sigma_y, x)
 
 
+def published(**changes: Any) -> LoraTraining:
+    """The paper's settings, but for these."""
+    return replace(LoraTraining.published(), **changes)
+
+
 @pytest.fixture(scope="module")
 def cone() -> ConeBeamCT:
     return ConeBeamCT(SHAPE, 9)
@@ -84,7 +90,7 @@ def test_what_acts_on_the_volume_does_not_care_who_is_measured_with_whom() -> No
     assert torch.equal(apart.y, together.y[0])
     assert len(apart) == len(together) == SLICES
     torch.testing.assert_close(apart.noise_energy().sum(), together.noise_energy().sum())
-    for estimator in DiffusionMBIR(), DiffusionMBIR(discrepancy=1.0, iterations=20):
+    for estimator in DiffusionMBIR(0.1, 10.0), DiffusionMBIR(0.1, 10.0, discrepancy=1.0, iterations=20):
         means = [estimator.condition(images(7), m, {})[0] for m in (apart, together)]
         assert torch.allclose(*means, atol=1e-6)
     assert torch.allclose(*(tv_reconstruction(m, 1e-3, most=5) for m in (apart, together)), atol=1e-6)
@@ -96,7 +102,7 @@ def test_dds_leaves_the_residual_of_the_volume_at_the_level_of_the_noise(cone: C
     mean, _ = DDS(60, discrepancy=1.0).condition(0.5 * images(), measurement, {})
     assert measurement.discrepancy(0.5 * images()) > 2
     assert measurement.discrepancy(mean) == pytest.approx(1, rel=1e-3)
-    proximal, _ = DDS(60, gamma=5.0, discrepancy=0.0).condition(images(7), measurement, {})
+    proximal, _ = DDS(60, gamma=5.0, discrepancy=0).condition(images(7), measurement, {})
     right = images(7) + 5 * cone.adjoint(measurement.y)
     assert torch.allclose(proximal + 5 * cone.normal(proximal), right, atol=1e-4)
 
@@ -115,31 +121,37 @@ def test_dps_goes_as_far_as_with_every_slice_by_itself(cone: ConeBeamCT) -> None
 
 
 class Spy(VolumeAdaptation):
-    """Notes the parts of the measurement that its loss is of."""
+    """Notes the slices that are drawn, and the parts of the measurement that the loss is of."""
 
-    def losses(self, estimator: Any, x_t: Tensor, t: int, chosen: Tensor) -> Tensor:
-        self.seen = [*getattr(self, "seen", []), (chosen, self.measurement)]
-        return super().losses(estimator, x_t, t, chosen)
+    def draw_slices(self) -> Tensor:
+        self.chosen = [*getattr(self, "chosen", []), super().draw_slices()]
+        return self.chosen[-1]
+
+    def losses(self, estimator: Any, denoiser: Any, x_t: Tensor, t: int, part: Measurement) -> tuple[Tensor, Tensor]:
+        self.parts = [*getattr(self, "parts", []), part]
+        return super().losses(estimator, denoiser, x_t, t, part)
 
 
 def test_adaptation_of_the_volume_sees_some_slices_and_lowers_the_loss(cone: ConeBeamCT) -> None:
     torch.manual_seed(0)
     measurement = measure(cone, 1e-5)
     denoiser = Denoiser(make_network(image_size=SIZE, attention_resolutions=())).requires_grad_(False)
-    adaptation = Spy(slices=2, steps=12, horizon=0)
+    adaptation = Spy(2, training=published(steps=12, horizon=0))
     adaptation.start(denoiser, measurement)
-    x_t, estimator = images(5), DDS(2)
-    before = estimator(denoiser, x_t, 100, measurement).mean
+    x_t, estimator = images(5), DDS(2, discrepancy=0)
+    before = estimator(adaptation.adapted, x_t, 100, measurement).mean
     first = measurement.residual(before).norm()
-    adaptation.adapt(estimator, x_t, 100)
-    for chosen, held in adaptation.seen:
-        assert len(chosen) == 2
-        assert torch.equal(held.estimate, before)
-    assert len({tuple(chosen.tolist()) for chosen, _ in adaptation.seen}) > 3
-    after = estimator(denoiser, x_t, 100, measurement).mean
+    adapted, _ = adaptation.adapt(estimator, x_t, 100)
+    assert len(adaptation.parts) == len(adaptation.chosen) == 12
+    for chosen, part in zip(adaptation.chosen, adaptation.parts, strict=True):
+        assert len(chosen) == len(part) == 2
+        assert torch.equal(part.y, measurement.given(lambda: before)[chosen].y)
+    assert len({tuple(chosen.tolist()) for chosen in adaptation.chosen}) > 3
+    after = estimator(adapted, x_t, 100, measurement).mean
     assert measurement.residual(after).norm() < 0.9 * first
     adaptation.adapt(estimator, x_t, 90)  # where the estimate is another one
-    assert not torch.allclose(adaptation.seen[-1][1].estimate, before, atol=1e-3)
+    held = measurement.given(lambda: before)[adaptation.chosen[-1]]
+    assert not torch.allclose(adaptation.parts[-1].y, held.y, atol=1e-4)
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------
@@ -148,22 +160,20 @@ def test_adaptation_of_the_volume_sees_some_slices_and_lowers_the_loss(cone: Con
 def run(module: Any, path: Path) -> Any:
     seed_everything(0, verbose=False)
     data = VolumeDataModule(str(path), partial(ConeBeamCT, angles=8, iterations=3), 1e-3, slices=4, size=32)
-    trainer = ReconstructionTrainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    (result,) = trainer.predict(module, data)  # type: ignore[misc]
+    (result,) = quiet_trainer().predict(module, data)  # type: ignore[misc]
     return result
 
 
+TWO = replace(Sampler.published(), steps=2, start=150)
+
 METHODS = {
-    "dds": lambda prior: Reconstruction(prior, DDS(3, discrepancy=1.0), steps=2, start=150),
-    "ddnm": lambda prior: Reconstruction(prior, DDNM(3), steps=2, start=150),
-    "dps": lambda prior: Reconstruction(prior, DPS(), steps=2, start=150),
-    "diffusion_mbir": lambda prior: Reconstruction(prior, DiffusionMBIR(iterations=2), steps=2, start=150),
-    "d3ip": lambda prior: Reconstruction(prior, DDS(2), VolumeAdaptation(2, steps=2), steps=2, start=150),
+    "dds": lambda prior: Reconstruction(prior, DDS(3, discrepancy=1.0), sampler=TWO),
+    "ddnm": lambda prior: Reconstruction(prior, DDNM(3), sampler=TWO),
+    "dps": lambda prior: Reconstruction(prior, DPS(), sampler=TWO),
+    "diffusion_mbir": lambda prior: Reconstruction(prior, DiffusionMBIR(0.1, 10.0, iterations=2), sampler=TWO),
+    "d3ip": lambda prior: Reconstruction(prior, DDS(2), VolumeAdaptation(2, training=published(steps=2)), TWO),
     "d3ip_mbir": lambda prior: Reconstruction(
-        prior, DiffusionMBIR(iterations=1), VolumeAdaptation(3, neighbours=True, steps=1), steps=2, start=150
+        prior, DiffusionMBIR(0.1, 10.0, iterations=1), VolumeAdaptation(3, True, training=published(steps=1)), TWO
     ),
     "admm_tv": lambda prior: TotalVariation(iterations=3),
     "l1_wavelet": lambda prior: L1Wavelet(iterations=3),
@@ -177,12 +187,12 @@ def test_every_method_of_the_volume_runs(name: str, tiny_prior: Path, phantom_vo
     assert result.images.shape == (4, 1, 32, 32)
     assert result.images.isfinite().all()
     assert result.trajectory[-1]["residual"] < 1
-    assert bool(result.weights) == name.startswith("d3ip")
+    assert (result.weights.count > 0) == name.startswith("d3ip")
 
 
 @pytest.mark.parametrize("adaptation", [SlicewiseAdaptation, MetaAdaptation])
 def test_weights_for_every_slice_are_refused(adaptation: Any, tiny_prior: Path, phantom_volume: Path) -> None:
-    module = Reconstruction(str(tiny_prior), DDS(2), adaptation(), steps=2)
+    module = Reconstruction(str(tiny_prior), DDS(2), adaptation(), TWO)
     with pytest.raises(InputError, match=r"ConeBeamCT measures slices together.*choose d3ip") as caught:
         run(module, phantom_volume)
     assert "\n" not in str(caught.value)
