@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ddip_pl
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
@@ -136,7 +136,7 @@ class Result:
             "prior": self.prior and Path(self.prior).name,
             "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
             "versions": {
-                "ddip_pl": ddip_pl.__version__,
+                "ddip_pl": version("ddip-pl"),
                 "torch": torch.__version__,
                 "lightning": lightning.__version__,
                 "python": platform.python_version(),
