@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.data.phantoms import VALIDATION_SEED, draw_ellipses, phantoms
 from ddip_pl.evaluation.metrics import summary
-from ddip_pl.methods import load_method
+from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.prior.checkpoint import load_prior

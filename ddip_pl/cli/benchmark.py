@@ -27,8 +27,8 @@ from typing import Any, get_args
 from rich.console import Console
 
 from ddip_pl.callbacks.logging import WandbMode
-from ddip_pl.config_files import read_config, with_bases
 from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.methods.configs import read_config, with_bases
 from ddip_pl.report.page import write_page
 from ddip_pl.results.folder import METRICS, finished, read_case
 from ddip_pl.results.plots import gallery

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ddip_pl.cli.usage import COMMANDS, usage
-from ddip_pl.config_files import find_configs
 from ddip_pl.errors import InputError, bad_input
+from ddip_pl.methods.configs import find_configs
 
 TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # and their modules
 

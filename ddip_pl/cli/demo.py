@@ -9,11 +9,11 @@ from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from ddip_pl.api import reconstruct
 from ddip_pl.data.simulated import SIZE, VolumeDataModule
 from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.evaluation.pictures import compare
-from ddip_pl.methods import load_method
+from ddip_pl.methods.reconstruct import reconstruct
+from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.report.page import Case, write_page
 from ddip_pl.results.result import Result

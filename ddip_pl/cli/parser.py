@@ -11,9 +11,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from ddip_pl.cli.usage import COMMANDS
-from ddip_pl.config_files import expand, read_config
 from ddip_pl.errors import InputError, parser_reason
-from ddip_pl.methods import class_path
+from ddip_pl.methods.configs import expand, read_config
+from ddip_pl.methods.shipped import class_path
 
 HINT = "; see ddip-pl COMMAND --help"
 

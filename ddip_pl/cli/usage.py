@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "reconstruct a brain with FBP, DDS and D3IP, side by side",
     "fit": "train a prior on random ellipses",
     "validate": "loss of a prior on held-out ellipses",
+    "workspace": "make a Weights & Biases dashboard of a project's runs",
 }
 EXAMPLES = {
     "test": "--config configs/task/sv_ct.yaml --config configs/method/d3ip.yaml --data.path VOLUME.nii.gz",
@@ -20,11 +21,11 @@ EXAMPLES = {
 
 def usage() -> str:
     """What the commands are for."""
-    commands = "\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items())
     examples = "\n".join(f"  ddip-pl {name} {EXAMPLES[name]}" for name in ("test", "predict", "fit"))
     return (
         "usage: ddip-pl COMMAND [options]\n\n"
-        "Reconstruct 3D CT and MRI volumes with a diffusion prior learnt from ellipses and adapted to the scan at hand."
+        "Reconstruct 3D CT and MRI volumes with a diffusion prior trained on ellipses and adapted to each scan."
         f"\n\n{commands}\n\n{examples}\n\n"
         "ddip-pl COMMAND --help explains the options of a command; --debug shows where an error comes from."
     )

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ddip_pl
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
@@ -49,10 +49,10 @@ class Result:
     peak_memory_bytes: int = 0
     prior: str | None = None
 
-    def to(self, *args: Any, **kwargs: Any) -> Result:
-        """The same on another device, as `Tensor.to`; Lightning calls it for what `predict` returns."""
-        parts = {"images": self.images, "measurement": self.measurement, "weights": self.weights}
-        return replace(self, **{name: part.to(*args, **kwargs) for name, part in parts.items()})
+    def to(self, device: torch.device | str) -> Result:
+        """The same on another device; Lightning calls it for what `predict` returns."""
+        measurement, weights = self.measurement.to(device), self.weights.to(device)
+        return replace(self, images=self.tensor.to(device), measurement=measurement, weights=weights)
 
     @property
     def seconds(self) -> float:
@@ -141,7 +141,7 @@ class Result:
             "prior": self.prior and Path(self.prior).name,
             "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
             "versions": {
-                "ddip_pl": ddip_pl.__version__,
+                "ddip_pl": version("ddip-pl"),
                 "torch": torch.__version__,
                 "lightning": lightning.__version__,
                 "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -45,10 +45,6 @@ class Frame:
         """From column to column, row to row and slice to slice, in mm."""
         column, row, slice_ = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(column), float(row), float(slice_)
-
-    def to(self, *args: Any, **kwargs: Any) -> Frame:
-        """Itself: it is for files, and stays on the CPU when Lightning moves a scan to a device."""
-        return self
 
     def unpad(self, images: Tensor) -> Tensor:
         """Images without their margin."""

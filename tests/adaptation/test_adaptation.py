@@ -30,7 +30,7 @@ from ddip_pl.adaptation.lora import LoRA
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS, DiffusionMBIR, Estimate
-from ddip_pl.methods import load_method
+from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior import unet
 from ddip_pl.prior.denoiser import Denoiser

@@ -9,7 +9,7 @@ import yaml
 
 from ddip_pl.errors import InputError
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 INSTALLED, CHECKOUT = PACKAGE / "configs", PACKAGE.parent / "configs"
 SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 

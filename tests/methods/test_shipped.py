@@ -11,9 +11,9 @@ from torch import nn
 
 from ddip_pl import LoraTraining, Sampler, VolumeAdaptation, available_methods, load_method
 from ddip_pl.cli.reconstruct import make_parser
-from ddip_pl.config_files import SHIPPED, find_configs, with_bases
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
+from ddip_pl.methods.configs import SHIPPED, find_configs, with_bases
 from ddip_pl.reconstruction import Method
 
 

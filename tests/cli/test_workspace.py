@@ -1,6 +1,5 @@
 """The dashboard, as it would be sent to W&B."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -8,7 +7,8 @@ import yaml
 from helpers import CONFIGS
 
 pytest.importorskip("wandb_workspaces")
-from ddip_pl import workspace
+from ddip_pl.cli import workspace
+from ddip_pl.errors import InputError
 
 SWEEPS = CONFIGS / "sweep"
 
@@ -51,14 +51,11 @@ def test_it_is_saved_to_the_project_that_was_named(monkeypatch, capsys):
         url = "https://example.org/somebody/ddip-pl"
 
     monkeypatch.setattr(workspace.ws.Workspace, "save", lambda self: Saved if self.entity == "somebody" else None)
-    monkeypatch.setattr(sys, "argv", ["workspace", "somebody/ddip-pl"])
-    assert workspace.main() == 0
+    workspace.main(["somebody/ddip-pl"])
     assert capsys.readouterr().out == f"{Saved.url}\n"
 
 
 @pytest.mark.parametrize("project", ["ddip-pl", "/ddip-pl", "somebody/", "a/b/c"])
-def test_other_names_are_refused(monkeypatch, capsys, project):
-    monkeypatch.setattr(sys, "argv", ["workspace", project])
-    with pytest.raises(SystemExit, match="2"):
-        workspace.main()
-    assert "ENTITY/PROJECT" in capsys.readouterr().err
+def test_other_names_are_refused(project):
+    with pytest.raises(InputError, match="ENTITY/PROJECT"):
+        workspace.main([project])

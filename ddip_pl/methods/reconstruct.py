@@ -11,7 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.methods import load_method
+from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.reconstruction.method import Method

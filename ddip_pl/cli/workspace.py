@@ -1,13 +1,14 @@
-"""`python -m ddip_pl.workspace ENTITY/PROJECT`: a W&B dashboard that compares methods and sweeps."""
+"""`ddip-pl workspace ENTITY/PROJECT`: a W&B dashboard that compares methods and sweeps."""
 
-import argparse
-import sys
+from collections.abc import Sequence
+
+from ddip_pl.errors import ArgumentParser, InputError
 
 try:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
-except ImportError:
-    sys.exit("the dashboard needs wandb-workspaces; pip install 'ddip-pl[workspaces]'")
+except ImportError as error:
+    raise InputError("the dashboard needs wandb-workspaces; pip install 'ddip-pl[workspaces]'") from error
 
 STEP = "trainer/global_step"
 ADAPTATION = "model.init_args.adaptation.init_args"
@@ -67,16 +68,15 @@ def workspace(entity: str, project: str) -> ws.Workspace:
     )
 
 
-def main() -> int:
-    """Save the dashboard to a project and print its address."""
-    parser = argparse.ArgumentParser("python -m ddip_pl.workspace", description=__doc__)
+def main(arguments: Sequence[str]) -> None:
+    """Save the dashboard to a project and print its address.
+
+    Raises:
+        InputError: the project is not named as ENTITY/PROJECT.
+    """
+    parser = ArgumentParser("ddip-pl workspace", description=__doc__)
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="project that the runs are in")
-    entity, _, project = parser.parse_args().project.partition("/")
+    entity, _, project = parser.parse_args(arguments).project.partition("/")
     if not entity or not project or "/" in project:
         parser.error("give the project as ENTITY/PROJECT")
     print(workspace(entity, project).save().url)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
-from ddip_pl.config_files import SHIPPED, read_config, with_bases
 from ddip_pl.errors import InputError, bad_input, parser_reason
+from ddip_pl.methods.configs import SHIPPED, read_config, with_bases
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.module import Reconstruction
 

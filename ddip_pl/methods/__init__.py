@@ -1,0 +1,1 @@
+"""Methods by name, and the one call that needs no file."""
