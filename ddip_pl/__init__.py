@@ -1,6 +1,6 @@
 """3D CT and MRI reconstruction with a diffusion prior trained on ellipses and adapted to each scan.
 
-`__init__.pyi` lists the public names. Each is imported when it is first used (PEP 562): `import ddip_pl` costs nothing.
+`__init__.pyi` lists the public names. Each is imported on first use (PEP 562), so `import ddip_pl` is fast.
 """
 
 import lazy_loader

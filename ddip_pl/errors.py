@@ -6,11 +6,11 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """Bad input: one line saying what was given, what was expected and what to do."""
+    """Bad input. The message is one line: what was given, what was expected and what to do."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and leaves the lines of its description as they are."""
+    """Reports errors in one line and keeps the line breaks of its description."""
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,12 +20,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def reason(error: Exception) -> str:
-    """What an exception of somebody else says, in one line."""
+    """The message of another library's exception, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def parser_reason(message: str) -> str:
-    """What jsonargparse says of a setting, in one line that names it by its whole path."""
+    """An error message of jsonargparse in one line, with the full path of the setting."""
     line = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(message.split()))
     line = line.replace('": Parser key "', ".")
     line = re.sub(r"Group '([\w.]+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", line)
@@ -35,9 +35,9 @@ def parser_reason(message: str) -> str:
 
 
 def bad_input(error: BaseException | None) -> str | None:
-    """The bad input that an error comes from, in one line, or None if it comes from something else.
+    """The message of the `InputError` that caused an error, in one line, or None if no `InputError` did.
 
-    Parsers wrap what the constructors that they call raise, hence the search for the cause.
+    Parsers wrap the errors that constructors raise, so this searches the chain of causes.
     """
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""A folder that keeps what is costly to compute from one run to the next."""
+"""A folder that keeps expensive results between runs."""
 
 import hashlib
 import json
@@ -21,24 +21,24 @@ def user_cache() -> Path:
 
 
 def cached(folder: Path, name: str, key: Any, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays by name, as `make` makes them, read from a file if they were made before.
+    """Arrays by name, read from a file if they were computed before, otherwise computed by `make` and written.
 
-    A cache is never worth a failure: a file that cannot be read is made again, a folder that cannot be written is none.
+    The cache never fails: an unreadable file is computed again, and a folder that cannot be written to is ignored.
 
     Args:
-        folder: where the file lies.
-        name: first part of its name.
-        key: what the arrays depend on, JSON.
-        make: makes them.
+        folder: of the file.
+        name: first part of the file's name.
+        key: everything the arrays depend on, as JSON.
+        make: computes the arrays.
     """
     path = folder / f"{name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:  # the zip's checksums find a damaged file
+        with np.load(path, allow_pickle=False) as file:  # the zip's checksums detect a damaged file
             return dict(file)
     except FileNotFoundError:
         pass
     except Exception as error:
-        log.info("%s is made again, %s is unreadable: %s", name, path, error)
+        log.info("%s is computed again, %s is unreadable: %s", name, path, error)
     arrays = make()
     try:
         folder.mkdir(parents=True, exist_ok=True)

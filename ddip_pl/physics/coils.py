@@ -19,12 +19,11 @@ class MultiCoilMRI(LinearOperator):
     """`A = E S`: coil sensitivities `S`, then the encoding `E` of each coil's image in k-space.
 
     Images are `(slices, channels, height, width)`, k-space is `(slices, coils, ...)`, complex. Results have the
-    operator's precision. There is one set of maps for all slices, or one for each. Nothing of the operator is part of
-    the state dict.
+    operator's precision. All slices share one set of maps, or each has its own. The state dict is empty.
 
     Args:
         shape: of the volume: `(slices, height, width)`.
-        maps: `(slices or 1, coils, height, width)`, complex, times whatever `E` begins with.
+        maps: `(slices or 1, coils, height, width)`, complex, including any factor moved here from `E`.
         channels: 1 for real images, 2 for complex ones.
     """
 
@@ -39,12 +38,12 @@ class MultiCoilMRI(LinearOperator):
     @property
     @abstractmethod
     def coil_maps(self) -> Tensor:
-        """Sensitivities `(slices or 1, coils, height, width)`, complex64, as they were given."""
+        """Sensitivities `(slices or 1, coils, height, width)`, complex64, as given to the operator."""
 
     @property
     @abstractmethod
     def radius(self) -> Tensor:
-        """Distance of the samples from the zero frequency, `(slices or 1, samples)`; nan where nothing is measured."""
+        """Distance of the samples from the zero frequency, `(slices or 1, samples)`; nan if not measured."""
 
     @property
     def coils(self) -> int:
@@ -63,7 +62,7 @@ class MultiCoilMRI(LinearOperator):
         return torch.view_as_complex(self.maps) * image
 
     def combined(self, coil_images: Tensor) -> Tensor:
-        """`S^H` of coil images: `(slices, channels, height, width)`, real."""
+        """`S^H` applied to coil images: `(slices, channels, height, width)`, real."""
         image = (torch.view_as_complex(self.maps).conj() * coil_images).sum(1, keepdim=True)
         return image.real if self.channels == 1 else torch.cat([image.real, image.imag], dim=1)
 
@@ -75,14 +74,14 @@ class MultiCoilMRI(LinearOperator):
         return kspace_noise(y.flatten(2), self.radius)
 
     def register_complex(self, name: str, values: Tensor) -> None:
-        """Make a buffer of real and imaginary part apart, as modules cast complex buffers to real ones."""
+        """Register real and imaginary part as one real buffer, because modules cast complex buffers to real ones."""
         self.register_buffer(name, torch.view_as_real(values.to(torch.complex64)).contiguous(), persistent=False)
 
     def expect(self, tensor: Tensor, shape: Sequence[int]) -> None:
-        """Refuse a tensor of another shape than `(slices, *shape)`, or of other slices where each has its own buffers.
+        """Check that a tensor is `(slices, *shape)`, with the right number of slices if each has its own buffers.
 
         Raises:
-            InputError: it is another.
+            InputError: the shape or the number of slices differs.
         """
         slices = max(len(getattr(self, name)) for name in self.per_slice)
         if tensor.shape[1:] != tuple(shape) or slices not in (1, len(tensor)):
@@ -94,12 +93,12 @@ def checked_maps(maps: CoilMaps | Tensor, shape: Shape, coils: int | None = None
     """Coil maps `(slices or 1, coils, height, width)`, complex.
 
     Args:
-        maps: as given, or what makes them.
+        maps: the maps, or a `CoilMaps` that makes them.
         shape: of the volume.
-        coils: their number, if it is known.
+        coils: expected number of coils, if known.
 
     Raises:
-        InputError: they have another shape, are not finite, or all zero in a slice.
+        InputError: the maps have another shape, are not finite, or are all zero in a slice.
     """
     slices, height, width = shape
     maps = maps((height, width)) if isinstance(maps, CoilMaps) else maps
@@ -108,5 +107,5 @@ def checked_maps(maps: CoilMaps | Tensor, shape: Shape, coils: int | None = None
         expected = f"({slices}, {coils or 'coils'}, {height}, {width})"
         raise InputError(f"coil maps of shape {tuple(maps.shape)}; expected {expected}, or one slice of it")
     if not maps.isfinite().all() or not maps.abs().flatten(1).any(1).all():
-        raise InputError("coil maps of a slice are all zero, or not finite; calibrate them again")
+        raise InputError("coil maps of a slice are all zero or not finite; calibrate them again")
     return maps

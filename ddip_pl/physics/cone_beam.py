@@ -1,4 +1,4 @@
-"""Computed tomography with a cone beam: rays are oblique to the slices, which are therefore measured together."""
+"""Computed tomography with a cone beam. Its rays cross several slices, so slices are measured together."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ from ddip_pl.physics.geometry import (
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, Slices, spectral_norm
 
-CACHE_VERSION = 1  # raise it when the norm of a geometry changes
+CACHE_VERSION = 1  # raise when the norm of a geometry changes
 
 
 class ConeBeamCT(LinearOperator):
-    """Cone-beam CT with a flat detector, around the middle of the volume or along any path.
+    """Cone-beam CT with a flat detector, on a circular orbit or along any path.
 
     Volumes are `(slices, 1, size, size)`, projections `(1, views, rows, detectors)`. In the plane of the orbit,
-    orientation and angles are those of `FanBeamCT`; detector rows follow the slices.
+    orientation and angles are as in `FanBeamCT`; detector rows run in the direction of the slices.
 
-    The geometry is given by `angles` and the distances (a circular orbit, the fast case, see `CircularRays`), as a
-    whole by `geometry`, or view by view by `vectors` (see `FreeRays`).
+    The geometry is given by `angles` and the distances (a circular orbit, the fast case, see `CircularRays`), by an ODL
+    `geometry`, or by `vectors` for each view (see `FreeRays`).
 
     Args:
         shape: of the volume: `(slices, size, size)`.
         angles: number of equidistant angles `i * 2 pi / angles`, or the angles in radians.
-        thickness: from one slice to the next, in pixels.
+        thickness: distance between slices, in pixels.
         source_distance: from the source to the centre of the volume, in image widths.
         detector_distance: from the centre of the volume to the detector, in image widths.
         rows: number of detector rows; by default they cover the volume.
-        detectors: number of bins in a row; by default they cover the diagonal of the slices.
-        spacing: width and height of a bin, in pixels; by default that of a pixel in the centre, as it is magnified.
-        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
+        detectors: number of bins in a row; by default they cover the diagonal of a slice.
+        spacing: width and height of a bin, in pixels; by default those of a magnified pixel at the centre.
+        iterations: conjugate-gradient steps of the pseudo-inverse; more of them amplify noise.
         cache_dir: folder that keeps the spectral norm between runs, by default `ddip-pl` in the user's cache.
-        geometry: ODL's `ConeBeamGeometry`, or what `describe_geometry` makes of one. ODL's `(x, y, z)` are the row, the
-            column and the slice.
-        vectors: `(views, 12)` as ASTRA's `cone_vec`: in each view the positions `(x, y, z)` of the source and of the
-            middle of the detector, and the steps from bin to bin and from row to row; x runs along the columns, y along
-            the rows and z along the slices, with 0 in the middle of the volume. `rows` and `detectors` are needed.
+        geometry: ODL's `ConeBeamGeometry`, or its description by `describe_geometry`. ODL's `(x, y, z)` are the row,
+            the column and the slice.
+        vectors: `(views, 12)` like ASTRA's `cone_vec`: for each view the positions `(x, y, z)` of the source and of the
+            middle of the detector, and the steps from bin to bin and from row to row. x runs along the columns, y along
+            the rows and z along the slices, with 0 in the middle of the volume. Needs `rows` and `detectors`.
         pixel: size of a pixel in the unit of `geometry` or `vectors`.
 
     Attributes:
-        angles: in radians; None where the geometry was given by vectors.
-        spacing: width of a bin, in pixels; None where the geometry was given by vectors.
+        angles: in radians; None if the geometry was given by vectors.
+        spacing: width of a bin, in pixels; None if the geometry was given by vectors.
 
     Raises:
-        InputError: a setting is out of its range, or slices are not square.
+        InputError: a setting is out of range, slices are not square, or the source is inside the volume.
     """
 
     kind = "cone_beam"
@@ -102,13 +102,11 @@ class ConeBeamCT(LinearOperator):
             focus = source + detector
             radius = size / math.sqrt(2)
             if source <= radius:
-                raise InputError(
-                    f"source_distance is {source_distance}; expected more than 0.71, outside of the volume"
-                )
+                raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside the volume")
             spacing = focus / source if spacing is None else as_length("spacing", spacing)
             if detectors is None:  # the outermost rays are tangents to the circle around the slices
                 detectors = math.ceil(2 * focus * radius / math.sqrt(source**2 - radius**2) / spacing)
-            if rows is None:  # and meet the volume's edge where that is nearest to the source
+            if rows is None:  # and meet the edge of the volume where it is nearest to the source
                 rows = math.ceil(self.coupled * self.thickness * focus / (source - radius) / spacing)
             self._geometry: Description = {
                 "kind": self.kind, "angles": as_angles(angles, 2 * math.pi), "rows": as_count("rows", rows),
@@ -138,12 +136,16 @@ class ConeBeamCT(LinearOperator):
         box = np.array([self.shape[2], self.shape[1], self.shape[0] * self.thickness]) / 2
         inside = np.flatnonzero((np.abs(vectors[:, :3]) < box).all(1))
         if inside.size:
-            raise InputError(f"the source is within the volume in view {inside[0]}; expected it outside")
+            raise InputError(f"the source is inside the volume in view {inside[0]}; expected it outside")
         return FreeRays(self.shape, vectors, self.rows, self.detectors, self.thickness)
 
     @cached_property
     def scale(self) -> float:  # type: ignore[override]
-        """Spectral norm of the physical operator, to about 0.1 %."""
+        """Spectral norm of the physical operator, to about 0.1 %.
+
+        Raises:
+            InputError: no ray meets the volume.
+        """
         like = self.like
 
         def make() -> dict[str, np.ndarray]:
@@ -203,28 +205,28 @@ class ConeBeamCT(LinearOperator):
         """The scan geometry, an object of `odl.applications.tomo`.
 
         Raises:
-            InputError: it was given by vectors, for which ODL has no geometry.
+            InputError: the geometry was given by vectors; ODL has none for them.
         """
         if "vectors" in self._geometry:
-            raise InputError("ODL has no geometry for vectors of each view; see vectors")
+            raise InputError("ODL has no geometry for view-by-view vectors; use the attribute vectors")
         return geometry_from(scaled(self._geometry, self.pixel))
 
     @property
     def vectors(self) -> np.ndarray:
-        """The scan geometry view by view, `(views, 12)` in the unit of `pixel`; see the argument of the same name."""
+        """The scan geometry view by view, `(views, 12)` in the unit of `pixel`; see the argument `vectors`."""
         found = self._geometry["vectors"] if "vectors" in self._geometry else cone_vectors(self._geometry)
         return np.array(found * self.pixel)
 
     def select(self, slices: Slices) -> LinearOperator:
-        """The operator of some slices of the volume, the others of which are 0; of norm below 1."""
-        _ = self.scale  # of all slices
+        """The operator for some slices, with the others set to 0; its norm is below 1."""
+        _ = self.scale  # compute it while all slices are there
         part: Any = super().select(slices)
         part.rays.keep(slices)
         part.__dict__.pop("norm", None)
         return part
 
     def describe(self, pixel: tuple[float, float]) -> Description:
-        """The geometry in mm, and number and thickness of the slices; see `ddip_pl.physics.geometry`."""
+        """The geometry in mm, and the number and thickness of the slices; see `ddip_pl.physics.geometry`."""
         side = square_pixel(pixel, "cone beams")
         lengths = {n: v for n, v in scaled(self._geometry, side).items() if n not in ("kind", "rows", "detectors")}
         return lengths | {
@@ -267,7 +269,7 @@ class ConeBeamCT(LinearOperator):
 
 
 def as_vectors(vectors: Any) -> np.ndarray:
-    """Source, detector and axes of each view; raises `InputError` if they are not `(views, 12)` finite numbers."""
+    """Source, detector and axes of each view as an array; raises `InputError` unless `(views, 12)` finite numbers."""
     try:
         found = np.array(vectors, dtype=np.float64)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Line integrals along the rays of a cone beam, view by view, so that memory does not grow with the number of views."""
+"""Line integrals along the rays of a cone beam, view by view: memory does not grow with the number of views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.functional import grid_sample
 
 from ddip_pl.physics.operator import Shape, Slices
 
-SAMPLES_AT_ONCE = 2**21  # of free rays; 24 MiB of positions
+SAMPLES_AT_ONCE = 2**21  # along free rays; 24 MiB of positions
 
 
 class ConeRays(nn.Module, ABC):
@@ -32,19 +32,19 @@ class ConeRays(nn.Module, ABC):
 
     @abstractmethod
     def keep(self, slices: Slices) -> None:
-        """Take some slices as the volume from now on; the others are 0."""
+        """Restrict the volume to some slices; the others are 0."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`project(x)`, differentiable as often as one likes."""
+        """`project(x)`, differentiable any number of times."""
         return _Apply.apply(x, self, False)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """`back_project(y)`, differentiable as often as one likes."""
+        """`back_project(y)`, differentiable any number of times."""
         return _Apply.apply(y, self, True)
 
 
 class _Apply(torch.autograd.Function):
-    """Projection, or back-projection if `back`; the gradient of the one is the other."""
+    """Projection, or back-projection if `back`; each is the other's gradient."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, rays: ConeRays, back: bool) -> Tensor:
@@ -61,9 +61,9 @@ class CircularRays(ConeRays):
     """Rays of a circular orbit around the middle of the volume, with a flat detector parallel to the axis.
 
     A ray is sampled where it crosses planes that are parallel to the detector and one pixel apart, with linear
-    interpolation along each axis. All rays of a plane come from it by the same magnification, so the interpolation is
-    separable: within the slices it is the same for all slices and rows, across them the same for all views and
-    detectors. The first is done view by view; the second is a matrix product.
+    interpolation along each axis. All rays cross a plane at the same magnification, so the interpolation is separable:
+    within slices it is the same for all slices and rows, across slices the same for all views and detectors. The first
+    is done view by view; the second is a matrix product.
 
     Args:
         shape: of the volume.
@@ -73,7 +73,7 @@ class CircularRays(ConeRays):
         spacing: width and height of a bin.
         source: distance from the source to the axis.
         focus: distance from the source to the detector.
-        thickness: from one slice to the next.
+        thickness: distance between slices.
     """
 
     slopes: Tensor
@@ -99,9 +99,9 @@ class CircularRays(ConeRays):
         self.source = source
         u, v = (_centred(count).double() * spacing for count in (detectors, rows))
         depths = source + _centred(math.ceil(2 * self.size / math.sqrt(2)) + 1)  # of the planes, from the source
-        heights = v[:, None, None] * depths / focus / thickness  # in which rays cross them, in slices
+        heights = v[:, None, None] * depths / focus / thickness  # at which rays cross the planes, in slices
         across = (1 - (heights - _centred(slices)[:, None]).abs()).clamp(min=0)
-        lengths = (focus**2 + u**2 + v[:, None] ** 2).sqrt() / focus  # of a ray, from plane to plane
+        lengths = (focus**2 + u**2 + v[:, None] ** 2).sqrt() / focus  # of a ray between planes
         sines, cosines = (torch.from_numpy(f(angles)) for f in (np.sin, np.cos))
         buffers = {
             "slopes": u / focus, "depths": depths, "across": across, "lengths": lengths,
@@ -130,23 +130,23 @@ class CircularRays(ConeRays):
         self.across = self.across[:, slices]
 
     def _samples(self) -> Iterator[Tensor]:
-        """Of each view, where rays cross the planes: `(1, planes, detectors, 2)`, as `grid_sample` counts."""
+        """For each view, where rays cross the planes: `(1, planes, detectors, 2)`, in `grid_sample` coordinates."""
         for forward, sideways in zip(self.forwards, self.sidewards, strict=True):
             rays = forward + self.slopes[:, None] * sideways
             yield (2 / self.size * (self.depths[:, None, None] * rays - self.source * forward))[None]
 
 
 class FreeRays(ConeRays):
-    """Rays between any source and any flat detector in each view.
+    """Rays from any source to any flat detector, given view by view.
 
-    A ray is sampled every pixel (or slice, where slices are thinner) with trilinear interpolation.
+    A ray is sampled once per pixel (or once per slice, if slices are thinner) with trilinear interpolation.
 
     Args:
         shape: of the volume.
         vectors: `(views, 12)`, see `ConeBeamCT`.
         rows: of the detector.
         detectors: number of bins in a row.
-        thickness: from one slice to the next.
+        thickness: distance between slices.
     """
 
     vectors: Tensor
@@ -165,7 +165,7 @@ class FreeRays(ConeRays):
         buffers = {
             "vectors": torch.from_numpy(np.array(vectors, float)).unflatten(1, (4, 3)), "extent": extent,
             "u": _centred(detectors), "v": _centred(rows),
-            "depths": self.step * _centred(count),  # of samples, from the point nearest to the middle of the volume
+            "depths": self.step * _centred(count),  # of samples, from the point nearest the middle of the volume
         }  # fmt: skip
         for name, values in buffers.items():
             self.register_buffer(name, values.float(), persistent=False)
@@ -192,7 +192,7 @@ class FreeRays(ConeRays):
         self.members = self.members[slices]
 
     def _samples(self) -> Iterator[Iterator[Tensor]]:
-        """Of each view, and some rows at a time, `(1, rows, detectors, samples, 3)`, as `grid_sample` counts."""
+        """For each view, some rows at a time, `(1, rows, detectors, samples, 3)` in `grid_sample` coordinates."""
         rows = max(1, SAMPLES_AT_ONCE // (len(self.u) * len(self.depths)))
         for view in self.vectors:
             yield (self._positions(view, v) for v in self.v.split(rows))
@@ -206,12 +206,12 @@ class FreeRays(ConeRays):
 
 
 def _pull_back(images: Tensor, samples: Tensor, values: Tensor) -> Tensor:
-    """Adjoint of sampling `images` at `samples`, of `values`."""
+    """Adjoint of sampling `images` at `samples`, applied to `values`."""
     pull: Any = vjp(lambda x: grid_sample(x, samples, align_corners=False), images)[1]
     found: Tensor = pull(values)[0]
     return found
 
 
 def _centred(count: int) -> Tensor:
-    """Positions one apart, with 0 in the middle."""
+    """`count` positions with step 1, centred at 0."""
     return torch.arange(count) - (count - 1) / 2

@@ -1,4 +1,4 @@
-"""Computed tomography with parallel beam and with fan beam."""
+"""Computed tomography with a parallel beam or a fan beam."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FILTERS = ("ram-lak", "hann")
 class ParallelBeamCT(Projector):
     """Parallel-beam CT, see `Projector`.
 
-    The physical operator integrates along the lines `p_0 cos(theta) + p_1 sin(theta) = s`, with Joseph's
-    linear interpolation (IEEE Trans. Med. Imaging 1, 1982). Geometry and orientation are those of ODL's
-    `RayTransform` with `Parallel2dGeometry`, and the same arrays go into both: `p_0` grows from one row of
-    the image to the next, `p_1` from column to column, `s` from bin to bin of a detector centred at 0.
+    The physical operator integrates along the lines `p_0 cos(theta) + p_1 sin(theta) = s`, with Joseph's linear
+    interpolation (IEEE Trans. Med. Imaging 1, 1982). Geometry and orientation are the same as in ODL's `RayTransform`
+    with `Parallel2dGeometry`, so both take the same arrays: `p_0` grows from row to row of the image, `p_1` from column
+    to column, `s` from bin to bin of a detector centred at 0.
 
-    The geometry is given by `angles` and the settings that follow it, or as a whole by `geometry`.
+    The geometry is given by `angles` and the settings after it, or by an ODL `geometry`.
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -45,11 +45,11 @@ class ParallelBeamCT(Projector):
         spacing: width of a detector bin, in pixels.
         filter: window of the filtered back-projection: `ram-lak` (none) or `hann` (smoother).
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
-        geometry: ODL's `Parallel2dGeometry`, or what `describe_geometry` makes of one.
+        geometry: ODL's `Parallel2dGeometry`, or its description by `describe_geometry`.
         pixel: size of a pixel in the unit of the lengths of `geometry`.
 
     Raises:
-        InputError: a setting is out of its range, or slices are not square.
+        InputError: a setting is out of range, or slices are not square.
     """
 
     kind = "parallel_beam"
@@ -88,8 +88,8 @@ class ParallelBeamCT(Projector):
         super().__init__(shape, geometry, pixel, cache_dir)
         self.filter = filter
 
-        # Back-projection sums over angles (weight: the angular step) and convolution over bins (weight: the
-        # spacing). An angle's columns of A sum to 1 / spacing on average, and A lacks `scale` on either side.
+        # Back-projection sums over angles (weight: the angular step) and convolution over bins (weight: the spacing).
+        # An angle's columns of A sum to 1 / spacing on average, and A was divided by `scale`, once on either side.
         weights = _angular_weights(self.angles) * self.scale**2 * self.spacing**2
         response = _ramp(self.detectors, self.spacing, window=filter == "hann")
         fbp_filter = torch.from_numpy(np.outer(weights, response)).float()
@@ -98,7 +98,7 @@ class ParallelBeamCT(Projector):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """Filtered back-projection of sinograms `y` (Kak & Slaney, Computerized Tomographic Imaging, 3.3).
 
-        Every angle weighs half the gap between its neighbours in direction (modulo pi), so non-uniform and
+        Each angle is weighted by half the gap between its neighbours in direction (modulo pi), so non-uniform and
         repeated directions are integrated correctly; a missing wedge is not filled in.
 
         Raises:
@@ -121,10 +121,10 @@ class ParallelBeamCT(Projector):
 class FanBeamCT(Projector):
     """Fan-beam CT with a flat detector, see `Projector`.
 
-    Rays are integrated exactly through unit pixels (Siddon, Med. Phys. 12, 1985). Geometry and orientation are those of
-    ODL's `RayTransform` with `FanBeamGeometry`. Distances are in image widths, so that they serve all image sizes.
+    Rays are integrated exactly through unit pixels (Siddon, Med. Phys. 12, 1985). Geometry and orientation are the same
+    as in ODL's `RayTransform` with `FanBeamGeometry`. Distances are in image widths, so they suit any image size.
 
-    The geometry is given by `angles` and the settings that follow it, or as a whole by `geometry`.
+    The geometry is given by `angles` and the settings after it, or by an ODL `geometry`.
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -133,14 +133,14 @@ class FanBeamCT(Projector):
         source_distance: from the source to the centre of the image, in image widths.
         detector_distance: from the centre of the image to the detector, in image widths.
         detectors: number of detector bins; by default they cover the diagonal of the image.
-        spacing: width of a detector bin, in pixels; by default that of a pixel in the centre, as it is magnified.
-        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
+        spacing: width of a detector bin, in pixels; by default that of a magnified pixel at the centre.
+        iterations: conjugate-gradient steps of the pseudo-inverse; more of them amplify noise.
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
-        geometry: ODL's `FanBeamGeometry`, or what `describe_geometry` makes of one.
+        geometry: ODL's `FanBeamGeometry`, or its description by `describe_geometry`.
         pixel: size of a pixel in the unit of the lengths of `geometry`.
 
     Raises:
-        InputError: a setting is out of its range, or slices are not square.
+        InputError: a setting is out of range, or slices are not square.
     """
 
     kind = "fan_beam"
@@ -168,7 +168,7 @@ class FanBeamCT(Projector):
             detector = as_length("detector_distance", detector_distance) * size
             radius = size / math.sqrt(2)
             if source <= radius:
-                raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside of the image")
+                raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside the image")
             magnification = (source + detector) / source
             spacing = magnification if spacing is None else as_length("spacing", spacing)
             if detectors is None:  # the outermost rays are tangents to the circle around the image
@@ -199,8 +199,8 @@ class FanBeamCT(Projector):
 def _angular_weights(angles: np.ndarray) -> np.ndarray:
     """Quadrature weights of the integral over directions in [0, pi), in radians.
 
-    A direction weighs half the gap between its neighbours, shared among the angles that look along it. The
-    widest gap, if more than three times the median, is a missing wedge: no measurement stands for it.
+    The weight of a direction is half the gap between its neighbours, divided among the angles along it. The widest gap,
+    if more than three times the median, is a missing wedge: no measurement represents it.
     """
     fraction = np.round(angles / np.pi % 1, 9) % 1
     directions, inverse, repeats = np.unique(fraction, return_inverse=True, return_counts=True)
@@ -210,9 +210,9 @@ def _angular_weights(angles: np.ndarray) -> np.ndarray:
 
 
 def _ramp(detectors: int, spacing: float, window: bool) -> np.ndarray:
-    """Real frequency response of the ramp filter, sampled in space (Kak & Slaney, eq. 3.61).
+    """Real frequency response of the ramp filter (Kak & Slaney, eq. 3.61).
 
-    Sampled in space and zero-padded to twice the detector, it has neither an offset nor wrap-around.
+    Sampling it in space and zero-padding to twice the detector avoids an offset and wrap-around.
     """
     length = 2 ** math.ceil(math.log2(2 * detectors))
     n = np.fft.fftfreq(length, 1 / length).round()  # 0, 1, ..., -2, -1

@@ -1,4 +1,4 @@
-"""Reading the description of an operator: numbers, text and arrays by name, as a file has them."""
+"""Reading the description of an operator from a file: numbers, strings and arrays by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 
 from ddip_pl.errors import InputError
 
-ISOTROPIC = 0.05  # relative difference of height and width up to which a pixel counts as square
+ISOTROPIC = 0.05  # largest relative difference of height and width of a square pixel
 
 
 def numbers(
     description: Mapping[str, Any], name: str, count: int, default: tuple[float, ...] = ()
 ) -> tuple[float, ...]:
-    """So many finite numbers.
+    """`count` finite numbers.
 
     Raises:
-        InputError: they are missing and there is no default, or they are something else.
+        InputError: the entry is missing and there is no default, or it is something else.
     """
     given = description.get(name, default)
     try:
@@ -33,7 +33,7 @@ def length(description: Mapping[str, Any], name: str) -> float:
     """A positive length, in mm.
 
     Raises:
-        InputError: it is missing, or not positive.
+        InputError: it is missing or not positive.
     """
     [value] = numbers(description, name, 1)
     if not value > 0:
@@ -47,10 +47,10 @@ def array(description: Mapping[str, Any], name: str, kinds: str = "biuf") -> np.
     Args:
         description: of the operator.
         name: of the array.
-        kinds: NumPy's letters for the types it may have; by default real ones, with "c" complex ones.
+        kinds: NumPy's letters for the permitted types; by default real types only, "c" adds complex ones.
 
     Raises:
-        InputError: it is missing, or of another type.
+        InputError: it is missing or has another type.
     """
     values = description.get(name)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds:
@@ -65,7 +65,7 @@ def square_pixel(pixel: tuple[float, float], what: str) -> float:
 
     Args:
         pixel: height and width, in mm.
-        what: needs square ones, for the message.
+        what: the measurements that need square pixels, for the error message.
 
     Raises:
         InputError: the pixel is not square.

@@ -14,14 +14,14 @@ PLANE = (-2, -1)
 
 
 def fft(image: Array, axes: tuple[int, ...] = PLANE) -> Array:
-    """K-space of an image, along some axes."""
+    """K-space of an image, along `axes`."""
     library: Any = np if isinstance(image, np.ndarray) else torch
     shifted = library.fft.ifftshift(image, axes)
     return library.fft.fftshift(library.fft.fftn(shifted, None, axes, "ortho"), axes)
 
 
 def ifft(kspace: Array, axes: tuple[int, ...] = PLANE) -> Array:
-    """Image of k-space, along some axes; the inverse of `fft`, and its adjoint."""
+    """Image of k-space, along `axes`; both the inverse and the adjoint of `fft`."""
     library: Any = np if isinstance(kspace, np.ndarray) else torch
     shifted = library.fft.ifftshift(kspace, axes)
     return library.fft.fftshift(library.fft.ifftn(shifted, None, axes, "ortho"), axes)
@@ -30,7 +30,7 @@ def ifft(kspace: Array, axes: tuple[int, ...] = PLANE) -> Array:
 def phases(height: int, width: int) -> tuple[Tensor, complex]:
     """`D` and `c` such that `fft(x) = c D FFT(D x)`: a shift in one domain is a phase in the other.
 
-    An operator that multiplies them into what it multiplies with anyway need not shift anything.
+    An operator that folds them into its mask and maps needs no shifts.
 
     Returns:
         The diagonal of `D`, `(height, width)` complex128, and the number `c`.

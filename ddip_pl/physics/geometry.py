@@ -1,16 +1,16 @@
-"""Geometries of CT scans as plain numbers: made from ODL's objects and turned into them.
+"""Geometries of CT scans as plain numbers, converted from and to ODL's objects.
 
-A description is a dictionary. Its lengths share one unit; a standard geometry has these entries only:
+A description is a dictionary. Its lengths share one unit. A standard geometry has only these entries:
 
     kind                                parallel_beam, fan_beam or cone_beam
     angles                              (views,), radians
-    detectors, rows                     number of bins along the detector and, of cone beams, of its rows
+    detectors, rows                     number of bins in a row and, for cone beams, number of rows
     detector_spacing                    width of a bin
-    source_distance, detector_distance  from the axis of rotation; not of parallel beams
+    source_distance, detector_distance  from the axis of rotation; not for parallel beams
 
-Anything unusual has an entry of its own: `row_spacing`, `detector_offset` and `row_offset` (where the middle of the
-detector is), ODL's arguments of the same names (`OPTIONS`), and `source_shift` and `detector_shift`, ODL's shift
-functions at the angles. Importing ODL takes two seconds, so only the functions that need it do so.
+Other geometries have more entries: `row_spacing`, `detector_offset` and `row_offset` (the position of the detector's
+middle), ODL's arguments of the same names (`OPTIONS`), and `source_shift` and `detector_shift` (the values of ODL's
+shift functions at the angles). Importing ODL takes two seconds, so only the functions that need it import it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ LENGTHS = {
 
 
 def describe_geometry(geometry: Any) -> Description:
-    """An ODL geometry in plain numbers.
+    """Describe an ODL geometry in plain numbers.
 
     Args:
         geometry: a `Parallel2dGeometry`, `FanBeamGeometry` or `ConeBeamGeometry` of `odl.applications.tomo`.
 
     Raises:
-        InputError: it is something else, or its detector is curved or has bins of different widths.
+        InputError: the geometry is of another type, or its detector is curved or has bins of different widths.
     """
     from odl.applications.tomo import ConeBeamGeometry, FanBeamGeometry, Parallel2dGeometry
     from odl.applications.tomo.geometry.detector import Flat1dDetector, Flat2dDetector
@@ -92,9 +92,9 @@ def describe_geometry(geometry: Any) -> Description:
 
 
 def geometry_from(description: Mapping[str, Any]) -> Any:
-    """The ODL geometry of a description, the inverse of `describe_geometry`.
+    """The ODL geometry of a description; the inverse of `describe_geometry`.
 
-    ODL wants increasing angles: full turns are added where they are not.
+    ODL needs increasing angles, so full turns are added to angles that do not increase.
     """
     from odl.applications.tomo import ConeBeamGeometry, FanBeamGeometry, Parallel2dGeometry
     from odl.core.discr.partition import nonuniform_partition, uniform_partition
@@ -109,7 +109,7 @@ def geometry_from(description: Mapping[str, Any]) -> Any:
     middle, half = np.array(offsets), np.array(counts) * widths / 2
     partitions = nonuniform_partition(angles), uniform_partition(middle - half, middle + half, counts)
     options = {}
-    if OPTIONS[kind].keys() & description.keys():  # all of them, as ODL derives those that it is not given
+    if OPTIONS[kind].keys() & description.keys():  # give all of them: ODL derives missing ones from the others
         options = {name: description.get(name, default) for name, default in OPTIONS[kind].items()}
     if kind == "parallel_beam":
         return Parallel2dGeometry(*partitions, **options)
@@ -132,20 +132,20 @@ def same_geometry(first: Any, second: Any) -> bool:
 
 
 def is_standard(description: Mapping[str, Any]) -> bool:
-    """Whether a geometry has nothing unusual: a centred detector that turns with the source around the origin."""
+    """Whether a geometry is standard: a centred detector that turns with the source around the origin."""
     return description.keys() <= STANDARD
 
 
 def scaled(description: Mapping[str, Any], factor: float) -> Description:
-    """A geometry with all lengths multiplied."""
+    """A geometry with all lengths multiplied by `factor`."""
     return {name: value * factor if name in LENGTHS else value for name, value in description.items()}
 
 
 def checked_geometry(description: Mapping[str, Any], kind: str) -> Description:
-    """The entries that describe a geometry, checked.
+    """The entries of a description that concern the geometry, checked.
 
     Raises:
-        InputError: something is missing or out of range.
+        InputError: an entry is missing or out of range.
     """
     if description.get("kind", kind) != kind:
         raise InputError(f"geometry of kind {description['kind']}; expected {kind}")
@@ -176,7 +176,7 @@ def checked_geometry(description: Mapping[str, Any], kind: str) -> Description:
 def read_geometry(
     description: Mapping[str, Any], kind: str, data: tuple[int, ...], axes: tuple[str, ...]
 ) -> tuple[int, float, Description]:
-    """What a file has to say of any CT scan: image size, size of a pixel in mm, and the geometry in mm.
+    """Read the description of a CT scan from a file: image size, size of a pixel in mm, and the geometry in mm.
 
     Args:
         description: see `LinearOperator.describe`.
@@ -185,7 +185,7 @@ def read_geometry(
         axes: names of the axes of the data.
 
     Raises:
-        InputError: something is missing or out of range, or does not fit the data.
+        InputError: an entry is missing or out of range, or does not fit the data.
     """
     if len(data) != len(axes):
         raise InputError(f"sinogram of shape {data}; expected {len(axes)} axes ({', '.join(axes)})")
@@ -195,12 +195,12 @@ def read_geometry(
     angles, views = geometry["angles"], axes.index("angles")
     if data[views] != len(angles):
         like = [axis for axis in range(len(data))[::-1] if axis != views and data[axis] == len(angles)]
-        hint = f"axis {like[0]} looks like the angles, move it to axis {views}" if like else "no axis has that length"
+        hint = f"axis {like[0]} looks like the angles; move it to axis {views}" if like else "no axis has that length"
         raise InputError(f"sinogram of shape {data} with {len(angles)} angles; expected ({', '.join(axes)}); {hint}")
     if np.ptp(angles) > ONE_TURN and "pitch" not in geometry:
         raise InputError(
-            f"angles from {angles.min():g} to {angles.max():g} are more than a turn in radians and look like degrees; "
-            "convert them"
+            f"angles from {angles.min():g} to {angles.max():g} span more than a full turn in radians and look like "
+            "degrees; convert them"
         )
     if geometry["detector_spacing"] <= 0:
         raise InputError(f"detector spacing is {geometry['detector_spacing']:g} mm; expected it positive")
@@ -214,16 +214,16 @@ def read_geometry(
         if source <= width / 2**0.5 or detector <= 0:
             raise InputError(
                 f"source_distance {source:g} mm, detector_distance {detector:g} mm; expected them positive, and the "
-                f"source outside of the image, more than {width / 2**0.5:g} mm from the axis"
+                f"source outside the image, more than {width / 2**0.5:g} mm from the axis"
             )
     return int(size), pixel, geometry
 
 
 def plane_vectors(description: Mapping[str, Any]) -> np.ndarray:
-    """ASTRA's vectors of a geometry in the plane, (views, 6): ray or source, middle of the detector, bin to bin.
+    """ASTRA's vectors of a 2D geometry, (views, 6): ray or source, middle of the detector, step from bin to bin.
 
-    ASTRA's x runs along the columns and its y against the rows. (ODL has the same for fan beams; its conversion of
-    parallel beams drops the place of the detector.)
+    ASTRA's x runs along the columns and its y against the rows. (ODL's own conversion is the same for fan beams, but
+    drops the position of the detector for parallel beams.)
     """
     geometry, rotation = geometry_from(description), np.array([[0.0, 1.0], [-1.0, 0.0]])
     angles, middle = geometry.angles, geometry.det_params.mid_pt.item()
@@ -235,7 +235,7 @@ def plane_vectors(description: Mapping[str, Any]) -> np.ndarray:
 
 
 def cone_vectors(description: Mapping[str, Any]) -> np.ndarray:
-    """ASTRA's `cone_vec` of a cone beam, (views, 12): source, middle of the detector, bin to bin, row to row.
+    """ASTRA's `cone_vec` of a cone beam, (views, 12): source, middle of the detector, steps between bins and rows.
 
     x runs along the columns, y along the rows and z along the slices of the volume, with 0 in its middle.
     """
@@ -259,7 +259,7 @@ def _increasing(angles: np.ndarray) -> np.ndarray:
 
 
 def _shift_function(angles: np.ndarray, shifts: np.ndarray) -> Any:
-    """Shift at any of the angles."""
+    """The shift at a given angle, as ODL calls it."""
     return lambda angle: shifts[np.abs(np.subtract.outer(np.atleast_1d(angle), angles)).argmin(-1)]
 
 
@@ -267,10 +267,10 @@ def _shift_function(angles: np.ndarray, shifts: np.ndarray) -> Any:
 
 
 def square(shape: Shape, operator: str) -> int:
-    """Height and width of slices that have to be square.
+    """The size of square slices.
 
     Raises:
-        InputError: they are not, or the shape is not one of a volume.
+        InputError: the slices are not square, or the shape is not that of a volume.
     """
     _, height, width = volume_shape(shape)
     if height != width:
@@ -289,12 +289,12 @@ def as_description(geometry: Any, kind: str, pixel: float) -> Description:
     """A geometry in pixels.
 
     Args:
-        geometry: of ODL, or its description.
-        kind: that it has to be of.
-        pixel: size of a pixel in the unit of its lengths.
+        geometry: ODL's geometry, or its description.
+        kind: expected kind of geometry.
+        pixel: size of a pixel in the unit of the geometry's lengths.
 
     Raises:
-        InputError: it is of another kind, or something in it is missing or out of range.
+        InputError: the geometry is of another kind, or an entry is missing or out of range.
     """
     described = checked_geometry(geometry if isinstance(geometry, Mapping) else describe_geometry(geometry), kind)
     pixel = as_length("pixel", pixel)
@@ -302,21 +302,21 @@ def as_description(geometry: Any, kind: str, pixel: float) -> Description:
 
 
 def as_count(name: str, value: Any) -> int:
-    """A setting that counts something; raises `InputError` if it cannot."""
+    """A setting that must be a whole number of at least 1; raises `InputError` if it is not."""
     if not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
     return int(value)
 
 
 def as_length(name: str, value: Any) -> float:
-    """A setting that is a length; raises `InputError` if it cannot be one."""
+    """A setting that must be positive and finite; raises `InputError` if it is not."""
     if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value!r}; expected a positive, finite number")
     return float(value)
 
 
 def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
-    """Equidistant angles or given ones, in radians; raises `InputError` if they cannot be used."""
+    """`angles` equidistant angles, or the given ones, in radians; raises `InputError` if they cannot be used."""
     if isinstance(angles, (int, np.integer)):
         return np.arange(as_count("angles", angles)) * (angular_range / angles)
     try:
@@ -324,5 +324,5 @@ def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray
     except (TypeError, ValueError):  # text, ragged lists
         explicit = np.empty(0)
     if explicit.ndim != 1 or explicit.size == 0 or not np.isfinite(explicit).all():
-        raise InputError(f"angles is {angles!r}; expected their number or a list of finite angles in radians")
+        raise InputError(f"angles is {angles!r}; expected the number of angles or a list of finite angles in radians")
     return explicit

@@ -1,4 +1,4 @@
-"""A measurement: what was measured, and by which operator."""
+"""A measurement: the measured values and the operator that produced them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Measurement:
     """`y = A x + n` for all slices of one volume, or for some of them.
 
     Attributes:
-        y: measurement in the scale of the operator; first axis slices, or groups of coupled ones.
+        y: measured values in the scale of the operator; the first axis is slices, or groups of coupled slices.
         operator: `A`.
-        sigma_y: standard deviation of `n`, in the same scale; of complex values `E |n|^2 = sigma_y^2`.
-        reference: the true images `(slices, channels, height, width)` in [0, 1], where they are known.
+        sigma_y: standard deviation of `n`, in the same scale; for complex values `E |n|^2 = sigma_y^2`.
+        reference: the true images `(slices, channels, height, width)` in [0, 1], if known.
         estimate: see `given`.
     """
 
@@ -34,7 +34,7 @@ class Measurement:
         return len(self.y) * self.operator.coupled
 
     def __getitem__(self, slices: Slices) -> Measurement:
-        """The measurement of some slices; of coupled ones, what the estimate of the others does not explain.
+        """The measurement of some slices; if slices are coupled, the contribution of the others is subtracted.
 
         Raises:
             InputError: slices are coupled, and there is no estimate.
@@ -45,23 +45,23 @@ class Measurement:
         else:
             if self.estimate is None:
                 raise InputError(
-                    f"{type(self.operator).__name__} measures slices together; choose some of them given an estimate "
-                    "of all, measurement.given(estimate)[slices]"
+                    f"{type(self.operator).__name__} measures slices together; to select some, give an estimate of "
+                    "them all: measurement.given(estimate)[slices]"
                 )
             y = operator(self.estimate[slices]) - self.residual(self.estimate)
         return Measurement(y, operator, self.sigma_y, reference)
 
     def given(self, estimate: Callable[[], Tensor]) -> Measurement:
-        """The same, with all slices but the chosen ones held at an estimate when some are chosen, `[slices]`.
+        """The same measurement, with an estimate at which `[slices]` holds all the other slices.
 
         Args:
-            estimate: makes the volume `(slices, channels, height, width)`; it is called only where slices are coupled,
-                as others do not depend on each other.
+            estimate: returns the volume `(slices, channels, height, width)`; called only if slices are coupled, as
+                uncoupled slices do not depend on each other.
         """
         return self if self.operator.coupled == 1 else replace(self, estimate=estimate())
 
     def to(self, device: torch.device | str) -> Measurement:
-        """The same on another device; the operator itself moves there, as modules do."""
+        """The same measurement on another device; the operator is moved in place, as modules are."""
         return replace(self, **{name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")})
 
     def residual(self, x: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class Measurement:
         return self.operator(x) - self.y
 
     def misfit(self, x: Tensor) -> Tensor:
-        """`|| A x - y ||^2` of each slice, or group of coupled ones, `(len(y),)`."""
+        """`|| A x - y ||^2` of each slice or coupled group, `(len(y),)`."""
         return self.residual(x).abs().square().flatten(1).sum(1)
 
     def noise_energy(self, discrepancy: float = 1.0) -> Tensor:
-        """`(discrepancy sigma_y)^2` times the number of values, for each slice or group of coupled ones, `(len(y),)`.
+        """`(discrepancy sigma_y)^2` times the number of values, for each slice or coupled group, `(len(y),)`.
 
-        It is what `misfit` is expected to be for the true `x`, with discrepancy 1 (Morozov's principle).
+        With discrepancy 1 it is the expected `misfit` of the true `x` (Morozov's principle).
         """
         return (discrepancy * self.sigma_y) ** 2 * self.operator.values(self.y)
 
@@ -86,15 +86,15 @@ class Measurement:
 
     @torch.no_grad()
     def discrepancy(self, x: Tensor) -> float:
-        """`|| A x - y || / (sigma_y sqrt(number of values))`, 1 where what is left is the noise; inf without noise."""
+        """`|| A x - y || / (sigma_y sqrt(number of values))`: 1 if only noise is left, inf if `sigma_y` is 0."""
         noise = self.noise_energy().sum().sqrt()
         return float(self.residual(x).norm() / noise) if noise else float("inf")
 
 
 def simulate(x: Tensor, operator: LinearOperator, sigma_y: float, generator: torch.Generator | None = None) -> Tensor:
-    """`A x + n` with Gaussian noise `n` of standard deviation `sigma_y` at each measured value.
+    """`A x + n` with Gaussian noise `n` of standard deviation `sigma_y` in each measured value.
 
-    For complex values `sigma_y^2` is the variance of real and imaginary part together.
+    For complex values `sigma_y^2` is the total variance of real and imaginary part.
     """
     with torch.no_grad():
         y = operator(x)

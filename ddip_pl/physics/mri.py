@@ -1,4 +1,4 @@
-"""Cartesian magnetic resonance imaging, with one coil or several (SENSE)."""
+"""Cartesian magnetic resonance imaging, with one or several coils (SENSE)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ddip_pl.physics.sensitivity import CoilMaps
 class CartesianMRI(MultiCoilMRI):
     """`A = M F S / scale`: coil sensitivities `S`, centred orthonormal Fourier transform `F`, sampling mask `M`.
 
-    K-space is `(slices, coils, ky, kx)`, 0 where it is not sampled. The phases of `F = c D FFT D` (see `fft.phases`)
-    are multiplied into mask and maps.
+    K-space is `(slices, coils, ky, kx)`, 0 where it is not sampled. Mask and maps include the phases of `F = c D FFT D`
+    (see `fft.phases`).
 
     Args:
         shape: of the volume: `(slices, height, width)`.
@@ -47,7 +47,7 @@ class CartesianMRI(MultiCoilMRI):
         self.set_scale(scale)
 
     def set_scale(self, scale: float) -> None:
-        """Divide by the spectral norm."""
+        """Divide the operator by its spectral norm `scale`."""
         self.weights /= scale
         self.scale, self.norm = scale, 1.0
 
@@ -95,7 +95,7 @@ class CartesianMRI(MultiCoilMRI):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> CartesianMRI:
-        """One coil without maps is `SingleCoilMRI`, any other number is `SENSE`."""
+        """`SingleCoilMRI` for one coil without maps, otherwise `SENSE`."""
         slices, coils, height, width = data
         shape = volume_shape((slices, height, width))
         [channels] = numbers(description, "channels", 1, (2,))
@@ -117,15 +117,15 @@ class CartesianMRI(MultiCoilMRI):
 
 
 class SingleCoilMRI(CartesianMRI):
-    """Cartesian MRI with one coil of sensitivity 1: `A = M F`, in unit spectral norm; see `CartesianMRI`.
+    """Cartesian MRI with one coil of sensitivity 1: `A = M F`, with unit spectral norm; see `CartesianMRI`.
 
     Args:
         shape: of the volume: `(slices, height, width)`.
-        mask: `(ky, kx)` for all slices or `(slices, ky, kx)`, not 0 where k-space is measured; or what makes it.
-        complex_image: whether images are complex, with two channels (real, imaginary), or real with one.
+        mask: `(ky, kx)` for all slices or `(slices, ky, kx)`, nonzero where k-space is measured; or a `Sampling`.
+        complex_image: whether images are complex, with two channels (real, imaginary), or real, with one.
 
     Raises:
-        InputError: the mask is of another size, or empty.
+        InputError: the mask has another size or is empty.
     """
 
     per_slice = ("maps", "mask", "weights", "density")
@@ -133,7 +133,7 @@ class SingleCoilMRI(CartesianMRI):
 
     def __init__(self, shape: Shape, mask: Sampling | Tensor, complex_image: bool = False):
         mask = checked_mask(mask, shape)
-        # The spectrum of a real image is Hermitian, so A^T A = F^H gram F also where two positions k and -k share it.
+        # Spectra of real images are Hermitian, so Re(F^H M F) = F^H gram F, with gram the mean of M and its mirror image.
         mirrored = mask.flip(-2, -1).roll([1 - length % 2 for length in mask.shape[-2:]], (-2, -1))
         gram = mask.double() if complex_image else (mask.double() + mirrored) / 2
         scale = gram.max().sqrt().item()
@@ -142,9 +142,9 @@ class SingleCoilMRI(CartesianMRI):
         self.register_buffer("density", density[:, None], persistent=False)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Exact pseudo-inverse of k-space `y (slices, 1, ky, kx)`: zero-filled for complex images.
+        """Exact pseudo-inverse of k-space `y (slices, 1, ky, kx)`: zero filling for complex images.
 
-        For real images a position k whose mirror image -k is not measured stands for both.
+        For real images, a position k represents -k too if -k is not measured.
 
         Raises:
             InputError: `y` has another shape.
@@ -161,12 +161,12 @@ class SENSE(CartesianMRI):
 
     Args:
         shape: of the volume: `(slices, height, width)`.
-        mask: `(ky, kx)` for all slices or `(slices, ky, kx)`, not 0 where k-space is measured; or what makes it.
-        maps: sensitivities `(slices or 1, coils, height, width)`, complex; or what makes them.
-        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
+        mask: `(ky, kx)` for all slices or `(slices, ky, kx)`, nonzero where k-space is measured; or a `Sampling`.
+        maps: sensitivities `(slices or 1, coils, height, width)`, complex; or a `CoilMaps`.
+        iterations: conjugate-gradient steps of the pseudo-inverse; more of them amplify noise.
 
     Raises:
-        InputError: mask or maps are of another size, or all zero.
+        InputError: mask or maps have another size or are all zero.
     """
 
     def __init__(self, shape: Shape, mask: Sampling | Tensor, maps: CoilMaps | Tensor, iterations: int = 10):
@@ -188,20 +188,20 @@ def checked_mask(mask: Sampling | Tensor, shape: Shape) -> Tensor:
     """Mask `(slices or 1, ky, kx)`, bool.
 
     Args:
-        mask: as given, or what makes it.
+        mask: the mask, or a `Sampling` that makes it.
         shape: of the volume.
 
     Raises:
-        InputError: it has another shape, or is all zero in a slice.
+        InputError: the mask has another shape or is all zero in a slice.
     """
     slices, height, width = volume_shape(shape)
     mask = mask((height, width)) if isinstance(mask, Sampling) else mask
     if mask.shape[-2:] != (height, width) or (mask.ndim != 2 and mask.shape[:-2] not in ((1,), (slices,))):
         raise InputError(
             f"mask of shape {tuple(mask.shape)} for {slices} slices of {height} x {width}; expected "
-            f"({height}, {width}), or that for each slice"
+            f"({height}, {width}), or one such mask for each slice"
         )
     mask = mask.reshape(-1, height, width) != 0
     if not mask.flatten(1).any(1).all():
-        raise InputError("the mask of a slice is all zero; expected 1 where k-space is measured")
+        raise InputError("the mask of a slice is all zero; expected 1 at measured positions")
     return mask

@@ -1,4 +1,4 @@
-"""Non-Cartesian magnetic resonance imaging, with one coil or several."""
+"""Non-Cartesian magnetic resonance imaging, with one or several coils."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ddip_pl.physics.sensitivity import CoilMaps
 from ddip_pl.physics.trajectory import Trajectory
 from ddip_pl.solvers.cg import conjugate_gradient
 
-OVERSAMPLING = 2  # of torchkbnufft's grid, whose size its orthonormal transform divides by
-SMALLEST = 4  # image that torchkbnufft's kernel fits in, in pixels
+OVERSAMPLING = 2  # of torchkbnufft's grid; its orthonormal transform divides by the size of that grid
+SMALLEST = 4  # image size in pixels that torchkbnufft's kernel fits into
 TOEPLITZ = tkbn.ToepNufft()
 
 
 class NonCartesianMRI(MultiCoilMRI):
     """`A = F S / scale`: coil sensitivities `S` and the Fourier transform `F` at the positions of a trajectory.
 
-    `F x = sum_r x(r) exp(-i k r) / n`, for n x n pixels, the middle one of which (`n // 2`) is the origin, by gridding
-    with a Kaiser-Bessel kernel (torchkbnufft; Fessler & Sutton 2003). `A^T A` needs no gridding: it is a convolution,
-    which two FFTs of twice the size do (Toeplitz embedding; Fessler et al. 2005).
+    `F x = sum_r x(r) exp(-i k r) / n` for n x n pixels, with the origin at pixel `n // 2`, is computed by gridding with
+    a Kaiser-Bessel kernel (torchkbnufft; Fessler & Sutton 2003). `A^T A` needs no gridding: it is a convolution, done
+    by two FFTs of twice the size (Toeplitz embedding; Fessler et al. 2005).
 
-    Images are complex, k-space is `(slices, coils, samples)`. All slices have the same trajectory.
+    Images are complex, k-space is `(slices, coils, samples)`. All slices share one trajectory.
 
     Args:
-        shape: of the volume: `(slices, height, width)`; height and width are the same.
-        trajectory: `(samples, 2)`, of (ky, kx) in radians a pixel, within -pi .. pi; or what makes it.
-        maps: sensitivities `(slices or 1, coils, height, width)`, complex; or what makes them; by default one coil that
-            sees everything alike.
+        shape: of the volume: `(slices, height, width)`; height and width must be equal.
+        trajectory: `(samples, 2)`, (ky, kx) in radians per pixel, within -pi .. pi; or a `Trajectory`.
+        maps: sensitivities `(slices or 1, coils, height, width)`, complex; or a `CoilMaps`; by default one coil of
+            sensitivity 1.
         iterations: conjugate-gradient steps of the pseudo-inverse.
-        density: compensation for the density of the samples, `(samples,)`, of any mean; by default of Pipe & Menon.
+        density: density compensation `(samples,)`, with any mean; by default by the method of Pipe & Menon (1999).
 
     Raises:
-        InputError: images are not square, or positions, maps or density are of another shape, or out of range.
+        InputError: images are not square, or positions, maps or density have another shape or are out of range.
     """
 
     kind = "non_cartesian"
@@ -63,7 +63,7 @@ class NonCartesianMRI(MultiCoilMRI):
     ):
         _, size, width = volume_shape(shape)
         if size != width or size < SMALLEST:
-            raise InputError(f"images of {size} x {width}; expected square ones of at least {SMALLEST} pixels")
+            raise InputError(f"images of {size} x {width}; expected square images, at least {SMALLEST} x {SMALLEST}")
         if iterations < 1:
             raise InputError(f"iterations of NonCartesianMRI is {iterations}; give at least 1")
         positions = checked_positions(trajectory(size) if isinstance(trajectory, Trajectory) else trajectory)
@@ -77,7 +77,7 @@ class NonCartesianMRI(MultiCoilMRI):
         if density.shape != positions.shape[1:] or not (density >= 0).all() or not 0 < density.sum() < torch.inf:
             raise InputError(
                 f"density compensation of shape {tuple(density.shape)} for {positions.shape[1]} samples; expected one "
-                "value for each, at least 0 and not all 0"
+                "finite value for each, none negative and not all 0"
             )
         self.register_buffer("trajectory", positions, persistent=False)
         self.register_buffer("density", density / density.mean(), persistent=False)
@@ -113,7 +113,7 @@ class NonCartesianMRI(MultiCoilMRI):
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A few conjugate-gradient steps on `A^T W A x = A^T W y` from 0, with density compensation `W`.
 
-        (Pruessmann et al. 2001; by default `W` of Pipe & Menon 1999.)
+        See Pruessmann et al. (2001).
 
         Raises:
             InputError: `y` has another shape.
@@ -123,16 +123,16 @@ class NonCartesianMRI(MultiCoilMRI):
         return conjugate_gradient(lambda x: self.convolved(x, self.weighted_kernel), right, self.iterations)
 
     def convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """`A^T W A x` for a kernel of Toeplitz embedding."""
+        """`A^T W A x`, with `W` given by its Toeplitz `kernel`."""
         return self.combined(TOEPLITZ(self.coil_images(x), torch.view_as_complex(kernel), norm="ortho"))
 
     def transform(self, kind: Any) -> Any:
-        """A transform of torchkbnufft in the precision and on the device of the operator."""
+        """A torchkbnufft transform in the operator's precision, on its device."""
         return cached_transform(kind, self.shape[1:], self.maps.dtype.to_complex(), self.maps.device)
 
     @property
     def measured(self) -> tuple[int, int]:
-        """Shape of the k-space of a slice: coils and samples."""
+        """Shape of the k-space of one slice: `(coils, samples)`."""
         return self.coils, self.trajectory.shape[1]
 
     @property
@@ -174,43 +174,43 @@ class NonCartesianMRI(MultiCoilMRI):
 
 @cache
 def cached_transform(kind: Any, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Any:
-    """A transform of torchkbnufft; no part of the operator, as modules cast its complex tables to real ones."""
+    """A torchkbnufft transform, kept outside the operator because modules cast its complex tables to real ones."""
     return kind(grid, dtype=dtype, device=device)
 
 
 def checked_positions(trajectory: Tensor) -> Tensor:
-    """Positions as torchkbnufft has them, `(2, samples)`.
+    """Positions in torchkbnufft's layout, `(2, samples)`.
 
     Raises:
-        InputError: they are of another shape, or out of range.
+        InputError: they have another shape or are out of range.
     """
     if trajectory.ndim != 2 or trajectory.shape[1] != 2 or len(trajectory) == 0:
-        raise InputError(f"trajectory of shape {tuple(trajectory.shape)}; expected (samples, 2), of (ky, kx)")
+        raise InputError(f"trajectory of shape {tuple(trajectory.shape)}; expected (samples, 2) with (ky, kx)")
     furthest = float(trajectory.abs().max())
-    if not furthest <= math.pi * (1 + 1e-6):  # NaN, too
-        raise InputError(f"trajectory with positions up to {furthest:.4g}; expected radians a pixel, within -pi .. pi")
+    if not furthest <= math.pi * (1 + 1e-6):  # also true for NaN
+        raise InputError(f"trajectory has positions up to {furthest:.4g}; expected radians per pixel, within -pi .. pi")
     return trajectory.T.float().contiguous()
 
 
 def positions_in_radians(trajectory: np.ndarray, samples: int, pixel: float) -> Tensor:
-    """Positions in radians a pixel, of spatial frequencies in 1/mm.
+    """Convert spatial frequencies in 1/mm to positions in radians per pixel.
 
     Args:
-        trajectory: `(samples, 2)`, of (ky, kx) in 1/mm.
-        samples: their number.
-        pixel: its side, in mm.
+        trajectory: `(samples, 2)`, (ky, kx) in 1/mm.
+        samples: expected number of samples.
+        pixel: side of a pixel, in mm.
 
     Raises:
-        InputError: they are of another shape, or out of the range of such pixels.
+        InputError: they have another shape or are out of range for such pixels.
     """
     if trajectory.shape != (samples, 2):
         raise InputError(
-            f"trajectory of shape {trajectory.shape} for {samples} samples; expected ({samples}, 2), of (ky, kx)"
+            f"trajectory of shape {trajectory.shape} for {samples} samples; expected ({samples}, 2) with (ky, kx)"
         )
     furthest = float(np.abs(trajectory).max())
-    if not 0 < furthest <= 0.5 / pixel * (1 + 1e-6):  # NaN, too
+    if not 0 < furthest <= 0.5 / pixel * (1 + 1e-6):  # also true for NaN
         raise InputError(
-            f"trajectory with positions up to {furthest:g} / mm; pixels of {pixel:g} mm hold at most "
-            f"{0.5 / pixel:g} / mm; convert it to cycles per mm, or give a smaller pixel_size"
+            f"trajectory has positions up to {furthest:g} / mm; pixels of {pixel:g} mm hold at most "
+            f"{0.5 / pixel:g} / mm; convert them to cycles per mm, or give a smaller pixel_size"
         )
     return torch.from_numpy(2 * np.pi * pixel * trajectory.astype(np.float64))

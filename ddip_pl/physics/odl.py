@@ -1,4 +1,4 @@
-"""Any linear operator of ODL as a measurement operator."""
+"""Any linear ODL operator as a measurement operator."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ddip_pl.physics.operator import LinearOperator, Shape, Slices
 
 
 class ODLOperator(LinearOperator):
-    """A linear `odl.Operator`, applied slice by slice, or to the volume if its domain is one.
+    """A linear `odl.Operator`, applied slice by slice, or to the whole volume if its domain is a volume.
 
-    It is matrix-free and differentiable. Its adjoint is ODL's without the weights of ODL's inner products, so that
-    `<A x, y> = <x, A^T y>` holds for plain sums; `check()` finds operators of ODL whose adjoint ignores its weights.
-    It computes where ODL does and returns on the device of its argument. Its norm is that of ODL's operator;
+    It is matrix-free and differentiable. Its adjoint is ODL's without the weights of ODL's inner products, so
+    `<A x, y> = <x, A^T y>` holds for plain sums. `check()` detects ODL operators whose own adjoint ignores the weights.
+    It computes wherever ODL does and returns results on the device of its argument. It has the norm of ODL's operator;
     `ODLOperator(...).normalised()` has unit norm.
 
     Images are `(slices, channels, height, width)`, with 2 channels (real and imaginary part) if the domain is complex.
-    Measurements are `(slices, *range)`, or `(1, *range)` of a volume.
+    Measurements are `(slices, *range)`, or `(1, *range)` for a volume.
 
     Args:
         operator: linear, with an adjoint, between spaces with NumPy arrays.
-        shape: of the volume: `(slices, height, width)`; by default a single slice, or that of a domain of three axes. A
-            domain of another shape holds the pixels of a slice (or of the volume), row by row.
+        shape: of the volume: `(slices, height, width)`; by default the shape of the domain, as one slice if it has two
+            axes. A domain of another shape holds the pixels of a slice (or of the volume) row by row.
 
     Raises:
         InputError: the operator is not linear, has no adjoint, or does not fit the shape.
@@ -47,7 +47,7 @@ class ODLOperator(LinearOperator):
         slices, height, width = self.shape
         pixels = math.prod(domain.shape)
         if pixels not in (height * width, slices * height * width):
-            raise InputError(f"{name} takes arrays of shape {domain.shape}; they do not fit volumes of {self.shape}")
+            raise InputError(f"{name} takes arrays of shape {domain.shape}, which do not fit volumes of {self.shape}")
         for space in domain, operator.range:
             if getattr(space, "impl", "numpy") != "numpy":
                 raise InputError(f"{name} has a space of {space.impl}; expected NumPy arrays")
@@ -58,7 +58,7 @@ class ODLOperator(LinearOperator):
         self.operator, self.back = operator, back
         self.coupled = 1 if pixels == height * width else slices
         self.channels = 2 if domain.is_complex else 1
-        self.whole = (self.coupled, *self.shape[1:])  # what the operator takes at a time
+        self.whole = (self.coupled, *self.shape[1:])  # shape of one input of the ODL operator
         self.register_buffer("members", torch.arange(self.coupled), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,16 +67,16 @@ class ODLOperator(LinearOperator):
         return y
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """`A^T y` in plain inner products."""
+        """`A^T y`, the adjoint for plain inner products."""
         x: Tensor = _Apply.apply(y, self, True)
         return x
 
     def select(self, slices: Slices) -> LinearOperator:
-        """The operator of some slices of the volume, the others of which are 0."""
+        """The operator for some slices; if slices are coupled, the others are 0."""
         _, height, width = self.shape
         if self.whole[0] == 1:
             return ODLOperator(self.operator, (len(torch.arange(self.shape[0])[slices]), height, width))
-        part = ODLOperator(self.operator, self.whole)  # not a copy: ODL's operators hold handles of other libraries
+        part = ODLOperator(self.operator, self.whole)  # no deep copy: ODL's operators hold handles to other libraries
         part.members = self.members[slices]
         part.coupled = len(part.members)
         part.shape = (part.coupled, height, width)
@@ -105,7 +105,7 @@ class ODLOperator(LinearOperator):
 
 
 class _Apply(torch.autograd.Function):
-    """`A`, or `A^T` if `back`; the gradient of the one is the other."""
+    """`A`, or `A^T` if `back`; each is the other's gradient."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, operator: ODLOperator, back: bool) -> Tensor:
@@ -127,17 +127,17 @@ def _call(operator: Any, values: np.ndarray) -> np.ndarray:
 
 
 def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    """With the precision of another tensor, on its device."""
+    """An array as a tensor with the precision and device of `like`."""
     precision = like.real.dtype if like.is_complex() else like.dtype
     return torch.from_numpy(values).to(like.device, precision.to_complex() if np.iscomplexobj(values) else precision)
 
 
 def _weights(space: Any) -> Any:
-    """Weights of ODL's inner product, to be multiplied with the arrays of a space."""
+    """Weights of a space's inner product, as a factor for its arrays."""
     weighting = getattr(space, "weighting", None)
     weights = next((getattr(weighting, name) for name in ("const", "array") if hasattr(weighting, name)), None)
     if weights is None:
-        raise InputError(f"a space of ODL has a {type(weighting).__name__}; expected a weight for each value")
+        raise InputError(f"an ODL space has a {type(weighting).__name__}; expected a weight for each value")
     if not hasattr(space, "spaces"):
         return np.asarray(weights)
     inner = [np.broadcast_to(_weights(part), part.shape) for part in space.spaces]

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from ddip_pl.errors import InputError
 from ddip_pl.solvers.cg import conjugate_gradient
 
-Shape = tuple[int, int, int]  # of a volume: slices, height, width in pixels
-ImageSize = int | tuple[int, int]  # height and width in pixels, one number where they are the same
-Slices = slice | Sequence[int] | Tensor  # a choice of them
-Description = dict[str, Any]  # numbers, text and arrays by name
+Shape = tuple[int, int, int]  # of a volume: slices, height and width in pixels
+ImageSize = int | tuple[int, int]  # height and width in pixels, or one number for both
+Slices = slice | Sequence[int] | Tensor  # selects some slices
+Description = dict[str, Any]  # numbers, strings and arrays by name
 
-UNIT = 1e-2  # relative difference up to which a norm counts as 1
-EXACT = 1e-4  # relative difference up to which float32 counts as exact
+UNIT = 1e-2  # a norm this close to 1 counts as 1
+EXACT = 1e-4  # relative errors below this are float32 rounding
 TINY = torch.finfo(torch.float32).tiny
 
 
 def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Let a method of one tensor take a NumPy array as well, and return one in the operator's precision then."""
+    """Let a method of one tensor also take a NumPy array; it then returns an array in the operator's precision."""
 
     @wraps(method)
     def call(self: LinearOperator, x: Any) -> Any:
@@ -43,13 +43,13 @@ def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 class LinearOperator(nn.Module, ABC):
     """`y = A x` for volumes `x (slices, channels, height, width)`; `y` is `(slices, ...)`.
 
-    A subclass writes `forward`. The adjoint comes from automatic differentiation, the pseudo-inverse from conjugate
+    A subclass implements `forward`. The adjoint comes from automatic differentiation, the pseudo-inverse from conjugate
     gradients and the norm from power iteration, unless the subclass has something faster. Everything is differentiable.
 
-    Slices are a batch axis: an operator that treats all of them alike takes any number. Where slices are coupled, that
-    is measured together, the first axis of `y` is as many times shorter.
+    Slices are a batch axis: an operator that treats all slices the same takes any number of them. Slices that are
+    measured together are coupled; the first axis of `y` is then shorter by the factor `coupled`.
 
-    The operators of this package have unit spectral norm; `A.normalised()` gives any other operator that norm.
+    The operators of this package have unit spectral norm; `A.normalised()` rescales any other operator to it.
     `A(x)`, `A.adjoint(y)`, `A.T(y)` and `A.pseudo_inverse(y)` take tensors or NumPy arrays and return the same.
 
     Args:
@@ -57,16 +57,16 @@ class LinearOperator(nn.Module, ABC):
 
     Attributes:
         shape: see above.
-        channels: of an image: 1 for real images, 2 for complex ones (real and imaginary part).
-        coupled: number of slices that are measured together; 1 where each is measured by itself.
-        scale: what was divided out of the physical operator: physical measurement = scale * A(x).
-        iterations: conjugate-gradient steps of the pseudo-inverse; few keep noise from being amplified.
-        per_slice: names of the buffers whose first axis is that of the slices (or 1 where all have the same).
-        kind: name of the operator in files; empty where there is no file layout.
-        axes: of the measured data in files, the first one of slices.
+        channels: 1 for real images, 2 for complex ones (real and imaginary part).
+        coupled: number of slices that are measured together; 1 if each is measured on its own.
+        scale: factor divided out of the physical operator: physical measurement = scale * A(x).
+        iterations: conjugate-gradient steps of the pseudo-inverse; more of them amplify noise.
+        per_slice: names of the buffers whose first axis is the slices, or has length 1 if all slices share the buffer.
+        kind: name of the operator in files; empty if there is no file layout.
+        axes: names of the axes of the measured data in files, slices first.
 
     Raises:
-        InputError: the shape is not one of a volume.
+        InputError: the shape is not that of a volume.
     """
 
     channels: int = 1
@@ -96,7 +96,7 @@ class LinearOperator(nn.Module, ABC):
 
     @accepts_arrays
     def adjoint(self, y: Tensor) -> Tensor:
-        """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, the real part of it where `y` is complex."""
+        """Exact adjoint `A^T y`: `<A x, y> = <x, A^T y>`, in the real part if `y` is complex."""
         differentiable = torch.is_grad_enabled() and y.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             x = self.like.new_zeros(len(y) * self.coupled, *self.domain[1:]).requires_grad_()
@@ -120,11 +120,11 @@ class LinearOperator(nn.Module, ABC):
         decrease: Tensor | None = None,
         tolerance: float = 0.0,
     ) -> Tensor:
-        """Solve `(A^T A + damping I) x = b` by conjugate gradients from 0, each slice (or coupled group) by itself.
+        """Solve `(A^T A + damping I) x = b` by conjugate gradients from 0, each slice (or coupled group) on its own.
 
         Args:
             b: `(slices, channels, height, width)`.
-            iterations: at most.
+            iterations: maximum number.
             damping: weight of the identity.
             decrease: see `conjugate_gradient`.
             tolerance: see `conjugate_gradient`.
@@ -147,12 +147,12 @@ class LinearOperator(nn.Module, ABC):
             return tuple(self(self.zeros()).shape)
 
     def zeros(self) -> Tensor:
-        """A volume of zeros, `x = 0`, in the operator's precision, on its device."""
+        """A volume of zeros in the operator's precision, on its device."""
         return self.like.new_zeros(self.domain)
 
     @property
     def like(self) -> Tensor:
-        """An empty tensor of the operator's precision, on its device."""
+        """An empty tensor in the operator's precision, on its device."""
         return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
 
     @cached_property
@@ -173,11 +173,11 @@ class LinearOperator(nn.Module, ABC):
         return Composition(self, first)
 
     def stack(self, other: LinearOperator) -> LinearOperator:
-        """Both measurements of the same volume, one after the other along a single axis of values."""
+        """Both measurements of the same volume, flattened and concatenated along one axis of values."""
         return Stack(self, other)
 
     def normalised(self) -> LinearOperator:
-        """The operator in unit spectral norm: itself, if that is its norm, or divided by its norm.
+        """The operator with unit spectral norm: itself if its norm is already 1, otherwise divided by its norm.
 
         Raises:
             InputError: the norm is 0.
@@ -196,80 +196,80 @@ class LinearOperator(nn.Module, ABC):
         for child in self.children():
             if isinstance(child, LinearOperator) and child.shape[0] == self.shape[0]:
                 kept[id(child)] = child.select(slices)
-        part = copy.deepcopy(self, kept)  # which takes from there what is there, and copies the rest
+        part = copy.deepcopy(self, kept)  # takes the objects in `kept` from there and copies the others
         part.shape = (len(index), *self.shape[1:])
         part.coupled = min(self.coupled, len(index))
         part.__dict__.pop("range", None)
         return part
 
     def batches(self, size: int) -> tuple[Tensor, ...]:
-        """Indices of the slices, at most `size` at a time; all at once where they are measured together."""
+        """Indices of the slices in batches of at most `size`; coupled slices come all at once."""
         return torch.arange(self.shape[0]).split(size if self.coupled == 1 else self.shape[0])
 
     def per_image(self, values: Tensor) -> Tensor:
-        """One value for each slice (or coupled group) as `(slices, 1, 1, 1)`, to be multiplied with images."""
+        """One value per slice (or coupled group), reshaped to `(slices, 1, 1, 1)` to multiply images with."""
         return values.repeat_interleave(self.coupled).view(-1, 1, 1, 1)
 
     # --- what is measured -----------------------------------------------------------------------------------------
 
     def values(self, y: Tensor) -> Tensor:
-        """Number of measured values of each slice, or group of coupled ones, of the measurement `y`, `(len(y),)`."""
+        """Number of measured values in `y` for each slice or coupled group, `(len(y),)`."""
         return torch.full((len(y),), float(y[0].numel()), device=y.device)
 
     def sampled(self, y: Tensor) -> Tensor:
-        """`y` with zeros where nothing is measured."""
+        """`y`, set to zero where nothing is measured."""
         return y
 
     def visible(self, x: Tensor) -> Tensor:
-        """Images `x` with zeros where no measured value depends on them."""
+        """Images `x`, set to zero where no measured value depends on them."""
         return x
 
     def noise_level(self, y: Tensor) -> float:
-        """Standard deviation of the noise, estimated from the measurement `y`; nan where there is no way to tell."""
+        """Standard deviation of the noise, estimated from the measurement `y`; nan if it cannot be estimated."""
         return float("nan")
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     def describe(self, pixel: tuple[float, float]) -> Description:
-        """What a file must say of the operator, in mm and radians; `from_description` makes the same operator of it.
+        """What a file stores about the operator, in mm and radians; `from_description` rebuilds the operator from it.
 
         Args:
             pixel: height and width of a pixel, in mm.
 
         Raises:
-            InputError: there is no file layout for this operator, or not for such pixels.
+            InputError: this operator has no file layout, or none for such pixels.
         """
         raise InputError(
-            f"no file layout for measurements by {type(self).__name__}; write its kind, describe and from_description"
+            f"no file layout for measurements by {type(self).__name__}; define kind, describe and from_description"
         )
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> LinearOperator:
-        """The operator that a file tells of.
+        """The operator that a file describes.
 
         Args:
             description: see `describe`.
-            data: shape of the measured data, of the axes `axes`.
+            data: shape of the measured data, with axes `axes`.
 
         Raises:
-            InputError: something is missing, out of range or does not fit the data.
+            InputError: an entry is missing, out of range or does not fit the data.
         """
         raise InputError(f"no file layout for measurements by {cls.__name__}")
 
     def unit(self, pixel: tuple[float, float]) -> float:
-        """What `y` is multiplied with to be in the units of the scanner: image units, and mm for line integrals."""
+        """Factor that converts `y` to the scanner's units: image units, times mm for line integrals."""
         return self.scale
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
     def check(self, seed: int = 0) -> Check:
-        """Find out whether the operator is linear, has the exact adjoint and the right gradient.
+        """Check that the operator is linear and that its adjoint and its gradient are exact.
 
         Args:
-            seed: of the random volumes and measurement that it is tried on.
+            seed: of the random test volumes and measurement.
 
         Returns:
-            The norm, and relative errors.
+            The norm and the relative errors.
 
         Raises:
             InputError: `forward` is not linear or not differentiable, or the adjoint is not its transpose.
@@ -282,20 +282,20 @@ class LinearOperator(nn.Module, ABC):
         x, u = noise(self.zeros()).requires_grad_(), noise(self.zeros())
         energy = 0.5 * self(x).abs().square().sum()
         if not energy.requires_grad:
-            raise InputError(f"{type(self).__name__} is not differentiable; write forward with functions of PyTorch")
+            raise InputError(f"{type(self).__name__} is not differentiable; use PyTorch functions in forward")
         (gradient,) = torch.autograd.grad(energy, x)
         with torch.no_grad():
             ax, au = self(x), self(u)
             linearity = relative(self(2 * x + u), 2 * ax + au)
             y = noise(ax)
-            y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # noise alone would be next to orthogonal to all it meets
+            y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # pure noise is nearly orthogonal to everything
             difference = abs(inner(ax, y) - inner(x, self.adjoint(y)))
             adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
             wrong = relative(gradient, self.normal(x))
         for error, advice in (
             (linearity, "is not linear: A(2 x + u) and 2 A(x) + A(u) differ"),
-            (adjointness, "has a wrong adjoint, which automatic differentiation makes if none is written: it is off"),
-            (wrong, "has a wrong gradient, which is A^T A x for 1/2 ||A x||^2: it is off"),
+            (adjointness, "has a wrong adjoint (leave it out to use automatic differentiation): it is off"),
+            (wrong, "has a wrong gradient (that of 1/2 ||A x||^2 is A^T A x): it is off"),
         ):
             if not error < EXACT:
                 raise InputError(f"{type(self).__name__} {advice} by {error:.1e} of its size; expected below {EXACT:g}")
@@ -303,7 +303,7 @@ class LinearOperator(nn.Module, ABC):
 
 
 class Check(NamedTuple):
-    """What `LinearOperator.check` found.
+    """Result of `LinearOperator.check`.
 
     Attributes:
         norm: spectral norm.
@@ -369,8 +369,8 @@ class Composition(LinearOperator):
     def __init__(self, second: LinearOperator, first: LinearOperator):
         if first.range[1:] != second.domain[1:]:
             raise InputError(
-                f"{type(second).__name__} takes {second.domain}, {type(first).__name__} makes {first.range}; give "
-                "operators that fit one after the other"
+                f"{type(second).__name__} takes {second.domain}, {type(first).__name__} returns {first.range}; "
+                "give operators whose shapes match"
             )
         super().__init__(first.shape)
         self.second, self.first = second, first
@@ -421,7 +421,7 @@ class Stack(LinearOperator):
         return self.first.adjoint(first) + self.second.adjoint(second)
 
     def split(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The two measurements, each of its own shape."""
+        """The two measurements, each in its own shape."""
         shapes = self.first.range[1:], self.second.range[1:]
         first, second = y.split([math.prod(shape) for shape in shapes], dim=1)
         return first.unflatten(1, shapes[0]), second.unflatten(1, shapes[1])
@@ -500,9 +500,7 @@ def height_width(image_size: ImageSize) -> tuple[int, int]:
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(length, int) and length >= 1 for length in size):
-        raise InputError(
-            f"image_size is {image_size}; expected a whole number of at least 1, or one of height and width"
-        )
+        raise InputError(f"image_size is {image_size}; expected one whole number of at least 1, or (height, width)")
     return size
 
 
@@ -515,8 +513,8 @@ def spectral_norm(
 ) -> float:
     """Largest singular value of `A` by power iteration on `normal`: `x -> A^T A x`.
 
-    Stops once the estimate changes by less than `tolerance` (relative). The start vector is the same in
-    every call and leaves the global random state alone.
+    Stops once the estimate changes by less than `tolerance` (relative). Every call uses the same start vector and
+    leaves the global random state alone.
     """
     x = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     x /= torch.linalg.vector_norm(x)

@@ -1,4 +1,4 @@
-"""Computed tomography by a sparse system matrix, which ASTRA computes and a cache keeps."""
+"""Computed tomography with a sparse system matrix, computed by ASTRA and cached."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ddip_pl.physics.geometry import STANDARD, geometry_from, is_standard, plane
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectral_norm
 
-CACHE_VERSION = 2  # raise it when the content of a cache file changes its meaning
-SLICES_AT_ONCE = 32  # wider operands fall out of the processor's cache: 64 columns take 3 times as long each
+CACHE_VERSION = 2  # raise when the content or meaning of a cache file changes
+SLICES_AT_ONCE = 32  # wider operands do not fit the CPU cache: with 64 columns, each takes 3 times as long
 
-with warnings.catch_warnings():  # PyTorch warns once per process that CSR tensors are in beta: have it here
+with warnings.catch_warnings():  # PyTorch's beta warning about CSR tensors comes once: trigger it here
     warnings.simplefilter("ignore")
     torch.eye(1).to_sparse_csr()
 
 
 class Projector(LinearOperator):
-    """Line integrals of square slices of unit pixels centred at the origin, in unit spectral norm.
+    """Line integrals through square slices of unit pixels, centred at the origin; unit spectral norm.
 
-    Images are `(slices, 1, size, size)`, sinograms `(slices, 1, angles, detectors)`; results have the operator's
-    precision. The system matrix and its transpose are sparse and applied to all slices at once; they move with
-    `.to(device)` and `.double()` and are not part of the state dict.
+    Images are `(slices, 1, size, size)`, sinograms `(slices, 1, angles, detectors)`. Results have the operator's
+    precision. The system matrix and its transpose are sparse; `.to(device)` and `.double()` convert them, and they are
+    not part of the state dict.
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -47,8 +47,8 @@ class Projector(LinearOperator):
         angles: in radians.
         detectors: number of detector bins.
         spacing: width of a detector bin, in pixels.
-        discretisation: ASTRA's name of it, such as "linear" (Joseph's).
-        beam: ASTRA's name of the geometry, such as "parallel".
+        discretisation: ASTRA's name for it, such as "linear" (Joseph's method).
+        beam: ASTRA's name for the geometry, such as "parallel".
 
     Raises:
         InputError: no ray meets the image.
@@ -111,7 +111,7 @@ class Projector(LinearOperator):
         return geometry_from(scaled(self._geometry, self.pixel))
 
     def describe(self, pixel: tuple[float, float]) -> Description:
-        """Angles, lengths in mm, and what else is unusual in the geometry; see `ddip_pl.physics.geometry`."""
+        """The geometry, with lengths in mm; see `ddip_pl.physics.geometry`."""
         side = square_pixel(pixel, "sinograms")
         lengths = {n: v for n, v in scaled(self._geometry, side).items() if n not in ("kind", "detectors")}
         return lengths | {"image_size": self.shape[1], "pixel_size": side}
@@ -128,7 +128,7 @@ class Projector(LinearOperator):
         )
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        """`A` and `A^T` as sparse tensors: views of the buffers, made anew so that they follow `.to()`."""
+        """`A` and `A^T` as sparse tensors; views of the buffers, made on each call so that they follow `.to()`."""
         pixels, rays = math.prod(self.domain[1:]), math.prod(self.range[1:])
         return (
             _csr(self.matrix_rows, self.matrix_columns, self.matrix_values, (rays, pixels)),
@@ -159,7 +159,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """`x M^T`; the sparse kernel is fast on row-major operands with an even number of columns."""
+    """`x M^T`; the sparse kernel is fast for row-major operands with an even number of columns."""
     if len(x) == 1:
         return (matrix @ x[0])[None]
     operand = F.pad(x, (0, 0, 0, len(x) % 2)).T.contiguous()
@@ -202,10 +202,11 @@ def _load_or_build(
 
 def _build(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any]) -> tuple[csr_matrix, float]:
     volume, detectors = astra.create_vol_geom(size, size), geometry["detectors"]
-    # ODL turns a standard parallel beam into exactly these numbers. Of a fan beam it makes vectors, with which ASTRA
-    # puts rays along pixel borders on the other side. It takes increasing angles only, and two seconds to import.
+    # For a standard parallel beam ODL gives ASTRA exactly these numbers. For a fan beam it gives vectors, with which
+    # ASTRA assigns rays along pixel borders to the other side. ODL also needs increasing angles, and two seconds to
+    # import.
     if is_standard(geometry):
-        angles = geometry["angles"] - np.pi / 2  # as ODL counts them
+        angles = geometry["angles"] - np.pi / 2  # ODL's convention
         rays = astra.create_proj_geom(beam, geometry["detector_spacing"], detectors, angles, *_distances(geometry))
     else:
         rays = astra.create_proj_geom(f"{beam}_vec", detectors, plane_vectors(geometry))

@@ -1,4 +1,4 @@
-"""Sampling masks of Cartesian MRI: which positions of k-space are measured."""
+"""Sampling masks of Cartesian MRI: which positions in k-space are measured."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -15,15 +15,15 @@ GAUSSIAN_WIDTH = 0.15  # standard deviation of the Gaussian density, as a share 
 
 
 class Sampling(ABC):
-    """Makes a mask for an image size; the same settings make the same mask.
+    """Makes a mask for an image size; the same settings give the same mask.
 
     Args:
-        acceleration: values of the full k-space for each one measured, with the centre counted.
-        centre: share of the positions along each undersampled axis that are all measured, around the centre.
+        acceleration: number of positions in full k-space divided by the number measured, centre included.
+        centre: width of the fully sampled centre, as a share of each undersampled axis.
         seed: of the random positions.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     def __init__(self, acceleration: float, centre: float = 0.08, seed: int = 0) -> None:
@@ -37,10 +37,10 @@ class Sampling(ABC):
 
     @abstractmethod
     def __call__(self, image_size: ImageSize) -> Tensor:
-        """Mask `(ky, kx)`, bool, True where measured; the zero frequency lies at half of either length, rounded down.
+        """Mask `(ky, kx)`, bool, True if measured; the zero frequency is at half of each length, rounded down.
 
         Raises:
-            InputError: the acceleration cannot be reached with this centre.
+            InputError: this centre is too large for the acceleration, or nothing would be measured.
         """
 
     def _middle(self, length: int) -> np.ndarray:
@@ -51,17 +51,17 @@ class Sampling(ABC):
         return (first <= position) & (position < first + width)
 
     def _outside(self, centre: np.ndarray) -> int:
-        """How many positions outside of the `centre` have to be measured."""
+        """Number of positions to measure outside the `centre`."""
         count = round(centre.size / self.acceleration) - int(centre.sum())
         if count < 0 or count + centre.sum() == 0:
             raise InputError(
-                f"acceleration {self.acceleration:g} leaves {count + centre.sum()} of {centre.size} positions, and the "
+                f"acceleration {self.acceleration:g} leaves {count + centre.sum()} of {centre.size} positions, but the "
                 f"centre has {centre.sum()}; lower acceleration or centre"
             )
         return count
 
     def _draw(self, centre: np.ndarray, density: np.ndarray) -> np.ndarray:
-        """The `centre` and as many others, drawn with this `density` and without repetition, as have to be measured."""
+        """The `centre` and the other positions to measure, drawn from `density` without replacement."""
         weight = np.where(centre, 0, density).ravel()
         rng = np.random.default_rng(self.seed)
         chosen = rng.choice(centre.size, self._outside(centre), replace=False, p=weight / max(weight.sum(), 1e-300))
@@ -71,7 +71,7 @@ class Sampling(ABC):
 
 
 class EquispacedLines(Sampling):
-    """Lines along ky, evenly spaced outside of the centre (up to rounding to whole positions)."""
+    """Lines along ky, evenly spaced outside the centre (rounded to whole positions)."""
 
     def __call__(self, image_size: ImageSize) -> Tensor:
         height, width = height_width(image_size)
@@ -86,7 +86,7 @@ class RandomLines(Sampling):
 
     Args:
         acceleration: see `Sampling`.
-        centre: see `Sampling`; the autocalibration lines.
+        centre: see `Sampling`; these are the autocalibration lines.
         seed: see `Sampling`.
         density: "uniform", or "gaussian": denser towards the centre.
     """
@@ -101,7 +101,7 @@ class RandomLines(Sampling):
 
 
 class RandomPoints(Sampling):
-    """Points of the (ky, kx) plane, drawn with uniform or Gaussian density, and a rectangular centre.
+    """Points in the (ky, kx) plane, drawn with uniform or Gaussian density, and a rectangular centre.
 
     Args:
         acceleration: see `Sampling`.
@@ -122,9 +122,9 @@ class RandomPoints(Sampling):
 
 
 class PoissonDisc(Sampling):
-    """Variable-density Poisson-disc points of the (ky, kx) plane, without corners, and a rectangular centre.
+    """Variable-density Poisson-disc points in the (ky, kx) plane, without its corners, and a rectangular centre.
 
-    SigPy's implementation (Bridson 2007); it reaches the acceleration within a few per cent.
+    Uses SigPy's implementation (Bridson 2007), which reaches the acceleration to within a few per cent.
     """
 
     def __call__(self, image_size: ImageSize) -> Tensor:
@@ -132,7 +132,7 @@ class PoissonDisc(Sampling):
         middles = [self._middle(length) for length in shape]
         centre = np.outer(*middles)
         self._outside(centre)
-        from sigpy.mri import poisson  # takes seconds, and only this needs it
+        from sigpy.mri import poisson  # takes seconds, so import it only here
 
         calibration = tuple(int(middle.sum()) for middle in middles)
         tolerance = 0.05 * self.acceleration
@@ -162,7 +162,7 @@ def measured_centre(mask: Tensor, most: int) -> int:
 
     Args:
         mask: `(slices, ky, kx)`, bool.
-        most: width to stop at.
+        most: largest width to try.
 
     Returns:
         An even number of positions.

@@ -14,7 +14,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.operator import ImageSize, height_width
 
-CACHE_VERSION = 1  # raise it when maps are calibrated in another way
+CACHE_VERSION = 1  # raise when the calibration changes
 
 
 class CoilMaps(ABC):
@@ -29,40 +29,40 @@ class Birdcage(CoilMaps):
     """Coils in a ring around the image, each with the field of a straight wire.
 
     Args:
-        coils: their number.
+        coils: number of coils.
         radius: of the ring, in half image widths.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     def __init__(self, coils: int = 8, radius: float = 1.5) -> None:
         if coils < 1:
             raise InputError(f"coils is {coils}; give at least 1")
         if not 1 < radius < float("inf"):
-            raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside of the image")
+            raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside the image")
         self.coils, self.radius = coils, radius
 
     def __call__(self, image_size: ImageSize) -> Tensor:
-        from sigpy.mri import birdcage_maps  # takes seconds, and only this module needs it
+        from sigpy.mri import birdcage_maps  # takes seconds, so import it only here
 
         maps = birdcage_maps((self.coils, *height_width(image_size)), r=self.radius)
         return normalise_maps(torch.from_numpy(maps)[None].to(torch.complex64))
 
 
 def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor:
-    """Maps from the centre of k-space, by SigPy's ESPIRiT (Uecker et al. 2014), slice by slice.
+    """Coil maps from the centre of k-space, by SigPy's ESPIRiT (Uecker et al. 2014), slice by slice.
 
     Args:
-        kspace: `(slices, coils, ky, kx)` complex, centred, fully sampled in its centre.
+        kspace: `(slices, coils, ky, kx)` complex, centred, with a fully sampled centre.
         calibration: width of that centre.
-        crop: where the eigenvalue of the calibration is below this there is no object, and the maps are 0.
+        crop: maps are set to 0 (no object) where the eigenvalue of the calibration is below this.
 
     Returns:
-        Maps of the shape of `kspace`, complex64, `sum |S|^2` over the coils 1, or 0 outside the object.
+        Maps with the shape of `kspace`, complex64; `sum |S|^2` over the coils is 1, or 0 outside the object.
 
     Raises:
-        InputError: there is no such centre, or nothing was measured in it.
+        InputError: the k-space or the width of its centre cannot be used, or a slice is all zero.
     """
     if kspace.ndim != 4 or not kspace.is_complex():
         raise InputError(
@@ -71,7 +71,7 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
     if not 8 <= calibration <= min(kspace.shape[-2:]):
         raise InputError(f"calibration is {calibration}; give a width between 8 and {min(kspace.shape[-2:])}")
     if not kspace.abs().flatten(1).amax(1).all():
-        raise InputError("k-space of a slice is all zero; no coil maps can be calibrated from it")
+        raise InputError("k-space of a slice is all zero; coil maps cannot be calibrated from it")
     from sigpy.mri.app import EspiritCalib
 
     slices = kspace.numpy(force=True).astype(np.complex64)
@@ -80,12 +80,12 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
 
 
 def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None = None) -> Tensor:
-    """Maps as of `espirit`, kept from one run to the next; slices are kept one by one.
+    """The maps of `espirit`, cached between runs slice by slice.
 
     Args:
         kspace: see `espirit`.
         calibration: see `espirit`.
-        folder: where they are kept, by default `ddip-pl` in the user's cache.
+        folder: of the cache, by default `ddip-pl` in the user's cache.
 
     Raises:
         InputError: see `espirit`.
@@ -106,6 +106,6 @@ def _espirit_arrays(kspace: Tensor, calibration: int) -> dict[str, np.ndarray]:
 
 
 def normalise_maps(maps: Tensor) -> Tensor:
-    """Maps `(slices, coils, height, width)` with `sum |S|^2 = 1` over the coils wherever it is not 0."""
+    """Scale maps `(slices, coils, height, width)` to `sum |S|^2 = 1` over the coils wherever it is not 0."""
     length = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
     return torch.where(length > 0, maps / length.clamp(min=torch.finfo(length.dtype).tiny), 0)

@@ -1,4 +1,4 @@
-"""Trajectories of non-Cartesian MRI: where in k-space the samples lie."""
+"""Trajectories of non-Cartesian MRI: the positions of the samples in k-space."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
-FURTHEST = 0.5**0.5  # from a sample in the covered centre, in steps of the grid: half a diagonal of its cells
+FURTHEST = 0.5**0.5  # distance to the nearest sample in the covered centre, in grid steps: half a cell's diagonal
 
 
 class Trajectory(ABC):
@@ -18,17 +18,17 @@ class Trajectory(ABC):
 
     @abstractmethod
     def __call__(self, image_size: int) -> Tensor:
-        """Positions `(samples, 2)` of (ky, kx) in radians a pixel, within -pi .. pi, float64."""
+        """Positions `(samples, 2)` of (ky, kx) in radians per pixel, within -pi .. pi, float64."""
 
 
 class Radial(Trajectory):
-    """Straight lines through the centre, turned by the golden angle from one to the next (Winkelmann et al. 2007).
+    """Straight lines through the centre, each rotated by the golden angle from the last (Winkelmann et al. 2007).
 
     Args:
-        spokes: number of lines; an image of n pixels is fully sampled by `pi / 2 n`.
+        spokes: number of lines; `pi / 2 n` of them fully sample an image of n x n pixels.
 
     Raises:
-        InputError: there are none.
+        InputError: the number is below 1.
     """
 
     def __init__(self, spokes: int) -> None:
@@ -47,10 +47,10 @@ class Spiral(Trajectory):
 
     Args:
         interleaves: number of spirals.
-        acceleration: 1 samples an image fully: neighbouring turns are `2 pi / n` apart for n pixels.
+        acceleration: 1 samples an image fully: neighbouring turns are `2 pi / n` apart for n x n pixels.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     def __init__(self, interleaves: int, acceleration: float = 1.0) -> None:
@@ -64,9 +64,8 @@ class Spiral(Trajectory):
         turns = image_size / 2 / (self.interleaves * self.acceleration)
         length = math.pi * turns * image_size / 2  # of one spiral, in units of the Nyquist distance
         samples = max(2, math.ceil(2 * length))
-        share = torch.linspace(
-            0, 1, samples, dtype=torch.float64
-        ).sqrt()  # even steps along the curve, but at its start
+        # The square root makes the steps along the curve even, except at its start.
+        share = torch.linspace(0, 1, samples, dtype=torch.float64).sqrt()
         first = 2 * math.pi * torch.arange(self.interleaves, dtype=torch.float64)[:, None] / self.interleaves
         angle = first + 2 * math.pi * turns * share
         radius = math.pi * (1 - 1e-9) * share
@@ -74,15 +73,15 @@ class Spiral(Trajectory):
 
 
 def covered_centre(positions: Tensor, image_size: int, most: int) -> int:
-    """Width of the largest square around the zero frequency in which no place of the grid is far from all samples.
+    """Width of the largest square around the zero frequency in which every grid point has a sample nearby.
 
     Args:
-        positions: `(samples, 2)` of (ky, kx) in radians a pixel.
-        image_size: height and width of the image, and of the grid.
-        most: width to stop at.
+        positions: `(samples, 2)` of (ky, kx) in radians per pixel.
+        image_size: height and width of the image and of the grid.
+        most: largest width to try.
 
     Returns:
-        An even number of steps of the grid.
+        An even number of grid steps.
     """
     from scipy.spatial import KDTree
 

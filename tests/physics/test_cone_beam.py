@@ -347,7 +347,7 @@ def odl_geometry(pitch=0.0, shift=0.0, pixel=1.0, **options):
 def test_an_odl_geometry_that_is_a_circle():
     size, pixel = 16, 0.7
     given = odl_geometry(pixel=pixel)
-    with pytest.raises(InputError, match="has no geometry for vectors"):
+    with pytest.raises(InputError, match="has no geometry for view-by-view vectors"):
         _ = ConeBeamCT(volume(4), vectors=np.full((1, 12), 9.0), rows=1, detectors=1).geometry
     wide = ConeBeamGeometry(
         given.motion_partition, uniform_partition([-18 * pixel, -6 * pixel], [18 * pixel, 6 * pixel], (24, 8)),
@@ -420,7 +420,7 @@ def test_written_and_read(make):
         ({"angles": np.arange(5) * 72.0}, "look like degrees"),
         ({"vectors": np.ones((4, 12))}, r"vectors of shape \(4, 12\); expected \(volumes, angles, rows, detectors\)"),
         ({"vectors": np.ones((5, 6))}, r"vectors of shape \(5, 6\); expected \(views, 12\) finite numbers"),
-        ({"vectors": np.ones((5, 12))}, "the source is within the volume in view 0"),
+        ({"vectors": np.ones((5, 12))}, "the source is inside the volume in view 0"),
     ],
 )
 def test_bad_descriptions(change, message):

@@ -593,7 +593,7 @@ def test_bad_geometries(change, message):
         ({}, (2, 23, 9), r"\(2, 23, 9\) with 9 angles; expected \(slices, angles, detectors\); axis 2 looks like"),
         ({}, (9, 2, 23), r"\(9, 2, 23\) with 9 angles; expected \(slices, angles, detectors\); axis 0 looks like"),
         ({}, (2, 8, 23), "with 9 angles; .*no axis has that length"),
-        ({"angles": np.arange(9) * 20.0}, (2, 9, 23), "angles from 0 to 160 are more than a turn in radians and look"),
+        ({"angles": np.arange(9) * 20.0}, (2, 9, 23), "angles from 0 to 160 span more than a full turn in radians and"),
         ({"detector_spacing": 0.0}, (2, 9, 23), "detector spacing is 0 mm; expected it positive"),
         ({"image_size": 0}, (2, 9, 23), "image_size is 0; expected at least 1 pixel"),
         ({"image_size": math.nan}, (2, 9, 23), "attribute 'image_size' is nan; expected 1 number"),

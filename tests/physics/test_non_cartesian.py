@@ -114,11 +114,11 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
         (lambda: Spiral(0), "interleaves of the trajectory is 0"),
         (lambda: Spiral(2, 0.5), "acceleration of the trajectory is 0.5"),
         (lambda: NonCartesianMRI(SHAPE, torch.zeros(2, 30)), r"trajectory of shape \(2, 30\); expected \(samples, 2\)"),
-        (lambda: NonCartesianMRI(SHAPE, torch.full((5, 2), 8.0)), r"positions up to 8; expected radians a pixel"),
+        (lambda: NonCartesianMRI(SHAPE, torch.full((5, 2), 8.0)), r"positions up to 8; expected radians per pixel"),
         (lambda: NonCartesianMRI(SHAPE, torch.full((5, 2), math.nan)), "positions up to nan"),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), smooth_maps(12, 12, 2)), r"coil maps of shape \(1, 2, 12, 12\)"),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), 0 * smooth_maps(16, 16, 2)), "all zero"),
-        (lambda: NonCartesianMRI((2, 2, 2), Radial(8)), "images of 2 x 2; expected square ones of at least 4 pixels"),
+        (lambda: NonCartesianMRI((2, 2, 2), Radial(8)), "images of 2 x 2; expected square images, at least 4 x 4"),
         (lambda: NonCartesianMRI((2, 16, 12), Radial(8)), "images of 16 x 12; expected square ones"),
         (
             lambda: NonCartesianMRI(SHAPE, Radial(8), smooth_maps(16, 16, slices=3)),
@@ -128,7 +128,7 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
             lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.ones(48)),
             r"density compensation of shape \(48,\) for 256 samples; expected one value for each",
         ),
-        (lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.zeros(256)), "at least 0 and not all 0"),
+        (lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.zeros(256)), "none negative and not all 0"),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), iterations=0), "iterations of NonCartesianMRI is 0"),
     ],
 )

@@ -212,7 +212,7 @@ def test_bad_settings(sampling, bad, message):
 
 @pytest.mark.parametrize("sampling", [EquispacedLines, RandomLines])
 def test_centre_beyond_the_acceleration(sampling):
-    with pytest.raises(InputError, match="acceleration 8 leaves 8 of 64 positions, and the centre has 13"):
+    with pytest.raises(InputError, match="acceleration 8 leaves 8 of 64 positions, but the centre has 13"):
         sampling(8, centre=0.2)(64)
 
 
