@@ -168,8 +168,8 @@ def holed(y: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda y: {"y": y[:2]}, r"y has shape \(2, .*the operator needs a tensor or an array of shape \(3, "),
-        (lambda y: {"y": y.tolist()}, "y is a list; the operator needs a tensor or an array"),
+        (lambda y: {"y": y[:2]}, r"y has shape \(2, .*expected a tensor or an array of shape \(3, "),
+        (lambda y: {"y": y.tolist()}, "y is a list; expected a tensor or an array"),
         (lambda y: {"y": holed(y)}, "y has NaN or infinite values"),
         (lambda y: {"y": holed(y).numpy()}, "y has NaN or infinite values"),
         (lambda y: {"sigma_y": -1.0}, "sigma_y is -1.0; give"),

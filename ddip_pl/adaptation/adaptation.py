@@ -1,4 +1,4 @@
-"""Who is adapted to what, before each step of the reverse diffusion."""
+"""The interface of adaptations: they fit the prior to the measurement before each diffusion step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
 
 Figures = dict[str, float]
-OnGradientStep = Callable[[int, int], None]  # gradient steps done, and to do at most, at this timestep
+OnGradientStep = Callable[[int, int], None]  # gradient steps done, and their maximum number, at this timestep
 
 
 def ignore(done: int, steps: int) -> None:
@@ -20,11 +20,11 @@ def ignore(done: int, steps: int) -> None:
 
 
 class Adapted(NamedTuple):
-    """What an adaptation makes of a timestep.
+    """The result of an adaptation at one timestep.
 
     Attributes:
-        denoiser: the prior as it is now, to sample with.
-        figures: of what was done, such as the loss before and after; none if nothing was done at this timestep.
+        denoiser: the adapted prior, to sample with.
+        figures: such as the loss before and after; empty at timesteps without adaptation.
     """
 
     denoiser: Denoiser
@@ -32,25 +32,25 @@ class Adapted(NamedTuple):
 
 
 class Adaptation(ABC):
-    """Changes the prior to fit the measurement, in the course of one volume.
+    """Fits the prior to the measurement of one volume during reverse diffusion.
 
     The sampler calls `start`, then `adapt` for every timestep, and `finish` at the end. `state_dict` holds everything
-    that is needed to go on in another process.
+    needed to continue in another process.
 
     Attributes:
-        trajectories: how often the reverse diffusion runs from noise to image.
+        trajectories: number of times the reverse diffusion runs from noise to image.
     """
 
     trajectories: ClassVar[int] = 1
 
-    def check(self, planes: Literal["slices", "all"]) -> None:  # noqa: B027 (most can do either)
-        """Refuse what this adaptation cannot do, before anything runs.
+    def check(self, planes: Literal["slices", "all"]) -> None:  # noqa: B027 (most support both)
+        """Check the sampler's settings before anything runs.
 
         Args:
-            planes: those that the prior will denoise, see `Sampler`.
+            planes: the planes that the prior denoises, see `Sampler`.
 
         Raises:
-            InputError: they do not go together.
+            InputError: the adaptation does not support them.
         """
 
     @abstractmethod
@@ -65,14 +65,14 @@ class Adaptation(ABC):
     def adapt(
         self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
     ) -> Adapted:
-        """Adapt the prior at `x_t (slices, channels, height, width)`, for this timestep and later ones."""
+        """Adapt the prior at `x_t (slices, channels, height, width)`, for this and later timesteps."""
 
     def next_trajectory(self) -> None:  # noqa: B027 (most have only one)
-        """Prepare for another trajectory; called before the second one and later ones."""
+        """Prepare for the next trajectory; called before the second and each later one."""
 
     @abstractmethod
     def finish(self) -> AdaptedWeights:
-        """Leave the network as it was found; returns the adapted weights."""
+        """Restore the network; returns the adapted weights."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -80,4 +80,4 @@ class Adaptation(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; called after `start`."""
+        """Continue from `state`; called after `start`."""

@@ -17,26 +17,26 @@ from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
-PEFT_PREFIX = "base_model.model."  # of names in a file
-FACTOR = ".lora_A.default.weight"  # ends the name of each layer's first factor
+PEFT_PREFIX = "base_model.model."  # of the names in a file
+FACTOR = ".lora_A.default.weight"  # suffix of each layer's first factor
 
 Weights = dict[str, Tensor]
 
 
 class LoRA:
-    """Trainable low-rank weights beside every convolution and linear layer of the network's blocks.
+    """Trainable low-rank weights for every convolution and linear layer in the network's blocks.
 
-    PEFT puts them in place and takes them off again; the network's own weights are never touched. For one set of
-    weights they act through `merged`: adding the update `B A` to a weight before its one convolution is a quarter
-    faster in training than PEFT's two more convolutions a layer, and costs nothing in sampling. With `slicewise`, every
-    slice of a batch has a set of its own, and each layer adds `B_i (A_i x_i) + c_i` to what it makes of the batch.
+    PEFT inserts and removes them; the network's own weights never change. A single set of weights acts through
+    `merged`: adding the update `B A` to the weight of the layer's convolution trains a quarter faster than PEFT's two
+    extra convolutions per layer, and costs nothing in sampling. With `slicewise`, every slice of a batch has its own
+    set, and each layer adds `B_i (A_i x_i) + c_i` to its output.
 
     Args:
         network: the U-Net.
         rank: of each weight's update.
-        bias: train an update `c` of the layers' biases too; the published code trains the biases.
-        dropout: probability of leaving out an entry of an update while training (DropConnect); of `merged`.
-        slicewise: the network is called with the weights that `split` makes.
+        bias: also train an update `c` of the layers' biases; the published code trains the biases.
+        dropout: probability of dropping an entry of an update in training (DropConnect); only in `merged`.
+        slicewise: call the network with the weights from `split`.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class LoRA:
             if name.startswith(BLOCKS) and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         ]  # fmt: skip
         self._tuner = LoraModel(network, peft_config(rank, bias, targets), "default")
-        self._tuner.disable_adapter_layers()  # a forward pass is that of the plain layers, with the weights it is given
+        self._tuner.disable_adapter_layers()  # forward passes use the plain layers, with the given weights
         self._layers: dict[str, Any] = {
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }
         for layer in self._layers.values():
-            layer.reset_lora_parameters("default", "gaussian")  # which LoraConfig does not allow together with biases
+            layer.reset_lora_parameters("default", "gaussian")  # LoraConfig does not allow this together with biases
             if slicewise:
                 layer.register_forward_hook(add_low_rank)
         self._trained = {name: p for name, p in network.named_parameters() if "lora_" in name}
@@ -62,7 +62,7 @@ class LoRA:
             parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the low-rank factors and, with `bias`, the updates of the biases."""
+        """The trained parameters: the low-rank factors and, with `bias`, the updates of the biases."""
         return list(self._trained.values())
 
     def merged(self, training: bool = False) -> Weights:
@@ -77,38 +77,39 @@ class LoRA:
         return merged
 
     def flat(self) -> Tensor:
-        """What is trained as one vector `(values,)`, a copy."""
+        """A copy of the trained parameters as one vector `(values,)`."""
         return torch.cat([p.detach().flatten() for p in self._trained.values()])
 
     def split(self, vectors: Tensor) -> Weights:
-        """Vectors like that of `flat`, one for each slice `(slices, values)`, as weights `(slices, ...)` by name."""
+        """Vectors like `flat()`, one per slice, `(slices, values)`, as weights `(slices, ...)` by name."""
         parts = vectors.split([p.numel() for p in self._trained.values()], dim=1)
         return {name: part.unflatten(1, p.shape) for (name, p), part in zip(self._trained.items(), parts, strict=True)}
 
     def state_dict(self) -> Weights:
-        """Copy of what is trained, by name."""
+        """A copy of the trained parameters, by name."""
         return {name: p.detach().clone() for name, p in self._trained.items()}
 
     def load_state_dict(self, state: Weights) -> None:
-        """Set what is trained.
+        """Set the trained parameters.
 
         Raises:
-            InputError: these are weights for another network, or of another rank.
+            InputError: the weights are for another network, or have another rank.
         """
         expected = {name: tuple(p.shape) for name, p in self._trained.items()}
         given = {name: tuple(value.shape) for name, value in state.items()}
         if given != expected:
             name = min(name for name, _ in given.items() ^ expected.items())
             raise InputError(
-                f"LoRA weights do not fit: {name} is {given.get(name, 'not there')}, expected "
-                f"{expected.get(name, 'none')}; give weights of the same prior, rank and bias"
+                f"LoRA weights do not fit: {name} is {given.get(name, 'missing')}, expected "
+                f"{expected.get(name, 'none')}; give weights with the same prior, rank and bias"
             )
         for name, value in state.items():
             self._trained[name].data.copy_(value)
 
     def update_norm(self, weights: Weights) -> float:
-        """`sqrt(sum || B A ||_F^2)` over all layers, how far the weights are from the prior's; with an axis of slices
-        in front, the root mean square over them.
+        """`sqrt(sum || B A ||_F^2)` over all layers, the distance of the weights from the prior's.
+
+        If the weights have a leading axis of slices, this is the root mean square over slices.
         """
         squares = []
         for name, layer in self._layers.items():
@@ -119,7 +120,7 @@ class LoRA:
         return torch.stack(squares).sum().sqrt().item()
 
     def remove(self) -> None:
-        """Give the network back as it was, to the last bit."""
+        """Restore the network exactly."""
         self._tuner.unload()
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self._required_grad[name])
@@ -128,12 +129,12 @@ class LoRA:
 def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Forward hook of a PEFT layer: `W x_i + b` becomes `W x_i + b + B_i (A_i x_i) + c_i`, for each slice i.
 
-    The convolution with `A_i` is a batched product and a sum of shifted images: several times as fast as a grouped
-    convolution of so few channels.
+    The convolution with `A_i` is done as a batched product and a sum of shifted images, which is several times faster
+    than a grouped convolution with so few channels.
 
     Args:
-        layer: whose factors are called with a first axis of slices: `A (slices, rank, in, *kernel)`,
-            `B (slices, out, rank, ...)` and, with biases, `c (slices, out)`.
+        layer: its factors have a leading axis of slices: `A (slices, rank, in, *kernel)`, `B (slices, out, rank, ...)`
+            and, with biases, `c (slices, out)`.
         inputs: `x (slices, in, ...)`.
         output: `(slices, out, ...)`.
     """
@@ -153,19 +154,19 @@ def add_low_rank(layer: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
-    """PEFT's settings of our weights."""
+    """PEFT's settings for our weights."""
     return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
 
 
 @dataclass(frozen=True)
 class LoraWeights(AdaptedWeights):
-    """LoRA weights of a volume, or of each of its slices.
+    """LoRA weights for a volume, or for each of its slices.
 
     Attributes:
-        tensors: by name; where every slice has its own, their first axis is that of the slices.
+        tensors: by name; if every slice has its own weights, the first axis is slices.
         rank: of each weight's update.
         bias: whether biases were trained too.
-        slices: number of slices that have weights of their own; 0 where there is one set for the volume.
+        slices: number of slices with their own weights; 0 if there is one set for the volume.
     """
 
     rank: int = 4
@@ -177,7 +178,7 @@ class LoraWeights(AdaptedWeights):
         return {name: weight[i] for name, weight in self.tensors.items()} if self.slices else dict(self.tensors)
 
     def save(self, folder: Path) -> None:
-        """Write `lora/` into a folder, in PEFT's format; where every slice has weights, in `lora/0000` and so on."""
+        """Write `lora/` into a folder, in PEFT's format; if every slice has its own weights, `lora/0000` and so on."""
         if not self.slices:
             save_one(self.of_slice(0), self.rank, self.bias, folder / "lora")
         for i in range(self.slices):
@@ -185,33 +186,31 @@ class LoraWeights(AdaptedWeights):
 
     @staticmethod
     def load(folder: Path) -> "LoraWeights":
-        """Read the folder `lora` that `save` wrote.
+        """Read a folder `lora` written by `save`.
 
         Raises:
-            InputError: there are no such weights in the folder, or weights of slices that differ in kind.
+            InputError: the folder has no such weights, they cannot be read, or their shapes differ between slices.
         """
         if (folder / "adapter_config.json").exists():
             weights, rank, bias = load_one(folder)
             return LoraWeights(weights, rank, bias)
         parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
         if not parts:
-            raise InputError(
-                f"LoRA weights {folder}: no adapter_config.json in there; give the folder `lora` of a result"
-            )
+            raise InputError(f"LoRA weights {folder}: no adapter_config.json in it; give the folder `lora` of a result")
         sets = [load_one(path) for path in parts]
         if any(
             {name: weight.shape for name, weight in one.items()} != {name: w.shape for name, w in sets[0][0].items()}
             for one, _, _ in sets
         ):
             raise InputError(
-                f"LoRA weights {folder}: the slices have weights of different shapes; give those of one run"
+                f"LoRA weights {folder}: the slices have weights of different shapes; give the weights of one run"
             )
         stacked = {name: torch.stack([one[name] for one, _, _ in sets]) for name in sets[0][0]}
         return LoraWeights(stacked, *sets[0][1:], slices=len(sets))
 
 
 def save_one(weights: Weights, rank: int, bias: bool, folder: Path) -> None:
-    """Write one set of weights as PEFT does: `adapter_config.json` and `adapter_model.safetensors`."""
+    """Write one set of weights in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
     targets = sorted(name.removesuffix(FACTOR) for name in weights if name.endswith(FACTOR))
     config = peft_config(rank, bias, targets)
     config.inference_mode = True
@@ -221,7 +220,11 @@ def save_one(weights: Weights, rank: int, bias: bool, folder: Path) -> None:
 
 
 def load_one(folder: Path) -> tuple[Weights, int, bool]:
-    """Read a folder in PEFT's format: weights, rank, and whether biases were trained."""
+    """Read a folder in PEFT's format: the weights, their rank, and whether biases were trained.
+
+    Raises:
+        InputError: the files cannot be read, or were not written by ddip-pl.
+    """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         stored = load_file(folder / "adapter_model.safetensors")

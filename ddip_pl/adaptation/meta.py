@@ -1,4 +1,4 @@
-"""D3IP meta: Reptile (Nichol et al. 2018) over the volume, then DDIP from what it learnt (Chung & Ye 2024)."""
+"""D3IP meta: Reptile (Nichol et al. 2018) over the volume, then DDIP from its weights (Chung & Ye 2024)."""
 
 from typing import Any, Literal
 
@@ -15,14 +15,18 @@ from ddip_pl.prior.denoiser import Denoiser
 
 
 class MetaAdaptation(Adaptation):
-    """Two trajectories: one learns `theta_vol` for the volume, the second starts from it in every slice.
+    """Two trajectories: the first learns `theta_vol` for the volume, the second starts from it in every slice.
 
-    In the first, each timestep's gradient steps lead from `theta` to `theta'`, and Reptile goes part of that way,
-    `theta <- theta + alpha (theta' - theta)`, with `alpha` from 1 at the first timestep, linear in `t`, to 0.5 at 0.
+    In the first, the gradient steps of a timestep lead from `theta` to `theta'`, and Reptile goes part of the way:
+    `theta <- theta + alpha (theta' - theta)`. `alpha` decreases linearly in `t`, from 1 at the first timestep to 0.5 at
+    `t = 0`.
 
     Args:
         volume: the adaptation inside Reptile.
         slices: the adaptation of the second trajectory; starts from `theta_vol`.
+
+    Raises:
+        InputError: the two do not fit together.
     """
 
     trajectories = 2
@@ -33,7 +37,7 @@ class MetaAdaptation(Adaptation):
         if (first.rank, first.bias) != (second.rank, second.bias):
             raise InputError(
                 f"LoRA rank and bias are {first.rank}, {first.bias} for the volume and {second.rank}, {second.bias} "
-                "for the slices; give the same, as the second start from the first"
+                "for the slices; give the same, because the slices start from the volume's weights"
             )
         if self.slices.initial is not None:
             raise InputError("slices.start_from: the slices start from the volume's weights; give volume.start_from")

@@ -12,7 +12,7 @@ from ddip_pl.prior.denoiser import Denoiser
 
 
 class NoAdaptation(Adaptation):
-    """Leaves the prior alone."""
+    """Leaves the prior unchanged."""
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = denoiser

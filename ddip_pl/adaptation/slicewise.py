@@ -1,4 +1,4 @@
-"""DDIP (Chung & Ye 2024) and SCD (Barbano et al. 2023): LoRA weights of its own for every slice, many at once."""
+"""DDIP (Chung & Ye 2024) and SCD (Barbano et al. 2023): separate LoRA weights for every slice, trained in batches."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -16,14 +16,14 @@ from ddip_pl.prior.denoiser import Denoiser
 
 
 class SlicewiseAdaptation(LoraAdaptation):
-    """AdamW on `|| y_i - A D_theta_i(x_t^i | y_i) ||^2` for every slice i, with weights `theta_i` of its own.
+    """AdamW on `|| y_i - A D_theta_i(x_t^i | y_i) ||^2` for every slice i, which has its own weights `theta_i`.
 
-    A batch of slices goes through the network at once, each with its own weights; to rounding, the result is that of
-    one slice after the other. The time grows with the number of slices, the memory by the weights of each slice and
-    their optimiser's state, four times as much. For estimators that take the slices one by one.
+    The slices of a batch go through the network together, each with its own weights. Up to rounding, the result is the
+    same as for one slice at a time. Time grows with the number of slices; so does memory, by about four times the size
+    of the weights, including the optimiser's state. Only for estimators that treat slices independently.
 
     Args:
-        training: of the weights.
+        training: settings of the training.
     """
 
     def __init__(self, training: LoraTraining = LoraTraining()):  # noqa: B008 (frozen)
@@ -32,14 +32,14 @@ class SlicewiseAdaptation(LoraAdaptation):
     def check(self, planes: Literal["slices", "all"]) -> None:
         if planes == "all":
             raise InputError(
-                "slices with weights of their own cannot be cut in other planes; give model.sampler.planes slices"
+                "slices with their own weights cannot be denoised in other planes; set model.sampler.planes to slices"
             )
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.start_from(denoiser, measurement, self.initial)
 
     def start_from(self, denoiser: Denoiser, measurement: Measurement, initial: LoraWeights | None) -> None:
-        """Prepare for a volume, with given weights in every slice.
+        """Prepare for a volume, starting every slice from given weights.
 
         Raises:
             InputError: the settings or the weights do not fit the volume.
@@ -48,8 +48,8 @@ class SlicewiseAdaptation(LoraAdaptation):
         refuse_coupled(measurement)
         if initial is not None and initial.slices not in (0, slices):
             raise InputError(
-                f"start_from has weights for each of {initial.slices} slices, the volume has {slices}; give one set, "
-                "or one for each slice"
+                f"start_from has weights for each of {initial.slices} slices, the volume has {slices}; give one set "
+                "for all, or one for each slice"
             )
         lora = LoRA(denoiser.network, training.rank, training.bias, slicewise=True)
         vectors = []
@@ -58,7 +58,7 @@ class SlicewiseAdaptation(LoraAdaptation):
                 self.load(lora, initial.of_slice(i))
             vectors.append(lora.flat())
         self.begin(denoiser, measurement, lora)
-        # One vector for a slice, which AdamW leaves alone, with its state, in steps that the slice takes no part in.
+        # One parameter per slice, so that AdamW leaves a slice and its state unchanged in steps without it.
         self.theta = [nn.Parameter(vectors[i % len(vectors)].clone()) for i in range(slices)]
         self.optimizer = torch.optim.AdamW(self.theta, training.learning_rate)
         self.average = torch.stack([theta.detach() for theta in self.theta])
@@ -89,8 +89,8 @@ class SlicewiseAdaptation(LoraAdaptation):
     def adapt_batch(
         self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gradient steps of some slices, each until its loss is that of noise; yields who took part, and losses."""
-        left = torch.arange(len(batch))  # those of the batch that go on
+        """Gradient steps on some slices, each until its loss is at noise level; yields the slices and their losses."""
+        left = torch.arange(len(batch))  # slices of the batch above noise level
         for _ in range(self.training.steps):
             chosen = batch[left]
             theta = torch.stack([self.theta[i] for i in chosen])
@@ -126,9 +126,9 @@ class SlicewiseAdaptation(LoraAdaptation):
 
 
 def refuse_coupled(measurement: Measurement) -> None:
-    """Raise `InputError` where slices are measured together and cannot be taken one by one."""
+    """Raise `InputError` if slices are measured together, which rules out adapting them one by one."""
     if measurement.operator.coupled > 1:
         raise InputError(
-            f"{type(measurement.operator).__name__} measures slices together, and the adaptation takes them one by "
+            f"{type(measurement.operator).__name__} measures slices together, but the adaptation takes them one by "
             "one; choose d3ip or d3ip_mbir, or a method without adaptation"
         )

@@ -1,4 +1,4 @@
-"""How LoRA weights are trained, and what the adaptations that train them have in common."""
+"""The training of LoRA weights, and what all adaptations based on it share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,19 @@ class LoraTraining:
     Args:
         steps: L, gradient steps at each timestep.
         learning_rate: of AdamW.
-        ema: share of the earlier weights in their running average over gradient steps, which sampling uses; 0 samples
+        ema: share of the earlier weights in the running average over gradient steps, which sampling uses; 0 samples
             with the latest weights.
-        discrepancy: gradient steps end, until the next timestep, where the loss is at most that of noise,
-            `(discrepancy sigma_y)^2` a measured value (Morozov's principle): the rest would be fitted to the noise.
-            0 makes all the steps, as published.
-        horizon: zeta; the prior is adapted for zeta <= t <= T - zeta only (constrained horizon).
+        discrepancy: skip the timestep's remaining gradient steps once the loss is at noise level,
+            `(discrepancy sigma_y)^2` per measured value (Morozov's principle), because more would fit the noise. 0 does
+            all the steps, as in the paper.
+        horizon: zeta; the prior is adapted only for zeta <= t <= T - zeta (constrained horizon).
         rank: of the LoRA weights.
         bias: train biases too.
-        loss_estimator: `D_theta` in the loss; by default the one of sampling.
-        start_from: folder of LoRA weights to start from, in PEFT's format; by default the prior as it was trained.
+        loss_estimator: `D_theta` in the loss; by default the sampling estimator.
+        start_from: folder of LoRA weights to start from, in PEFT's format; by default training starts from the prior.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     steps: int = 5
@@ -51,9 +51,7 @@ class LoraTraining:
             if not value > 0:
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
         if not 0 <= self.horizon < STEPS / 2:
-            raise InputError(
-                f"horizon of the adaptation is {self.horizon}; give 0 .. {STEPS // 2 - 1}, or nothing is adapted"
-            )
+            raise InputError(f"horizon of the adaptation is {self.horizon}; give 0 .. {STEPS // 2 - 1}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema of the adaptation is {self.ema}; give a share of at least 0 and below 1")
         if not self.discrepancy >= 0:
@@ -68,7 +66,7 @@ class LoraTraining:
         """The weights to start from.
 
         Raises:
-            InputError: their files cannot be read.
+            InputError: the files cannot be read.
         """
         return None if self.start_from is None else LoraWeights.load(Path(self.start_from))
 
@@ -78,13 +76,13 @@ class LoraTraining:
 
 
 class LoraAdaptation(Adaptation):
-    """An adaptation whose weights are LoRA's.
+    """An adaptation that trains LoRA weights.
 
     Args:
-        training: how they are trained.
+        training: its settings.
 
     Attributes:
-        initial: the weights to start from, if they are not the prior's.
+        initial: the weights to start from, or None to start from the prior.
     """
 
     def __init__(self, training: LoraTraining):
@@ -92,14 +90,14 @@ class LoraAdaptation(Adaptation):
         self.initial = training.initial()
 
     def begin(self, denoiser: Denoiser, measurement: Measurement, lora: LoRA) -> None:
-        """Keep what every step needs."""
+        """Keep the arguments for `adapt`."""
         self.denoiser, self.measurement, self.lora = denoiser, measurement, lora
 
     def load(self, lora: LoRA, weights: Weights) -> None:
         """Start from given weights.
 
         Raises:
-            InputError: they do not fit; the network is left as it was found.
+            InputError: the weights do not fit; the network is restored first.
         """
         try:
             lora.load_state_dict(weights)
@@ -110,24 +108,24 @@ class LoraAdaptation(Adaptation):
     def losses(
         self, estimator: PosteriorMean, denoiser: Denoiser, x_t: Tensor, t: int, part: Measurement
     ) -> tuple[Tensor, Tensor]:
-        """`|| y_i - A D_theta(x_t^i | y_i) ||^2`, and the losses at which gradient steps end.
+        """`|| y_i - A D_theta(x_t^i | y_i) ||^2`, and the noise level at which gradient steps end.
 
         Args:
-            estimator: of sampling.
-            denoiser: with the weights that are trained.
-            x_t: of the chosen slices only.
+            estimator: the sampling estimator.
+            denoiser: computes with the weights in training.
+            x_t: of the chosen slices.
             t: timestep.
-            part: the measurement of these slices.
+            part: measurement of the chosen slices.
 
         Returns:
-            One of both for each slice, or for all of them if they are coupled.
+            Losses and noise levels, one each per slice, or one each for all slices if they are coupled.
         """
         mean = (self.training.loss_estimator or estimator)(denoiser, x_t, t, part).mean
         # One per cent above the level at which DDS ends.
         return part.misfit(mean), 1.01 * part.noise_energy(self.training.discrepancy)
 
     def figures(self, first: Tensor, last: Tensor, weights: Weights) -> Figures:
-        """Mean loss of the chosen slices at the first and the last gradient step, and how far the weights have come."""
+        """Mean loss of the chosen slices in the first and last gradient step, and the size of the weights' update."""
         return {
             "loss_before": first.mean().item(),
             "loss_after": last.mean().item(),

@@ -17,14 +17,17 @@ from ddip_pl.prior.denoiser import Denoiser
 class VolumeAdaptation(LoraAdaptation):
     """AdamW on `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`, the mean over slices estimated from a few random ones.
 
-    Its cost and the number of adapted parameters do not depend on the number of slices. Where slices are coupled, the
-    loss is that of the K slices with all others held at their posterior mean, found once at each timestep.
+    Its cost and the number of adapted parameters do not depend on the number of slices. If slices are coupled, the loss
+    is that of the K slices with all others held at their posterior mean, which is computed once per timestep.
 
     Args:
-        slices: K, random slices of one gradient step.
-        neighbours: the K slices are i .. i+K-1 with random i, for estimators that couple them (D3IP mbir).
-        dropout: of the LoRA path.
-        training: of the weights.
+        slices: K, the number of random slices per gradient step.
+        neighbours: draw neighbouring slices i .. i+K-1 with random i, for estimators that couple them (D3IP mbir).
+        dropout: of the LoRA updates.
+        training: settings of the training.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class VolumeAdaptation(LoraAdaptation):
         self.use_average()
 
     def draw_slices(self) -> Tensor:
-        """Indices of the K slices of a gradient step: random ones, without repetition, or random neighbours."""
+        """Indices of the K slices for a gradient step: distinct random slices, or random neighbours."""
         if self.neighbours:
             return torch.randint(len(self.measurement) - self.slices + 1, (1,)) + torch.arange(self.slices)
         return torch.randperm(len(self.measurement))[: self.slices]
@@ -93,7 +96,7 @@ class VolumeAdaptation(LoraAdaptation):
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Make the denoiser that computes with the averaged weights."""
+        """Set the adapted denoiser to the averaged weights."""
         self.lora.load_state_dict(self.average)
         self.adapted = self.denoiser.with_weights(self.lora.merged())
 

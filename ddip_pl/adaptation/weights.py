@@ -1,4 +1,4 @@
-"""Adapted weights as a value: what an adaptation leaves, to be kept, counted and written."""
+"""Adapted weights as a value: the result of an adaptation, to keep, count and save."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AdaptedWeights:
-    """Weights that the network computes with instead of its own, by name; none where nothing was adapted.
+    """Weights that replace the network's own.
 
     Attributes:
-        tensors: by name.
+        tensors: by name; empty if nothing was adapted.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class AdaptedWeights:
         return sum(weight.numel() for weight in self.tensors.values())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The same on another device, as `Tensor.to`."""
+        """The same weights on another device; arguments as for `Tensor.to`."""
         return replace(self, tensors={name: weight.to(*args, **kwargs) for name, weight in self.tensors.items()})
 
     def save(self, folder: Path) -> None:

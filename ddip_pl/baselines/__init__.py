@@ -1,4 +1,4 @@
-"""Methods without a learnt prior, for comparison."""
+"""Methods without a learned prior, for comparison."""
 
 from ddip_pl.baselines.baseline import Baseline
 from ddip_pl.baselines.dip import DeepImagePrior

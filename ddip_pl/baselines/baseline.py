@@ -1,4 +1,4 @@
-"""What the baselines share."""
+"""The base class of the baselines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class Baseline(Method):
-    """A method without a learnt prior; it takes images of any size and any number of channels.
+    """A method without a learned prior, for images of any size and number of channels.
 
     Args:
-        iterations: at most.
+        iterations: maximum number.
 
     Raises:
-        InputError: there are none.
+        InputError: the number is below 1.
     """
 
     resumable = False
@@ -39,7 +39,7 @@ class Baseline(Method):
 
     @abstractmethod
     def iterate(self, measurement: Measurement) -> Iterator[Step]:
-        """The `estimate` after each iteration, and its figures; ends when it is done.
+        """Yield the `estimate` and its figures after each iteration.
 
         Raises:
             InputError: the settings do not fit the measurement.
@@ -51,7 +51,7 @@ class Baseline(Method):
     def until_converged(
         self, measurement: Measurement, iterates: Iterable[tuple[Tensor, float]], tolerance: float
     ) -> Iterator[Step]:
-        """Steps of a solver that yields images and their relative change, and a warning if it has not converged."""
+        """Steps of a solver that yields images and their relative change or residual; warns if it does not converge."""
         for images, change in iterates:
             yield step(images, measurement, change=change)
         if not change < tolerance:
@@ -62,7 +62,7 @@ class Baseline(Method):
 
 
 class BaselineProcess:
-    """A baseline at work on a measurement; a `Process` that always starts from the beginning."""
+    """A baseline running on a measurement; a `Process` that cannot be resumed."""
 
     weights = AdaptedWeights()
 
@@ -77,18 +77,18 @@ class BaselineProcess:
 
 
 def step(images: Tensor, measurement: Measurement, **figures: float) -> Step:
-    """The step that ends with these images."""
+    """The step that results in these images."""
     return Step({"estimate": images}, {"residual": measurement.relative_residual(images), **figures})
 
 
 def absolute(strength: float, measurement: Measurement) -> float:
-    """A strength of regularisation that was given in units of the noise.
+    """Convert a regularisation strength from units of the noise level to its absolute value.
 
     Raises:
-        InputError: it is not positive, or there is no noise to measure it by.
+        InputError: the strength or the noise level is not positive.
     """
     if not strength > 0:
         raise InputError(f"model.strength is {strength}; give a positive number, in units of data.sigma_y")
     if not measurement.sigma_y > 0:
-        raise InputError("data.sigma_y is 0, and the strength is in units of it; give the noise level of the data")
+        raise InputError("data.sigma_y is 0, but the strength is in units of it; give the noise level of the data")
     return strength * measurement.sigma_y

@@ -1,4 +1,4 @@
-"""Deep image prior: an untrained network, fitted to the measurement (Ulyanov, Vedaldi & Lempitsky 2018)."""
+"""Deep image prior: an untrained network fitted to the measurement (Ulyanov, Vedaldi & Lempitsky 2018)."""
 
 from collections.abc import Iterator
 
@@ -16,19 +16,22 @@ INPUT_CHANNELS = 32
 class DeepImagePrior(Baseline):
     """`min_theta || A^+ (y - A f_theta(z)) ||^2` by Adam, for a U-Net `f` and fixed noise `z`; stopped early.
 
-    `A^+`, the operator's `pseudo_inverse`, makes all frequencies count alike, where a plain residual would take CT many
-    times as many iterations (BP-DIP; Zukerman, Tirer & Giryes 2020); in single-coil MRI it changes nothing.
+    `A^+`, the operator's `pseudo_inverse`, gives all frequencies equal weight; with the plain residual, CT would need
+    many times more iterations (BP-DIP; Zukerman, Tirer & Giryes 2020). In single-coil MRI it makes no difference.
 
-    One network makes all slices, each from its own noise. The reconstruction is a running average of its outputs, as in
-    the paper. It stops when the residual of this average has fallen to the expected size of the noise,
-    `discrepancy sigma_y` a measured value (Morozov's principle): beyond that the network would learn the noise.
+    One network generates all slices, each from its own noise. The reconstruction is a running average of its outputs,
+    as in the paper. It stops once the residual of this average has fallen to the expected size of the noise,
+    `discrepancy sigma_y` per measured value (Morozov's principle), before the network learns the noise.
 
     Args:
         learning_rate: of Adam.
-        averaging: share of the earlier outputs in the running average, 0 .. 1 (without 1).
-        discrepancy: see above; 0 makes all the iterations.
-        iterations: at most.
+        averaging: share of the earlier outputs in the running average, at least 0 and below 1.
+        discrepancy: see above; 0 does all the iterations.
+        iterations: maximum number.
         batch_size: slices that pass through the network at once.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from ddip_pl.reconstruction.step import Step
 
 
 class DirectInverse(Baseline):
-    """`A^+ y`, by the operator's `pseudo_inverse`."""
+    """`A^+ y`, the operator's `pseudo_inverse`."""
 
     def __init__(self) -> None:
         super().__init__(iterations=1)

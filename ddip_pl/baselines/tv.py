@@ -1,4 +1,4 @@
-"""Total-variation reconstruction of a volume by ADMM, run until it has converged."""
+"""Total-variation reconstruction of a volume by ADMM, run until it converges."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ class TotalVariation(Baseline):
 
     Args:
         strength: weight of the total variation, in units of `sigma_y`.
-        tolerance: relative primal and dual residual at which it has converged.
-        iterations: at most; a warning tells if it has not converged by then.
+        tolerance: stop once the relative primal and dual residuals are below this.
+        iterations: maximum number; a warning is logged if the method has not converged by then.
     """
 
     def __init__(self, strength: float = 0.03, tolerance: float = 1e-3, iterations: int = 500):
@@ -32,7 +32,7 @@ class TotalVariation(Baseline):
 def tv_volumes(
     measurement: Measurement, strength: float, tolerance: float = 1e-3, most: int = 500
 ) -> Iterator[tuple[Tensor, float]]:
-    """`tv_iterations` of a measurement from its pseudo-inverse; `strength` in the scale of the unit-norm operator."""
+    """`tv_iterations` for a measurement, from its pseudo-inverse; `strength` is absolute, for a unit-norm operator."""
     A = measurement.operator
     data = LeastSquares(lambda x: A.adjoint(measurement.residual(x)), A.normal)
     return tv_iterations(data, A.pseudo_inverse(measurement.y), strength, tolerance, most)

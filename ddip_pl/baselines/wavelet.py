@@ -1,4 +1,4 @@
-"""Sparsity of each slice in an orthonormal wavelet basis (compressed sensing; Lustig, Donoho & Pauly 2007)."""
+"""Reconstruction with sparse wavelet coefficients (compressed sensing; Lustig, Donoho & Pauly 2007)."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ DB4 = pywt.Wavelet("db4")  # Daubechies, four vanishing moments
 
 
 def one_level(length: int) -> Tensor:
-    """One level of the periodic transform as an orthonormal matrix: `length / 2` averages, then as many details."""
+    """One level of the periodic transform as an orthonormal matrix: `length / 2` rows of averages, then of details."""
     low, high = (torch.tensor(taps, dtype=torch.float64) for taps in (DB4.rec_lo, DB4.rec_hi))
     matrix = torch.zeros(length, length, dtype=torch.float64)
     for row in range(length // 2):
@@ -26,13 +26,13 @@ def one_level(length: int) -> Tensor:
 
 
 class Wavelet:
-    """Orthonormal 2D wavelet transform of images, with periodic border.
+    """Orthonormal 2D wavelet transform of images, with periodic boundaries.
 
     Rows and columns are halved as long as both are even and their halves are no shorter than the filter, 8 pixels.
-    The levels are matrix products, which also run on a GPU.
+    The levels are matrix products, which run on a GPU too.
 
     Args:
-        like: an image, for height, width, precision and device.
+        like: an image that gives height, width, precision and device.
     """
 
     def __init__(self, like: Tensor):
@@ -44,7 +44,7 @@ class Wavelet:
         self.coarsest = height, width
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Coefficients of images `(..., height, width)`, of the same shape; the averages are in the first corner."""
+        """Coefficients of images `(..., height, width)`, in the same shape; the averages are in the top left corner."""
         x = x.clone()
         for rows, columns in self.levels:
             block = x[..., : len(rows), : len(columns)]
@@ -52,7 +52,7 @@ class Wavelet:
         return x
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
-        """Inverse and adjoint of `analyse`."""
+        """The inverse, and adjoint, of `analyse`."""
         x = coefficients.clone()
         for rows, columns in reversed(self.levels):
             block = x[..., : len(rows), : len(columns)]
@@ -60,9 +60,9 @@ class Wavelet:
         return x
 
     def shrink(self, x: Tensor, threshold: float) -> Tensor:
-        """Proximal operator of `threshold sum |details|` at images `(slices, channels, height, width)`.
+        """Proximal operator of `threshold sum |details|` for images `(slices, channels, height, width)`.
 
-        The modulus is over channels: of complex images, magnitudes shrink and phases stay.
+        The modulus is over channels: in complex images, magnitudes shrink and phases stay.
         """
         coefficients = self.analyse(x)
         modulus = torch.linalg.vector_norm(coefficients, dim=1, keepdim=True)
@@ -75,12 +75,12 @@ class Wavelet:
 class L1Wavelet(Baseline):
     """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Daubechies-4 wavelets `W`.
 
-    By FISTA, see `fista`; its step of length 1 fits operators of unit norm.
+    Solved by FISTA, see `fista`; its step of length 1 suits operators of unit norm.
 
     Args:
         strength: weight of the wavelet coefficients, in units of `sigma_y`.
-        tolerance: relative change of the images in one iteration at which it has converged.
-        iterations: at most; a warning tells if it has not converged by then.
+        tolerance: stop once the relative change of the images in one iteration is below this.
+        iterations: maximum number; a warning is logged if the method has not converged by then.
     """
 
     def __init__(self, strength: float = 0.1, tolerance: float = 1e-5, iterations: int = 2000):

@@ -1,4 +1,4 @@
-"""Posterior-mean estimators, interchangeable in sampling and in the adaptation loss."""
+"""Posterior-mean estimators, each usable in sampling and in the adaptation loss."""
 
 from ddip_pl.estimators.ddnm import DDNM
 from ddip_pl.estimators.dds import DDS

@@ -10,15 +10,15 @@ from ddip_pl.physics.measurement import Measurement
 class DDNM(PosteriorMean):
     """`x0_hat + A^+ (y - A x0_hat)`: the null space from the prior, the range from the data (eq. 13).
 
-    The correction is the least-squares solution of smallest norm, found by conjugate gradients on
-    `A^T A d = A^T (y - A x0_hat)` from `d = 0`. Filtered back-projection is no substitute for `A^+`: its error is
-    added to `x0_hat` again and again. Where `A^+` is `A^T` (single-coil MRI), one step is enough.
+    The correction is the minimum-norm least-squares solution, found by conjugate gradients on
+    `A^T A d = A^T (y - A x0_hat)` from `d = 0`. Filtered back-projection cannot replace `A^+`: its error would
+    accumulate in `x0_hat`. If `A^+` is `A^T` (single-coil MRI), one step is enough.
 
-    Noise is fitted like data, and the more so the better the problem is solved; with much noise, use DDS.
+    DDNM fits the noise too, and more closely the better the system is solved. For noisy data, use DDS.
 
     Args:
-        iterations: conjugate-gradient steps, at most.
-        tolerance: a slice is solved when the residual of this system is at most this share of its right-hand side.
+        iterations: maximum number of conjugate-gradient steps.
+        tolerance: a slice is solved once the residual of this system is at most this share of its right-hand side.
 
     Raises:
         InputError: a setting is out of range.

@@ -12,18 +12,18 @@ from ddip_pl.physics.measurement import Measurement
 class DDS(PosteriorMean):
     """A few conjugate-gradient steps from `x0_hat` towards the data.
 
-    Without `gamma` on `A^T A x = A^T y` (the paper's CT), with it on the proximal problem
+    Without `gamma` they solve `A^T A x = A^T y` (the paper's CT). With `gamma` they solve the proximal problem
     `min_x gamma/2 ||A x - y||^2 + 1/2 ||x - x0_hat||^2`, that is `(A^T A + I / gamma) x = A^T y + x0_hat / gamma`
     (the paper's MRI, gamma 5).
 
     Both are solved for the correction `d = x - x0_hat`, whose right-hand side is `A^T (y - A x0_hat)`.
 
     Args:
-        iterations: conjugate-gradient steps, at most.
+        iterations: maximum number of conjugate-gradient steps.
         gamma: weight of the data in the proximal form.
-        discrepancy: a slice is left alone as soon as its residual is this many times the expected size of the noise,
-            `discrepancy sigma_y sqrt(number of values)` (Morozov's principle): what remains then is noise, and a closer
-            fit would fit the noise. 0 makes all the steps. For the form without gamma.
+        discrepancy: stop in each slice once its residual falls to this many times the expected size of the noise,
+            `discrepancy sigma_y sqrt(number of values)` (Morozov's principle), because a closer fit would fit the
+            noise. 0 does all the steps. Only without gamma.
 
     Raises:
         InputError: a setting is out of range.
@@ -33,14 +33,14 @@ class DDS(PosteriorMean):
         if iterations < 1:
             raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
         if gamma is not None and gamma <= 0:
-            raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without prior term")
+            raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without the prior")
         if discrepancy < 0 or (discrepancy and gamma is not None):
             raise InputError(f"discrepancy is {discrepancy}; give 0 or more, and 0 with gamma")
         self.iterations, self.gamma, self.discrepancy = iterations, gamma, discrepancy
 
     @classmethod
     def published(cls, gamma: float | None = None) -> DDS:
-        """The paper's settings: 5 steps, all of them; no gamma in CT, 5 in MRI."""
+        """The paper's settings: always 5 steps; no gamma for CT, gamma 5 for MRI."""
         return cls(iterations=5, gamma=gamma, discrepancy=0.0)
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:

@@ -14,21 +14,23 @@ from ddip_pl.solvers.cg import divide
 
 
 class DPS(PosteriorMean):
-    """`x0_hat - step / sqrt(abar_{t-1}) grad_{x_t} || y - A x0_hat(x_t) ||`, with a norm of its own for every slice.
+    """`x0_hat - step / sqrt(abar_{t-1}) grad_{x_t} || y - A x0_hat(x_t) ||`, with a separate norm for each slice.
 
-    Where slices are coupled, it is their root mean square norm, so that a slice goes as far as it would by itself.
+    For coupled slices it is their root mean square norm, so that each slice moves as far as it would on its own.
 
-    Published (Algorithm 1) is the step after the sampler's: `x_{t-1} = x'_{t-1} - step grad`. As the sampler makes
-    `sqrt(abar_{t-1}) mean` of the mean, that is the same as the above in a mean that it goes on from; exactly so when
-    all timesteps are made, one by one.
+    The paper (Algorithm 1) corrects the sampler's result instead: `x_{t-1} = x'_{t-1} - step grad`. The sampler scales
+    the mean by `sqrt(abar_{t-1})`, so both are equivalent; exactly so if no timestep is skipped.
 
     By the chain rule the gradient is `J^T v`, with the Jacobian `J` of `x0_hat` in `x_t` and the direction
-    `v = A^T (A x0_hat - y) / || A x0_hat - y ||`. The images pass through the network once for `v` and once more,
-    `denoiser.batch_size` at a time, for `J^T v`; so memory does not grow with the volume, whichever plane is denoised.
-    Inside an adaptation loss the graph of both is kept, and gradients flow to the weights.
+    `v = A^T (A x0_hat - y) / || A x0_hat - y ||`. The images pass through the network once for `v` and again,
+    `denoiser.batch_size` at a time, for `J^T v`, so memory does not grow with the volume, whichever plane is denoised.
+    Inside an adaptation loss both graphs are kept, so gradients reach the weights.
 
     Args:
-        step: length of the step, in the scale of the unit-norm operator and images in [0, 1].
+        step: length of the step, for a unit-norm operator and images in [0, 1].
+
+    Raises:
+        InputError: `step` is not positive.
     """
 
     def __init__(self, step: float = 1.0):
@@ -61,5 +63,5 @@ class DPS(PosteriorMean):
 
 
 def means(denoiser: Denoiser, t: int, images: Tensor) -> Tensor:
-    """The prior's means of some images of the denoiser's plane."""
+    """The prior's means of some images in the denoiser's plane."""
     return denoiser.cut(denoiser(denoiser.join(images), t)[0])

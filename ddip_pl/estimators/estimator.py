@@ -1,4 +1,4 @@
-"""The posterior mean `D_theta(x_t | y)`: what a method does with a noisy image and the measurement."""
+"""The posterior mean `D_theta(x_t | y)`, estimated from a noisy image and the measurement."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -12,12 +12,12 @@ Memory = dict[str, Tensor]
 
 
 class Estimate(NamedTuple):
-    """What an estimator makes of `x_t`.
+    """The result of an estimator.
 
     Attributes:
-        mean: posterior mean `D_theta(x_t | y)`, of the shape of `x_t (slices, channels, height, width)`.
-        eps: the noise that the prior sees in `x_t`, of the same shape.
-        memory: what the estimator carries to the next diffusion step, by name.
+        mean: posterior mean `D_theta(x_t | y)`, with the shape of `x_t (slices, channels, height, width)`.
+        eps: the noise that the prior predicts in `x_t`, with the same shape.
+        memory: tensors that the estimator needs in the next diffusion step, by name.
     """
 
     mean: Tensor
@@ -26,21 +26,21 @@ class Estimate(NamedTuple):
 
 
 class PosteriorMean(ABC):
-    """`D_theta(x_t | y)`, for some or all slices of a volume; the same object serves sampling and the adaptation loss.
+    """`D_theta(x_t | y)` for some or all slices of a volume; used both for sampling and in the adaptation loss.
 
-    An estimator has no state: whatever it carries from one diffusion step to the next goes through `memory`, which the
-    sampler keeps. Most estimators correct the prior's own mean and implement `condition` only; one that needs the
-    gradient through the network overrides `__call__`.
+    An estimator has no state: what it carries from one diffusion step to the next goes through `memory`, which the
+    sampler keeps. Most estimators correct the prior's mean and implement only `condition`. One that needs the gradient
+    through the network overrides `__call__`.
     """
 
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: int, measurement: Measurement, memory: Memory | None = None
     ) -> Estimate:
-        """Posterior mean at timestep `t`; without `memory`, as in the first diffusion step."""
+        """Posterior mean at timestep `t`; leave out `memory` in the first diffusion step."""
         x0_hat, eps = denoiser(x_t, t)
         mean, memory = self.condition(x0_hat, measurement, memory or {})
         return Estimate(mean, eps, memory)
 
     @abstractmethod
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-        """Make the prior's mean `x0_hat` agree with the measurement; returns the posterior mean and the next memory."""
+        """Fit the prior's mean `x0_hat` to the measurement; returns the posterior mean and the next memory."""

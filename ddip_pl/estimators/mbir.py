@@ -1,4 +1,4 @@
-"""DiffusionMBIR (Chung et al. 2023) in its DDS-accelerated form: the prior's mean, total variation and the data."""
+"""DiffusionMBIR (Chung et al. 2023), accelerated as in DDS: the prior's mean, total variation and the data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ddip_pl.solvers.admm import ACROSS_SLICES, ALL_AXES, LeastSquares, Split, a
 class DiffusionMBIR(PosteriorMean):
     """A few iterations of ADMM on `min_X 1/2 ||A X - Y||^2 + strength sum |D X|` from the prior's mean.
 
-    A 2D prior does not see neighbouring slices; the total variation couples them. Split and dual variables are carried
-    from one diffusion step to the next. In the adaptation loss, where the slices change, they start anew, and the
-    slices should be neighbours.
+    A 2D prior treats slices independently; the total variation couples neighbouring ones. The split and dual variables
+    are carried from one diffusion step to the next. In the adaptation loss, which uses different slices every time,
+    they are reset, and the slices should be neighbours.
 
     Args:
         strength: lambda, weight of the total variation, in units of `sigma_y`.
         rho: penalty of ADMM, in units of `sigma_y`; edges lower than `strength / rho` vanish.
-        axes: of the differences: across "slices" only, or along "all" three axes, isotropic.
-        iterations: of ADMM at each diffusion step, at most.
-        cg_iterations: conjugate-gradient steps of each of them.
-        discrepancy: ADMM ends as soon as the residual of the volume is this many times the expected size of the noise,
-            see `DDS`; 0 makes all the iterations.
+        axes: of the differences: across "slices" only, or along "all" three axes (isotropic).
+        iterations: maximum number of ADMM iterations per diffusion step.
+        cg_iterations: conjugate-gradient steps per ADMM iteration.
+        discrepancy: ADMM stops once the residual of the volume falls to this many times the expected size of the
+            noise, see `DDS`; 0 does all the iterations.
 
     Raises:
         InputError: a setting is out of range.
@@ -57,21 +57,21 @@ class DiffusionMBIR(PosteriorMean):
 
     @classmethod
     def published(cls) -> DiffusionMBIR:
-        """The paper's settings in the scale of a unit-norm operator.
+        """The paper's settings, converted to a unit-norm operator.
 
-        Published are strength 0.01, rho 0.5 and `sigma_y` 0.01 for a projector of norm 60 to 100. Divided by its norm,
-        here 80, the operator needs strength and rho divided by the norm's square and `sigma_y` by the norm.
+        The paper uses strength 0.01, rho 0.5 and `sigma_y` 0.01 for a projector of norm 60 to 100; we take 80. With the
+        operator divided by its norm, strength and rho are divided by the norm squared and `sigma_y` by the norm.
         """
         return cls(strength=1 / 80, rho=50 / 80, iterations=5, cg_iterations=5, discrepancy=0.0)
 
     def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
         if len(x0_hat) < 2:
             raise InputError(
-                "DiffusionMBIR couples neighbouring slices and was given one; give a volume of at least 2 "
-                "(data.slices), and let an adaptation draw at least 2 (adaptation.slices)"
+                "DiffusionMBIR couples neighbouring slices but was given one; give at least 2 slices to the "
+                "volume (data.slices) and to the adaptation (adaptation.slices)"
             )
         if not measurement.sigma_y > 0:
-            raise InputError("data.sigma_y is 0, and DiffusionMBIR's strength is in units of it; give the noise level")
+            raise InputError("data.sigma_y is 0, but DiffusionMBIR's strength is in units of it; give the noise level")
         strength, rho = self.strength * measurement.sigma_y, self.rho * measurement.sigma_y
         A = measurement.operator
         data = LeastSquares(lambda x: A.adjoint(measurement.residual(x)), A.normal)

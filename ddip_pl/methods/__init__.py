@@ -1,1 +1,1 @@
-"""Methods by name, and the one call that needs no file."""
+"""The shipped methods by name, and reconstruction in one call."""

@@ -1,4 +1,4 @@
-"""YAML files of settings: where the shipped ones are, and how one builds on others."""
+"""YAML config files: where the shipped ones are, and how a file builds on others."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the command line in which `configs/...` is the shipped file, unless there is one here."""
+    """Command-line arguments with `configs/...` replaced by the shipped file, unless it exists locally."""
     found = []
     for argument in arguments:
         option, equals, value = argument.rpartition("=")
@@ -27,28 +27,28 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings of a file.
+    """The settings in a config file.
 
     Raises:
-        InputError: it cannot be read, or has no settings by name.
+        InputError: the file cannot be read, or has no named settings.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"config {path}: no settings by name in it")
+        raise InputError(f"config {path}: no named settings in it")
     return content
 
 
 def with_bases(path: Path) -> list[Path]:
-    """A file and, in front of it, the ones it builds on.
+    """The files that a config file builds on, followed by the file itself.
 
-    `config: ../sampler/slicewise.yaml` in a file, or a list of files, is what `--config` in front of it is on the
-    command line. Paths are relative to the file that names them; what is read last wins.
+    `config: ../sampler/slicewise.yaml` in a file (or a list of files) acts like `--config` before the file on the
+    command line. Paths are relative to the file that names them; later settings win.
 
     Raises:
-        InputError: one of them cannot be read.
+        InputError: one of the files cannot be read.
     """
     named = read_config(path).get("config", [])
     named = [named] if isinstance(named, str) else named
@@ -58,7 +58,7 @@ def with_bases(path: Path) -> list[Path]:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the command line, with the files that a `--config FILE` builds on in front of it."""
+    """Command-line arguments, with the files that each `--config FILE` builds on inserted before it."""
     found = []
     for number, argument in enumerate(arguments, 1):
         option, _, value = argument.partition("=")

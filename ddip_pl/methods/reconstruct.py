@@ -1,4 +1,4 @@
-"""One call from a measurement in memory to a reconstructed volume."""
+"""Reconstruction of a measurement in memory, in one call."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def reconstruct(
 ) -> Result:
     """Reconstruct a volume from its measurement `y = A x + n`.
 
-    The result is that of the command line with the same method and seed.
+    The result is the same as from the command line with the same method and seed.
 
     Args:
-        y: measured values, of shape `A.range`, such that the images `x` have intensities of about 0 to 1.
-        A: the operator; one whose norm is not 1 is normalised, together with `y` and `sigma_y`.
+        y: measured values with shape `A.range`, scaled so that the images `x` have intensities of about 0 to 1.
+        A: the operator; if its norm is not 1, it is normalised, and `y` and `sigma_y` are scaled with it.
         sigma_y: standard deviation of the noise in `y`; by default estimated from `y`.
         method: name of a method, see `available_methods`, or a `Method`.
-        reference: the true images `(slices, channels, height, width)`, where they are known, for `Result.metrics`.
-        frame: where the volume belongs, for `Result.save`.
+        reference: the true images `(slices, channels, height, width)`, if known, for `Result.metrics`.
+        frame: name, position and units of the volume, for `Result.save`.
         seed: of all random numbers.
-        progress: show a bar.
+        progress: show a progress bar.
         **changes: settings of a method given by name, see `load_method`.
 
     Returns:
-        The result; its images are a NumPy array if `y` is one, or else a tensor.
+        The result; its images are a NumPy array if `y` is one, otherwise a tensor.
 
     Raises:
         InputError: the measurement does not fit the operator, or the settings do not fit the measurement.
     """
     if changes and isinstance(method, Method):
-        raise InputError(f"{', '.join(changes)} given beside a {type(method).__name__}; make the method with them")
+        raise InputError(f"{', '.join(changes)} given with a {type(method).__name__}; pass them to its constructor")
     tensor = as_tensor("y", y, A.range)
     unit = A.normalised()
     factor = unit.scale / A.scale
@@ -85,12 +85,12 @@ def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:
     """Values as a tensor in single precision.
 
     Raises:
-        InputError: they have another shape, or are not all finite numbers.
+        InputError: the values have another shape or are not all finite.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         given = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is a {type(values).__name__}"
-        raise InputError(f"{name} {given}; the operator needs a tensor or an array of shape {shape}")
+        raise InputError(f"{name} {given}; expected a tensor or an array of shape {shape}")
     if not tensor.isfinite().all():
         raise InputError(f"{name} has NaN or infinite values; replace them, or leave out the slices that have them")
     return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)

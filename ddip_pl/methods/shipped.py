@@ -1,4 +1,4 @@
-"""The shipped methods by name: the settings of `configs/method` as objects."""
+"""The shipped methods by name, built from the settings in `configs/method`."""
 
 from argparse import ArgumentError
 from dataclasses import is_dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-import ddip_pl.baselines  # noqa: F401 (a config may name one of them by its class alone)
+import ddip_pl.baselines  # noqa: F401 (lets configs name them by class alone)
 from ddip_pl.errors import InputError, bad_input, parser_reason
 from ddip_pl.methods.configs import SHIPPED, read_config, with_bases
 from ddip_pl.reconstruction.method import Method
@@ -19,12 +19,13 @@ def available_methods() -> list[str]:
 
 
 def load_method(name: str, **changes: Any) -> Method:
-    """A shipped method, as the command line makes it of `configs/method/NAME.yaml`.
+    """A shipped method, built from `configs/method/NAME.yaml` as on the command line.
 
     Args:
         name: one of `available_methods()`.
-        **changes: arguments of the method's constructor, as `prior="my.safetensors"` or `sampler=Sampler.published()`;
-            nested ones by their path, as `**{"sampler.steps": 20, "adaptation.training.learning_rate": 3e-4}`.
+        **changes: arguments of the method's constructor, such as `prior="my.safetensors"` or
+            `sampler=Sampler.published()`; nested ones by path, such as
+            `**{"sampler.steps": 20, "adaptation.training.learning_rate": 3e-4}`.
 
     Raises:
         InputError: there is no such method or argument, or a value cannot be used.
@@ -47,5 +48,5 @@ def load_method(name: str, **changes: Any) -> Method:
 
 
 def class_path(usual: type) -> dict[str, str]:
-    """A class as a config names it."""
+    """A class in the form that configs use."""
     return {"class_path": f"{usual.__module__}.{usual.__qualname__}"}

@@ -133,7 +133,7 @@ class SingleCoilMRI(CartesianMRI):
 
     def __init__(self, shape: Shape, mask: Sampling | Tensor, complex_image: bool = False):
         mask = checked_mask(mask, shape)
-        # Spectra of real images are Hermitian, so Re(F^H M F) = F^H gram F, with gram the mean of M and its mirror image.
+        # Spectra of real images are Hermitian, so Re(F^H M F) = F^H gram F with the mean of M and its mirror image.
         mirrored = mask.flip(-2, -1).roll([1 - length % 2 for length in mask.shape[-2:]], (-2, -1))
         gram = mask.double() if complex_image else (mask.double() + mirrored) / 2
         scale = gram.max().sqrt().item()

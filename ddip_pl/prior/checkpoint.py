@@ -1,6 +1,6 @@
-"""Priors on disk: our own format, Lightning checkpoints, and the published forms of ADM weights.
+"""Priors on disk: our own format, Lightning checkpoints, and the published formats of ADM weights.
 
-Nothing here runs code from a file: `.safetensors` holds none, and pickles are read with `weights_only=True`.
+No code in a file is ever run: `.safetensors` holds none, and pickles are read with `weights_only=True`.
 """
 
 import json
@@ -21,21 +21,21 @@ from ddip_pl.prior.unet import UNet, UNetConfig
 
 FORMAT = "ddip-pl-prior-1"
 SCHEDULE = {"steps": STEPS, "beta_start": BETA_START, "beta_end": BETA_END}
-# Settings of guided-diffusion's scripts that do not affect the network.
+# Settings of guided-diffusion's scripts that do not change the network.
 IRRELEVANT = {"use_checkpoint", "use_fp16", "num_heads_upsample", "class_cond", "diffusion_steps", "noise_schedule"}
 
 
 def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
-    """Network settings from a mapping; lists may be written "1,1,2,4", as guided-diffusion writes them.
+    """Network settings from a mapping; lists may be strings such as "1,1,2,4", as in guided-diffusion.
 
     Raises:
-        InputError: a setting is unknown or missing, or the network is class-conditional or of another noise schedule.
+        InputError: a setting is unknown or missing, the network is class-conditional, or its noise schedule differs.
     """
     if settings.get("class_cond"):
         raise InputError("the prior is class-conditional; only unconditional networks can be used")
     schedule = settings.get("noise_schedule", "linear"), settings.get("diffusion_steps", STEPS)
     if schedule != ("linear", STEPS):
-        raise InputError(f"the noise schedule is {schedule[0]} in {schedule[1]} steps, expected linear in {STEPS}")
+        raise InputError(f"the noise schedule is {schedule[0]} with {schedule[1]} steps, expected linear with {STEPS}")
     known = {field.name for field in fields(UNetConfig)}
     if unknown := set(settings) - known - IRRELEVANT:
         raise InputError(f"unknown network settings {sorted(unknown)}; known are {sorted(known)}")
@@ -50,7 +50,7 @@ def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
 
 
 def describe(network: UNet) -> dict[str, str]:
-    """What a file holds besides the weights: format, network settings and noise schedule, as JSON."""
+    """A prior file's metadata: format, network settings and noise schedule, as JSON."""
     return {"format": FORMAT, "config": json.dumps(asdict(network.config)), "schedule": json.dumps(SCHEDULE)}
 
 
@@ -65,12 +65,12 @@ def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: 
 
 
 def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
-    """Read a prior in any of these forms, as a float32 network `network(x, t) -> eps` in evaluation mode.
+    """Read a prior as a float32 network `network(x, t) -> eps` in evaluation mode.
 
     Args:
-        path: our `.safetensors`; a Lightning `.ckpt` of `fit`; a guided-diffusion state dict; a dict with `config` and
-            `state_dict`; or `{decay, num_updates, shadow_params}` with the averaged weights in order of registration.
-        config: network settings, for files that carry none.
+        path: our `.safetensors`, a Lightning `.ckpt` from `fit`, a guided-diffusion state dict, a dict with `config`
+            and `state_dict`, or `{decay, num_updates, shadow_params}` with the averaged weights in registration order.
+        config: network settings, for files without them.
 
     Raises:
         InputError: the file is missing, truncated, not a prior, or does not fit the settings.
@@ -81,7 +81,7 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
     contents, carried = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     settings = config if config is not None else carried
     if settings is None:
-        raise InputError(f"prior {path}: the file does not say which network it is for; give its settings as config")
+        raise InputError(f"prior {path}: the file has no network settings; give them as config")
     try:
         network = UNet(parse_config(json.loads(settings) if isinstance(settings, str) else settings))
     except Exception as error:  # a wrong setting can fail anywhere in the network
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InputError(f"prior {path}: not a prior of ddip-pl (format {metadata.get('format')!r})")
+                raise InputError(f"prior {path}: not a ddip-pl prior (format {metadata.get('format')!r})")
             _check_schedule(metadata["schedule"], path)
             return {name: file.get_tensor(name) for name in file.keys()}, metadata["config"]  # noqa: SIM118
     except (SafetensorError, KeyError) as error:
@@ -107,13 +107,13 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], Mapping[
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"prior {path}: truncated, or not a file of plain weights ({_one_line(error)})") from error
+        raise InputError(f"prior {path}: truncated or not a file of plain weights ({_one_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"prior {path}: holds a {type(content).__name__}, expected a dict of weights")
     if isinstance(content.get("shadow_params"), list):
         return content["shadow_params"], None
     weights = content.get("state_dict", content)
-    header = content.get("prior", content)  # what DiffusionPrior adds to a Lightning checkpoint
+    header = content.get("prior", content)  # added to Lightning checkpoints by DiffusionPrior
     if not (isinstance(weights, dict) and isinstance(header, dict)):
         raise InputError(f"prior {path}: not a checkpoint of a prior")
     if "schedule" in header:
@@ -129,7 +129,7 @@ def _check_schedule(schedule: object, path: Path) -> None:
 def _name_parameters(network: UNet, parameters: list[Tensor], path: Path) -> dict[str, Tensor]:
     names = [name for name, _ in network.named_parameters()]
     if len(names) != len(parameters):
-        raise InputError(f"prior {path}: {len(parameters)} parameters, the network of these settings has {len(names)}")
+        raise InputError(f"prior {path}: {len(parameters)} parameters, these settings need {len(names)}")
     return dict(zip(names, parameters, strict=True))
 
 
@@ -139,7 +139,7 @@ def _load(network: UNet, weights: Mapping[str, Tensor], path: Path) -> None:
         name for name, value in own.items() if getattr(weights[name], "shape", None) != value.shape
     ]
     if wrong:
-        raise InputError(f"prior {path}: {len(wrong)} weights do not fit the network's settings, {wrong[0]} the first")
+        raise InputError(f"prior {path}: {len(wrong)} weights do not fit the network's settings (first: {wrong[0]})")
     network.load_state_dict(dict(weights))
 
 

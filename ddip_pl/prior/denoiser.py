@@ -1,4 +1,4 @@
-"""The prior as sampling sees it: noisy image in, posterior mean and noise out."""
+"""The prior as sampling uses it: noisy image in, posterior mean and noise out."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from torch.func import functional_call
 
 from ddip_pl.prior.schedule import noise_schedule, tweedie
 
-Plane = Literal["slices", "rows", "columns"]  # of a volume: what is at one slice, one row, one column
-AXES: dict[Plane, str] = {"slices": "s c h w", "rows": "h c s w", "columns": "w c h s"}  # the images' axis first
+Plane = Literal["slices", "rows", "columns"]  # an image of a plane: the volume at one slice, one row or one column
+AXES: dict[Plane, str] = {
+    "slices": "s c h w",
+    "rows": "h c s w",
+    "columns": "w c h s",
+}  # axes of the images
 
 
 class Denoiser(nn.Module):
     """`(x_t, t) -> (E[x_0 | x_t], eps_theta(x_t, t))`.
 
-    The images are slices; `across` returns a denoiser of another plane. A prior of ellipses is one of ellipsoids, which
-    are ellipses in whichever plane they are cut. So one 2D prior, applied to the three planes in turn, makes a volume
-    that is consistent in 3D. (TPDM, Lee et al. 2023, alternates two planes, with a prior trained for each.)
+    Its images are slices; `across` returns a denoiser for another plane. Ellipsoids are ellipses in every plane, so a
+    prior for ellipses serves all planes: one 2D prior, applied to the three planes in turn, gives a volume that is
+    consistent in 3D. (TPDM, Lee et al. 2023, alternates two planes, with a prior trained for each.)
 
     Args:
-        network: predicts the noise, `network(x, t) -> eps`; output channels beyond those of the image are ignored.
+        network: predicts the noise, `network(x, t) -> eps`; output channels beyond the image's are ignored.
         batch_size: images that pass through the network at once.
 
     Attributes:
-        weights: what the network computes with instead of its own weights, by name; see `with_weights`.
-        slicewise: the first axis of these weights is that of the slices, each of which has its own.
-        plane: whose images pass through the network.
+        weights: weights that replace the network's own, by name; see `with_weights`.
+        slicewise: whether each slice has its own weights, along their first axis.
+        plane: the plane of the images.
     """
 
     abar: Tensor
@@ -46,7 +50,7 @@ class Denoiser(nn.Module):
         self.register_buffer("abar", noise_schedule(), persistent=False)
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """For volumes `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
+        """Posterior mean and noise of a volume `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""
         images, channels = self.cut(x_t), x_t.shape[1]
         if self.slicewise:
             assert all(len(weight) == len(images) for weight in self.weights.values()), "see Denoiser.only"
@@ -59,25 +63,25 @@ class Denoiser(nn.Module):
         return tweedie(x_t, eps, self.abar[t]), eps
 
     def with_weights(self, weights: Mapping[str, Tensor], slicewise: bool = False) -> Denoiser:
-        """The denoiser that computes with adapted weights.
+        """The denoiser with adapted weights.
 
         Args:
             weights: by name.
-            slicewise: every slice has its own, along the first axis of the weights.
+            slicewise: whether each slice has its own weights, along their first axis.
         """
         view = copy.copy(self)
         view.weights, view.slicewise = dict(weights), slicewise
         return view
 
     def across(self, plane: Plane) -> Denoiser:
-        """The denoiser whose images are those at each slice, row or column of a whole volume `x_t`."""
-        assert plane == "slices" or not self.slicewise, "slices have weights of their own, other planes have none"
+        """The denoiser for another plane; its `x_t` must be a whole volume."""
+        assert plane == "slices" or not self.slicewise, "slices have their own weights, images of other planes do not"
         view = copy.copy(self)
         view.plane = plane
         return view
 
     def only(self, images: slice) -> Denoiser:
-        """The denoiser for an `x_t` that holds some of the images only."""
+        """The denoiser for an `x_t` that holds only some of the images."""
         if not self.slicewise:
             return self
         return self.with_weights({name: weight[images] for name, weight in self.weights.items()}, slicewise=True)
@@ -91,5 +95,5 @@ class Denoiser(nn.Module):
         return rearrange(images, f"{AXES[self.plane]} -> s c h w")
 
     def abar_at(self, t: int | None) -> Tensor:
-        """`abar` at a timestep; None stands for the clean image after the last one, where it is 1."""
+        """`abar` at timestep `t`, or 1 for None: the clean image after the last step."""
         return torch.ones_like(self.abar[0]) if t is None else self.abar[t]

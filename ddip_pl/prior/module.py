@@ -1,4 +1,4 @@
-"""Training of the prior: predict the noise in a diffused phantom."""
+"""Training of the prior: predict the noise in diffused phantoms."""
 
 from typing import Any
 
@@ -22,16 +22,19 @@ class DiffusionPrior(LightningModule):
 
     Args:
         network: settings of the U-Net.
-        learning_rate: of Adam, reached after `warmup_steps` and lowered to zero along a cosine until training ends.
-        warmup_steps: in which the learning rate rises, linearly.
-        weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 weighs errors of the noise equally for all t, 1 errors of the
+        learning_rate: of Adam, reached after `warmup_steps`, then lowered along a cosine to zero at the end.
+        warmup_steps: number of steps in which the learning rate rises linearly.
+        weighting: p in `w(t) = ((1 - abar) / abar)^p`: 0 weights errors in the noise equally for all t, 1 errors in the
             image.
         focus: timesteps are drawn as `1000 u^focus`, u uniform: 1 draws all equally often, a larger value favours
             small ones.
-        prior: file of a prior to start from; layers of another shape start anew.
+        prior: file of a prior to start from; layers whose shape differs are trained from scratch.
+
+    Raises:
+        InputError: `focus` is not positive, or the prior cannot be read.
     """
 
-    flops_per_batch: int | None = None  # ThroughputMonitor asks for it; not counted here
+    flops_per_batch: int | None = None  # read by ThroughputMonitor; not counted here
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class DiffusionPrior(LightningModule):
         return (self.network(x_t, t)[:, : x.shape[1]] - noise).square().mean((1, 2, 3))
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        # Seeded by the step, not by a running state, so that a resumed run draws what an uninterrupted one does.
+        # Seeded by the step, so that a resumed run draws the same numbers as an uninterrupted one.
         seed = np.random.SeedSequence((torch.initial_seed(), self.global_step, self.global_rank))
         random = torch.Generator(x.device).manual_seed(int(seed.generate_state(1)[0]))
         t = (STEPS * torch.rand(len(x), device=x.device, generator=random) ** self.focus).long().clamp(max=STEPS - 1)
@@ -71,7 +74,7 @@ class DiffusionPrior(LightningModule):
         return (((1 - self.abar[t]) / self.abar[t]) ** self.weighting * loss).mean()
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
-        """The same noise on the same phantoms every time, so that losses can be compared."""
+        """Validate with the same noise on the same phantoms every time, so that losses are comparable."""
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx)).to(x)
         every = {t: torch.full((len(x),), t, device=x.device) for t in VALIDATION_TIMESTEPS}
         losses = {t: self.loss(x, every[t], noise).mean() for t in every}
@@ -80,10 +83,10 @@ class DiffusionPrior(LightningModule):
 
     @torch.no_grad()
     def sample(self, noise: Tensor, steps: int = 50, eta: float = 0.85) -> Tensor:
-        """Unconditional samples from `noise`, of its shape, by DDIM, means clipped to [0, 1].
+        """Unconditional samples by DDIM from `noise`, with its shape.
 
-        The fresh noise, the same in every call, corrects errors of the network; with `eta` 0 there is none, and a small
-        network leaves speckle.
+        Means are clipped to [0, 1] ([-1, 1] for complex images). The fresh noise, the same in every call, corrects
+        errors of the network; without it (`eta` 0), a small network leaves speckle.
         """
         x, random = noise, torch.Generator(noise.device).manual_seed(0)
         darkest = 0 if x.shape[1] == 1 else -1
@@ -110,7 +113,7 @@ class DiffusionPrior(LightningModule):
         return [ThroughputMonitor(batch_size_fn=len), LearningRateMonitor("step")] if self.trainer.loggers else []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient, before it is clipped."""
+        """Log the norm of the gradient before clipping."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 

@@ -10,7 +10,7 @@ STEPS, BETA_START, BETA_END = 1000, 1e-4, 2e-2
 
 
 def noise_schedule(steps: int = STEPS, beta_start: float = BETA_START, beta_end: float = BETA_END) -> Tensor:
-    """`abar`, shape `(steps,)` float32, of linearly growing betas."""
+    """`abar`, `(steps,)` float32, for linearly growing betas."""
     beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
     return (1 - beta).cumprod(0).float()
 
@@ -18,9 +18,9 @@ def noise_schedule(steps: int = STEPS, beta_start: float = BETA_START, beta_end:
 def timesteps(start: int, steps: int, spacing: float = 1.0) -> list[int]:
     """`steps` timesteps from `start` down to 0, both included: `start (1 - i / (steps - 1))^spacing`, rounded.
 
-    With `spacing` 1 they are even (`start` must be at least `steps - 1`, or some come twice). The larger it is, the
-    more of them are small, some more than once; these decide what the measurement leaves open (compare Karras et al.
-    2022, eq. 5).
+    With `spacing` 1 they are evenly spaced (without repeats if `start` is at least `steps - 1`). Larger values
+    concentrate them, with repeats, at small timesteps, which decide what the measurement leaves open (compare Karras et
+    al. 2022, eq. 5).
     """
     return (start * torch.linspace(1, 0, steps, dtype=torch.float64) ** spacing).round().long().tolist()
 
@@ -38,15 +38,15 @@ def tweedie(x_t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
 def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: float) -> Tensor:
     """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10).
 
-    `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; `eta` 0: no fresh noise.
-    The noise has the variance of the forward process. With `abar_next` 1, after the last timestep, the result is the
-    mean itself.
+    `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; without fresh noise if `eta` is 0.
+    The noise has the variance of the forward process. After the last timestep `abar_next` is 1, and the result is the
+    mean.
     """
     return abar_next.sqrt() * mean + (1 - abar_next).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * eps)
 
 
 def slerp(first: Tensor, last: Tensor, count: int) -> Tensor:
-    """Spherical interpolation in `count` steps from one Gaussian image to another, shape `(count, *image)`.
+    """Spherical interpolation between two Gaussian images, `(count, *image)`, both included.
 
     Neighbouring slices start from similar noise, and the noise of each slice is still Gaussian (Shoemake 1985).
     """

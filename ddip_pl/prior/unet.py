@@ -1,7 +1,7 @@
 """ADM U-Net (Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021).
 
-Parameters have the names and the order of OpenAI's guided-diffusion, so that published weights load unchanged, in
-both published forms: by name, and as a list.
+Parameters have the names and the order of OpenAI's guided-diffusion, so that published weights load unchanged, both
+by name and as a list.
 """
 
 import math
@@ -21,20 +21,23 @@ class UNetConfig:
     """Settings of the network, named as in guided-diffusion.
 
     Args:
-        image_size: height and width that the prior is made for; images may have any other size.
+        image_size: height and width that the prior is trained for; images may have any other size.
         in_channels: 1 for real images, 2 for complex ones (real, imaginary).
-        out_channels: channels of the output; twice `in_channels` with `learn_sigma`; None: whatever follows.
+        out_channels: channels of the output; by default `in_channels`, or twice as many with `learn_sigma`.
         num_channels: channels at full resolution.
         channel_mult: multiples of `num_channels`, one for each resolution level.
-        num_res_blocks: residual blocks a level.
-        attention_resolutions: sizes, in pixels of an image of `image_size`, of the levels that have attention.
-        num_heads: attention heads, where `num_head_channels` is -1.
-        num_head_channels: channels of one attention head.
-        dropout: probability that a feature inside a residual block is dropped in training.
-        resblock_updown: change resolution by residual blocks instead of strided convolution / nearest neighbour.
+        num_res_blocks: residual blocks per level.
+        attention_resolutions: image sizes in pixels, for an input of `image_size`, of the levels with attention.
+        num_heads: attention heads, if `num_head_channels` is -1.
+        num_head_channels: channels per attention head, or -1 to use `num_heads`.
+        dropout: probability of dropping a feature inside a residual block in training.
+        resblock_updown: change resolution in residual blocks instead of by strided convolution / nearest neighbour.
         use_scale_shift_norm: let the time embedding scale and shift the normalised features instead of being added.
         use_new_attention_order: split queries, keys and values before the heads instead of after.
-        learn_sigma: the second half of the output channels is a variance; only the first half is noise.
+        learn_sigma: the second half of the output channels is a variance, only the first half is noise.
+
+    Raises:
+        InputError: a setting is out of range, or `image_size` does not fit the number of levels.
     """
 
     image_size: int
@@ -89,7 +92,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the resolution by nearest neighbour, with or without a convolution after it."""
+    """Double the resolution by nearest-neighbour interpolation, with or without a convolution after it."""
 
     def __init__(self, channels: int, learned: bool):
         super().__init__()
@@ -134,9 +137,9 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels, however many there are, added to its input.
+    """Self-attention over all pixels, at any image size, added to its input.
 
-    Nothing works better at sizes other than that of training (docs/sizes.md).
+    At sizes other than the training size, no other way of attention works better (docs/sizes.md).
     """
 
     def __init__(self, channels: int, config: UNetConfig):
@@ -145,7 +148,7 @@ class AttentionBlock(nn.Module):
         size = channels // self.heads if config.num_head_channels == -1 else config.num_head_channels
         if size * self.heads != channels:
             raise InputError(f"attention over {channels} channels cannot be split into heads of {size} channels")
-        # Order of the channels: q, k and v of each head, or (new) the heads of each of q, k and v.
+        # Order of the channels: q, k and v for each head or, in the new order, the heads for each of q, k and v.
         self.order = "(qkv heads channels)" if config.use_new_attention_order else "(heads qkv channels)"
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -154,7 +157,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = rearrange(x, "batch channels height width -> batch channels (height width)")
         pattern = f"batch {self.order} pixels -> qkv batch heads pixels channels"
-        # Only with the channels of a pixel side by side is attention computed without a matrix of all pairs of pixels.
+        # With a pixel's channels contiguous in memory, attention never stores the matrix of all pixel pairs.
         q, k, v = rearrange(self.qkv(self.norm(flat)), pattern, qkv=3, heads=self.heads).contiguous()
         h = F.scaled_dot_product_attention(q, k, v)
         h = rearrange(h, "batch heads pixels channels -> batch (heads channels) pixels")
@@ -176,8 +179,8 @@ class UNet(nn.Module):
     Args:
         config: see `UNetConfig`.
 
-    Called with `x (batch, in_channels, height, width)` float and `t (batch,)`, timesteps 0 .. 999. Returns
-    `(batch, out_channels, height, width)`: the predicted noise, followed by the variance with `learn_sigma`.
+    Takes `x (batch, in_channels, height, width)` float and timesteps `t (batch,)`, 0 .. 999. Returns
+    `(batch, out_channels, height, width)`: the predicted noise and, with `learn_sigma`, the variance.
     """
 
     def __init__(self, config: UNetConfig):
@@ -230,7 +233,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(32, channels), nn.SiLU(), zero(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
-        # Convolutions are a third faster in this layout, on CPU and on tensor cores.
+        # Convolutions are a third faster in this layout, both on CPU and on tensor cores.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -247,7 +250,7 @@ class UNet(nn.Module):
 
 
 def mirrored(x: Tensor, multiple: int) -> Tensor:
-    """Images padded with their own reflection so that height and width are multiples of `multiple`."""
+    """Pad images by reflection so that height and width are multiples of `multiple`."""
     for dim in (2, 3):
         length = x.shape[dim]
         if length % multiple:

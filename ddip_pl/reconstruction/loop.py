@@ -1,6 +1,6 @@
-"""The Lightning loop that drives a reconstruction: clock, callbacks, checkpoint.
+"""The Lightning loop that drives a reconstruction: timing, callbacks, checkpoints.
 
-Lightning keeps its loop classes behind an underscore. This is the only module that touches them.
+Lightning's loop classes are private. This is the only module that uses them.
 """
 
 import math
@@ -18,16 +18,16 @@ from ddip_pl.reconstruction.step import Process, Step, timed
 
 
 class ReverseDiffusionLoop(_Loop):
-    """Makes the steps of a reconstruction, tells the callbacks, and is saved in the middle of it.
+    """Runs the steps of a reconstruction, calls the callbacks, and saves its state between steps.
 
-    It becomes a child of the trainer's test or predict loop, so that its state belongs to the trainer's checkpoints.
+    It becomes a child of the trainer's test or predict loop, so that the trainer's checkpoints contain its state.
 
     Args:
         trainer: any Lightning Trainer.
         stage: "test" or "predict".
 
     Attributes:
-        trajectory: figures of each step so far.
+        trajectory: figures of the steps done, one row per step.
         step: number of steps done.
     """
 
@@ -35,14 +35,14 @@ class ReverseDiffusionLoop(_Loop):
         super().__init__(trainer)
         self.stage = stage
         self.parent.inference_mode = False  # adaptations take gradients
-        self.parent.reverse_diffusion = self  # whose state becomes part of a checkpoint
+        self.parent.reverse_diffusion = self  # makes this loop's state part of a checkpoint
         self.trajectory: list[dict[str, float]] = []
         self._current: tuple[Process, str, float] | None = None
         self._saved: dict[str, Any] | None = None
 
     @property
     def parent(self) -> Any:
-        """The trainer's loop over volumes; no attribute, as Lightning would take it for a child of this one."""
+        """The trainer's loop over volumes; as an attribute, Lightning would treat it as a child of this loop."""
         return self.trainer.test_loop if self.stage == "test" else self.trainer.predict_loop
 
     @property
@@ -50,7 +50,7 @@ class ReverseDiffusionLoop(_Loop):
         return len(self.trajectory)
 
     def run(self, process: Process, measurement: Measurement, name: str) -> Tensor:
-        """Reconstruct the volume of this name; returns `(slices, channels, height, width)`."""
+        """Reconstruct the volume `name`; returns `(slices, channels, height, width)`."""
         self._current = process, name, float(measurement.y.abs().sum())
         try:
             state, self.trajectory = self._resume(), []
@@ -69,17 +69,17 @@ class ReverseDiffusionLoop(_Loop):
             callback.on_diffusion_step_end(self.trainer, self.step, steps, step)
 
     def on_gradient_step(self, done: int, steps: int) -> None:
-        """Tell the callbacks of a gradient step."""
+        """Call the callbacks after a gradient step."""
         for callback in reconstruction_callbacks(self.trainer):
             callback.on_gradient_step_end(self.trainer, done, steps)
 
     @property
     def volume(self) -> int:
-        """Number of the volume in the run."""
+        """Index of the volume in the run."""
         return self.parent.batch_progress.current.ready - 1
 
     def _resume(self) -> dict[str, Any] | None:
-        """The saved state, if it is that of this volume."""
+        """The saved state, if it belongs to this volume."""
         assert self._current is not None
         if self._saved is None or self.volume < self._saved["volume"]:
             return None
@@ -87,10 +87,10 @@ class ReverseDiffusionLoop(_Loop):
         _, name, data = self._current
         if state["name"] != name:
             raise InputError(
-                f"the checkpoint is of {state['name']}, the data are of {name}; give --ckpt_path with its data"
+                f"the checkpoint is of {state['name']}, the data are of {name}; give the data of the checkpoint"
             )
         if not math.isclose(state["data"], data, rel_tol=1e-4):
-            raise InputError(f"the checkpoint is of another measurement of {name}; give --ckpt_path with its task")
+            raise InputError(f"the checkpoint is of another measurement of {name}; give the task of the checkpoint")
         return state
 
     def on_save_checkpoint(self) -> dict[str, Any]:

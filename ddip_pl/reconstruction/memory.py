@@ -1,4 +1,4 @@
-"""Memory in use."""
+"""Peak memory use."""
 
 import sys
 
@@ -6,12 +6,12 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory so far, in bytes: allocated on the GPU, or of the whole process on a CPU; 0 on Windows."""
+    """Peak memory so far, in bytes: allocated on the GPU, or used by the process on a CPU (0 on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return 0
-    import resource  # which Windows lacks
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # KiB on Linux

@@ -1,4 +1,4 @@
-"""What a method of reconstruction is, whatever it is made of."""
+"""The interface of all reconstruction methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,14 +23,14 @@ LOGGED = ("psnr", "ssim", "residual", "discrepancy")
 
 
 class Method(LightningModule, ABC):
-    """A way to reconstruct a volume. It works in any Lightning Trainer, as `test` and `predict`, and without one.
+    """A method to reconstruct a volume. It works with and without a Lightning Trainer (`test` and `predict`).
 
-    Batches are `(measurement, frame)`, one volume each. A subclass writes `begin`.
+    A batch is one volume, `(measurement, frame)`. A subclass implements `begin`.
 
     Attributes:
-        prior: file with the prior, or None for a method that has none.
-        image_size: height and width that the prior is made for, or None.
-        resumable: whether a checkpoint can be continued.
+        prior: file of the prior, or None for a method without one.
+        image_size: height and width that the prior is trained for, or None.
+        resumable: whether a run can be continued from a checkpoint.
         loop: drives the reconstruction in a Trainer.
     """
 
@@ -57,8 +57,8 @@ class Method(LightningModule, ABC):
 
         Args:
             measurement: of the volume.
-            frame: where it belongs.
-            on_step: called with the number of steps done, their number in all, and the last one.
+            frame: position and name of the volume, for the result.
+            on_step: called after each step with the number of steps done, their maximum number, and the step.
 
         Raises:
             InputError: the settings do not fit the measurement.
@@ -80,7 +80,7 @@ class Method(LightningModule, ABC):
         frame: Frame,
         trajectory: list[dict[str, float]],
     ) -> Result:
-        """What has been reconstructed; images are 0 where nothing is measured."""
+        """The result of a process; its images are set to 0 where nothing is measured."""
         visible = measurement.operator.visible(images)
         return Result(visible, measurement, trajectory, process.weights, frame, peak_memory(self.device), self.prior)
 
@@ -88,7 +88,7 @@ class Method(LightningModule, ABC):
         self.loop = ReverseDiffusionLoop(self.trainer, stage)
 
     def on_test_batch_start(self, *_: Any) -> None:
-        """Draw the random numbers, and count the memory, that the volume would have by itself."""
+        """Reset random numbers and memory statistics, so that volumes do not influence each other."""
         torch.manual_seed(torch.initial_seed())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -103,7 +103,7 @@ class Method(LightningModule, ABC):
         return result
 
     def predict_step(self, batch: tuple[Measurement, Frame], batch_idx: int) -> Result:  # type: ignore[override]
-        """Reconstruct a volume, without looking at the reference."""
+        """Reconstruct a volume, without its reference."""
         measurement, frame = batch
         return self._reconstruct(replace(measurement, reference=None), frame)
 
@@ -113,9 +113,9 @@ class Method(LightningModule, ABC):
         return self.result(process, images, measurement, frame, self.loop.trajectory)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The prior has a file of its own; a checkpoint holds the state of the loop and nothing that is frozen."""
+        """Leave out the weights: the prior has its own file, so a checkpoint needs only the state of the loop."""
         checkpoint["state_dict"] = {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self.resumable:
-            raise InputError(f"{type(self).__name__} cannot go on from a checkpoint; leave out --ckpt_path")
+            raise InputError(f"{type(self).__name__} cannot continue from a checkpoint; leave out --ckpt_path")

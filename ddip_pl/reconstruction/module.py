@@ -21,7 +21,7 @@ SHIPPED_PRIORS = {  # by image channels
 }
 SHIPPED_SIZE = 128
 
-SMALLEST, LARGEST = 0.5, 4  # image sizes that the prior is good for, as shares of its own (docs/sizes.md)
+SMALLEST, LARGEST = 0.5, 4  # suitable image sizes, relative to the prior's (docs/sizes.md)
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ class Reconstruction(Method):
     """Test-time reconstruction with a diffusion prior.
 
     Args:
-        prior: file with the prior, see `load_prior`; by default the shipped one for real or for complex images.
+        prior: file of the prior, see `load_prior`; by default the shipped one for real or complex images.
         estimator: `D_theta(x_t | y)`; by default DDS.
         adaptation: of the prior to the measurement; by default none.
         sampler: settings of the reverse diffusion.
-        batch_size: slices that are sampled at once.
+        batch_size: images that pass through the network at once.
 
     Raises:
-        InputError: a setting is out of its range, or two of them do not go together.
+        InputError: a setting is out of range, the prior cannot be read, or two settings do not fit together.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Reconstruction(Method):
         self.strict_loading = False  # checkpoints have no weights, see Method.on_save_checkpoint
 
     def use_prior(self, path: str) -> None:
-        """Load the prior."""
+        """Load the prior from a file."""
         network = load_prior(path)
         self.prior, self.image_size = path, network.config.image_size
         self.denoiser = Denoiser(network, self.batch_size).requires_grad_(False).to(self.device)
@@ -81,12 +81,12 @@ class Reconstruction(Method):
         )
 
     def warn_if_far(self, height: int, width: int) -> None:
-        """Warn if images of `height` x `width` pixels are far from the size that the prior is made for."""
+        """Warn if the size of the images is far from the one that the prior is trained for."""
         size = self.image_size
         assert size is not None, "a prior has a size"
         if not SMALLEST * size <= max(height, width) <= LARGEST * size:
             log.warning(
                 "images of %d x %d pixels are far from the prior's %d x %d, results may suffer; "
-                "bring volumes to data.size %d, or train a prior near this size with ddip-pl fit (docs/sizes.md)",
+                "set data.size to %d, or train a prior near this size with ddip-pl fit (docs/sizes.md)",
                 height, width, size, size, size,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reverse diffusion as a plain object: Algorithm 2 of D3IP (Chung & Ye 2024), and every method composed like it."""
+"""Reverse diffusion as a plain object: Algorithm 2 of D3IP (Chung & Ye 2024), and all methods of the same form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddip_pl.prior.denoiser import Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.step import Step
 
-THINNEST = 8  # slices; images of one row or three made the result worse (docs/results/prior.md)
+THINNEST = 8  # slices; cutting thinner volumes across made results worse (docs/results/prior.md)
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Sampler:
     Args:
         steps: number of diffusion steps.
         start: T', the first timestep, 0 .. 999.
-        spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as published.
+        spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as in the paper.
         eta: share of fresh noise in a DDIM step, 0 .. 1.
-        initial_noise: "interpolated" from the first slice to the last one (D3IP), or "independent" in each slice.
-        planes: the prior denoises "slices" only, as published, or at each step the next of "all" three planes (in
-            volumes of at least 8 slices; thinner ones are not cut across).
-        averaging: share of the earlier posterior means in the running average that a step continues from, 0 .. 1
-            (without 1). Each mean has noise of its own, and their average is closer to the truth than any of them.
+        initial_noise: "interpolated" from the first slice to the last (D3IP), or "independent" in each slice.
+        planes: the prior denoises only "slices", as in the paper, or "all" three planes in turn, one per step (only
+            slices if the volume has fewer than 8).
+        averaging: share of the earlier posterior means in the running average that the next step continues from, at
+            least 0 and below 1. The noise of the means is different, so their average is closer to the truth.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of range.
     """
 
     steps: int = 80
@@ -69,35 +69,35 @@ class Sampler:
 
     @property
     def timesteps(self) -> list[int]:
-        """From `start` down to 0."""
+        """The timesteps, from `start` down to 0."""
         return timesteps(self.start, self.steps, self.spacing)
 
     def planes_of(self, slices: int) -> tuple[Plane, ...]:
-        """The planes that take turns in a volume of so many slices."""
+        """The planes that take turns in a volume with this number of slices."""
         return ("slices",) if self.planes == "slices" or slices < THINNEST else ("slices", "rows", "columns")
 
 
 class ReverseDiffusion:
-    """From noise to a volume, one diffusion step at a time; all that a step depends on is in its state.
+    """From noise to a volume, one diffusion step at a time; its state holds everything that a step depends on.
 
-    It knows neither which operator, estimator nor adaptation it works with.
+    It works with any operator, estimator and adaptation.
 
     Args:
         measurement: `y = A x + n`.
         denoiser: the prior, `eps_theta`.
         estimator: `D_theta(x_t | y)`.
         adaptation: of the prior to the measurement.
-        sampler: see there.
+        sampler: settings of the steps.
         on_gradient_step: called after every gradient step of the adaptation.
 
     Attributes:
         x: `x_t` of all slices, `(slices, channels, height, width)`.
-        step: number of diffusion steps done, of all trajectories.
-        steps: number of them in all.
+        step: number of diffusion steps done, over all trajectories.
+        steps: number of diffusion steps in total.
         mean: running average of the posterior means.
-        memory: what the estimator carries from one of them to the next.
-        noise: random state of the noise, which depends on the seed only, whatever else draws random numbers.
-        weights: the adapted weights, once all steps are done.
+        memory: what the estimator carries from one step to the next.
+        noise: generator of the noise, which depends only on the seed, not on other random draws.
+        weights: the adapted weights, available at the end.
     """
 
     x: Tensor
@@ -122,7 +122,7 @@ class ReverseDiffusion:
         self.noise = torch.Generator().manual_seed(torch.initial_seed())
 
     def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
-        """Algorithm 2, from the beginning or from a saved state; docs/algorithm.md has it beside the paper's."""
+        """Run Algorithm 2 from the beginning or from a saved state; docs/algorithm.md compares it with the paper."""
         self.adaptation.start(self.denoiser, self.measurement)
         try:
             if state is not None:
@@ -166,11 +166,11 @@ class ReverseDiffusion:
         return Step(images, {"t": t, "residual": self.measurement.relative_residual(self.mean), **figures})
 
     def gaussian(self, *shape: int) -> Tensor:
-        """Gaussian noise from the generator of its own."""
+        """Gaussian noise from this object's own generator."""
         return torch.randn(*shape, generator=self.noise)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, a copy that they leave alone."""
+        """A copy of everything that the next steps depend on."""
         state = {
             "timesteps": self.timesteps,
             "x": self.x,
@@ -184,15 +184,15 @@ class ReverseDiffusion:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, with the same random numbers that would have come.
+        """Continue from a saved state, with the same random numbers as the original run.
 
         Raises:
-            InputError: it is the state of another run.
+            InputError: the state belongs to another run.
         """
         if (state["timesteps"], len(state["x"])) != (self.timesteps, len(self.measurement)):
             raise InputError(
                 f"the checkpoint is of {len(state['x'])} slices, {len(state['timesteps'])} steps from "
-                f"{state['timesteps'][0]}; give --ckpt_path with the data and settings it was saved with"
+                f"{state['timesteps'][0]}; give the data and settings it was saved with"
             )
         state = copy.deepcopy(state)
         self.x, self.step = state["x"].to(self.measurement.y.device), state["step"]

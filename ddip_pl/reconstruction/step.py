@@ -1,4 +1,4 @@
-"""A reconstruction under way, whatever the method: one step after the other."""
+"""A running reconstruction by any method: a sequence of steps."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -15,9 +15,9 @@ class Step(NamedTuple):
     """A diffusion step, or an iteration of a baseline.
 
     Attributes:
-        images: `(slices, channels, height, width)` with padding, by name: the `estimate` and, where there is a prior,
-            its mean `x0_hat`.
-        figures: of this step, by name: its timestep `t`, relative data `residual`, losses of the adaptation.
+        images: `(slices, channels, height, width)`, padded, by name: the `estimate` and, if there is a prior, its mean
+            `x0_hat`.
+        figures: of this step, by name: such as timestep `t`, relative `residual`, and losses of the adaptation.
     """
 
     images: Mapping[str, Tensor]
@@ -25,29 +25,29 @@ class Step(NamedTuple):
 
 
 class Process(Protocol):
-    """A reconstruction under way. The last step's estimate is the result.
+    """A running reconstruction. The estimate of the last step is the result.
 
     Attributes:
-        steps: number of steps, at most.
-        weights: the adapted weights, once all steps are done.
+        steps: maximum number of steps.
+        weights: the adapted weights, available at the end.
     """
 
     steps: int
     weights: AdaptedWeights
 
     def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
-        """Make the steps, from the beginning or from a saved state.
+        """Run the steps from the beginning or from a saved state.
 
         Raises:
-            InputError: the settings do not fit the measurement, or the state is that of another run.
+            InputError: the settings do not fit the measurement, or the state belongs to another run.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, between any two of them."""
+        """Everything that the next steps depend on; may be called between any two steps."""
 
 
 def timed(steps: Iterator[Step], device: torch.device) -> Generator[Step, None, None]:
-    """The same steps, with what they cost among their figures: `seconds` and `peak_memory_bytes`."""
+    """The same steps, with their `seconds` and `peak_memory_bytes` added to the figures."""
     clock = time.monotonic()
     for step in steps:
         cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(device)}

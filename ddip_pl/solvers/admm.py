@@ -1,7 +1,7 @@
-"""Total variation of a volume, and the alternating direction method of multipliers (ADMM) for it.
+"""Total variation of a volume, minimised by the alternating direction method of multipliers (ADMM).
 
-`min_X 1/2 ||A X - Y||^2 + strength sum |D X|`, where `D X` are differences of neighbouring voxels along chosen axes
-and `|.|` is their Euclidean length at each voxel (isotropic; Rudin, Osher & Fatemi 1992; Boyd et al. 2011).
+`min_X 1/2 ||A X - Y||^2 + strength sum |D X|`, where `D X` are the differences of neighbouring voxels along the chosen
+axes and `|.|` is their Euclidean length at each voxel (isotropic; Rudin, Osher & Fatemi 1992; Boyd et al. 2011).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ ACROSS_SLICES = (0,)
 
 
 def differences(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """`D x`: forward differences of `x (slices, channels, height, width)`, 0 at the end; `(axes, *x.shape)`."""
+    """`D x`, `(axes, *x.shape)`: forward differences of `x (slices, channels, height, width)`, 0 at the end."""
     return torch.stack([x.diff(dim=axis, append=x.narrow(axis, -1, 1)) for axis in axes])
 
 
@@ -32,8 +32,8 @@ def differences_adjoint(d: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def shrink(d: Tensor, threshold: float) -> Tensor:
-    """Proximal operator of `threshold |d|`: difference vectors, over axes and channels, shortened by `threshold`."""
-    length = torch.linalg.vector_norm(d, dim=(0, 2), keepdim=True)  # whose gradient at 0 is 0
+    """Proximal operator of `threshold |d|`: shorten each vector of differences (over axes and channels)."""
+    length = torch.linalg.vector_norm(d, dim=(0, 2), keepdim=True)  # its gradient at 0 is 0
     return d * (1 - threshold / length.clamp(min=1e-12)).clamp(min=0)
 
 
@@ -55,7 +55,7 @@ class LeastSquares(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What ADMM keeps besides the volume, each `(axes, slices, channels, height, width)`.
+    """The variables of ADMM besides the volume, each `(axes, slices, channels, height, width)`.
 
     Attributes:
         d: the differences, shrunk.
@@ -73,11 +73,11 @@ def admm_step(
 
     Args:
         x: `(slices, channels, height, width)`.
-        split: from the last iteration.
+        split: of the last iteration.
         data: the data term.
         axes: of the differences.
         strength: weight of the total variation.
-        rho: penalty; changes the way to the solution, not the solution.
+        rho: penalty; affects the convergence, not the solution.
         iterations: conjugate-gradient steps on the least-squares problem for `x`.
 
     Returns:
@@ -89,7 +89,7 @@ def admm_step(
 
     gap = split.d - split.u - differences(x, axes)
     gradient = rho * differences_adjoint(gap, axes) - data.gradient(x)
-    x = x + conjugate_gradient(normal, gradient, iterations, coupled=len(x))  # by the differences
+    x = x + conjugate_gradient(normal, gradient, iterations, coupled=len(x))  # differences couple the slices
     d = differences(x, axes)
     shrunk = shrink(d + split.u, strength / rho)
     return x, Split(shrunk, split.u + d - shrunk)
@@ -99,7 +99,7 @@ def admm_step(
 def tv_iterations(
     data: LeastSquares, start: Tensor, strength: float, tolerance: float = 1e-3, most: int = 500
 ) -> Iterator[tuple[Tensor, float]]:
-    """ADMM along all three axes, run until it has converged.
+    """ADMM along all three axes, run until it converges.
 
     It stops when primal and dual residual, each relative to its own scale, are both below `tolerance` (Boyd et al.
     2011, section 3.3), or after `most` iterations. The penalty starts at `10 strength`, a shrinkage of a tenth of the
@@ -110,10 +110,10 @@ def tv_iterations(
         start: volume to start from, `(slices, channels, height, width)`.
         strength: weight of the total variation.
         tolerance: see above.
-        most: see above.
+        most: maximum number of iterations.
 
     Raises:
-        InputError: `strength` is not positive, or there are no iterations.
+        InputError: `strength` is not positive, or `most` is below 1.
 
     Yields:
         The volume, and the larger of the two relative residuals.

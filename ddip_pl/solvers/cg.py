@@ -1,4 +1,4 @@
-"""Conjugate gradients (Hestenes & Stiefel 1952), differentiable, for many systems at once."""
+"""Differentiable conjugate gradients (Hestenes & Stiefel 1952) for many systems at once."""
 
 from collections.abc import Callable
 
@@ -16,19 +16,20 @@ def conjugate_gradient(
 ) -> Tensor:
     """Solve `normal(x) = b` from `x = 0`, in a fixed number of steps or until the solution is good enough.
 
-    Every slice, or every group of `coupled` neighbouring slices, is a system with its own inner products.
+    Each slice, or each group of `coupled` neighbouring slices, is a system with its own inner products.
 
     Args:
-        normal: symmetric, positive semi-definite and linear; acts on each system by itself.
+        normal: symmetric, positive semi-definite and linear; acts on each system separately.
         b: `(slices, ...)`, real or complex; inner products are real.
-        decrease: `(systems,)`; a system is left alone as soon as `2 b^T x - x^T normal(x)` has grown to this. For
+        iterations: maximum number of steps.
+        decrease: `(systems,)`; a system stops as soon as `2 b^T x - x^T normal(x)` reaches this value. For
             `normal = A^T A` and `b = A^T r` that is the decrease of the squared residual, `||r||^2 - ||r - A x||^2`.
-            The last step of a system is shortened so that it hits the value exactly.
-        tolerance: a system is left alone as soon as `|b - normal(x)|` is at most this share of `|b|`.
-        coupled: number of slices of a system.
+            The last step of a system is shortened to hit the value exactly.
+        tolerance: a system stops as soon as `|b - normal(x)|` is at most this share of `|b|`.
+        coupled: number of slices per system.
 
     Returns:
-        `x`, of the shape of `b`; a system that is solved before the last step stays as it is.
+        `x`, with the shape of `b`; a system that is solved early does not change in later steps.
     """
     b = b.unflatten(0, (-1, coupled))
 
@@ -40,7 +41,7 @@ def conjugate_gradient(
 
     x, r = torch.zeros_like(b), b
     p, rho = r, inner(r, r)
-    # What is left of a residual below this is rounding, and following it leads out of the range of `normal`.
+    # A squared residual below this is rounding error; steps along it would leave the range of `normal`.
     floor = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * rho.detach()
     left = None if decrease is None else per_system(decrease)
     for _ in range(iterations):
@@ -50,7 +51,7 @@ def conjugate_gradient(
         active = rho > floor if left is None else (rho > floor) & (left > 0)
         alpha = divide(rho, inner(p, q), active)
         if left is not None:
-            # A step a < alpha along p gains (2 a - a^2 / alpha) rho, the whole step alpha rho.
+            # A step a < alpha along p gains (2 a - a^2 / alpha) rho; the full step gains alpha rho.
             gain = alpha * rho
             last = active & (gain >= left)
             short = alpha * (1 - torch.where(last, 1 - divide(left, gain, last), 1).clamp(min=1e-9).sqrt())
@@ -64,5 +65,5 @@ def conjugate_gradient(
 
 
 def divide(numerator: Tensor, denominator: Tensor, active: Tensor) -> Tensor:
-    """Quotient where `active`, elsewhere 0 with gradient 0."""
+    """The quotient where `active`; elsewhere 0, with gradient 0."""
     return torch.where(active, numerator / torch.where(active, denominator, 1), 0)

@@ -14,19 +14,19 @@ def fista(
     iterations: int,
     tolerance: float = 0.0,
 ) -> Iterator[tuple[Tensor, float]]:
-    """Minimise `f(x) + g(x)` with steps of length 1; momentum starts anew whenever it points uphill.
+    """Minimise `f(x) + g(x)` with steps of length 1; the momentum is reset whenever it points uphill.
 
-    The adaptive restart is the gradient scheme of O'Donoghue & Candes (2015).
+    This adaptive restart is the gradient scheme of O'Donoghue & Candes (2015).
 
     Args:
         gradient: of `f`, with a Lipschitz constant of at most 1.
         prox: proximal operator of `g`, `z -> argmin_x g(x) + 1/2 ||x - z||^2`.
         start: `x` to start from.
-        iterations: at most.
-        tolerance: relative change of `x` in one iteration at which it has converged.
+        iterations: maximum number.
+        tolerance: stop once the relative change of `x` in one iteration is below this.
 
     Yields:
-        `x`, and its relative change.
+        `x` and its relative change.
     """
     x = z = start
     momentum = 1.0

@@ -295,7 +295,7 @@ def test_run_without_a_trainer(name: str, ct: Measurement) -> None:
 
 
 def test_no_going_on_from_a_checkpoint() -> None:
-    with pytest.raises(InputError, match="TotalVariation cannot go on from a checkpoint; leave out --ckpt_path"):
+    with pytest.raises(InputError, match="TotalVariation cannot continue from a checkpoint; leave out --ckpt_path"):
         TotalVariation().on_load_checkpoint({})
 
 

@@ -111,7 +111,7 @@ def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
     ("content", "message"),
     [
         (None, "No such file"),
-        ("- a\n", "no settings by name"),
+        ("- a\n", "no named settings"),
         ("methods: {a: {model.steps: 3}}", "'a' has no config"),
         ("methods: {a: {config: nothing.yaml}}", "nothing.yaml"),
         ("a: [", "config"),

@@ -235,7 +235,7 @@ def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, 
     given = ("--data.path", str(phantom_volume), "--data.slices", "1")
     assert run("test", *DDS, *given, "--model.prior", str(tiny_prior), "--output", "out")[0] == 0
     code, _, error = run("test", *TASK, *given, "--model", "DirectInverse", "--ckpt_path", "some.ckpt", "--output", "b")
-    line = "DirectInverse cannot go on from a checkpoint; leave out --ckpt_path"
+    line = "DirectInverse cannot continue from a checkpoint; leave out --ckpt_path"
     assert (code, error) == (2, f"ddip-pl: error: {line}\n")
 
 
@@ -525,7 +525,7 @@ BAD_INPUT = {
     ),
     "slices of their own in other planes": (
         ["--model.adaptation", "ddip_pl.adaptation.SlicewiseAdaptation", "--model.sampler.planes", "all"],
-        "slices with weights of their own cannot be cut in other planes; give model.sampler.planes slices",
+        "slices with their own weights cannot be denoised in other planes; set model.sampler.planes to slices",
     ),
     "unknown initial noise": (["--model.sampler.initial_noise", "none"], "initial_noise"),
     "unknown method": (["--model", "Nothing"], "Nothing"),
@@ -553,7 +553,7 @@ BAD_INPUT = {
     "config that is no YAML": (["--config", "{bad}/no.yaml"], "config {bad}/no.yaml: "),
     "config that is text": (
         ["--config", "{bad}/text.yaml"],
-        "config {bad}/text.yaml: no settings by name in it",
+        "config {bad}/text.yaml: no named settings in it",
     ),
     "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
     "unknown setting in a config": (
@@ -633,8 +633,8 @@ def test_single_slice_for_an_estimator_that_couples_slices(run, phantom_volume, 
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("predict", *MBIR, *given, "--data.slices", "1")
     line = (
-        "DiffusionMBIR couples neighbouring slices and was given one; give a volume of at least 2 (data.slices), and "
-        "let an adaptation draw at least 2 (adaptation.slices)"
+        "DiffusionMBIR couples neighbouring slices but was given one; give at least 2 slices to the volume "
+        "(data.slices) and to the adaptation (adaptation.slices)"
     )
     assert (code, error) == (2, f"ddip-pl: error: {line}\n")
     assert not Path("new").exists()

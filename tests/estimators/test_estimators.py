@@ -433,7 +433,7 @@ def test_mbir_has_the_right_gradient(axes: Any) -> None:
 
 
 def test_mbir_refuses_a_single_slice() -> None:
-    with pytest.raises(InputError, match=r"was given one; .*data\.slices.*adaptation\.slices"):
+    with pytest.raises(InputError, match=r"but was given one; .*data\.slices.*adaptation\.slices"):
         mbir_of().condition(images(1), measure(dense(6), images(1)), {})
 
 

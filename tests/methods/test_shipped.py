@@ -94,7 +94,7 @@ def test_changes_can_be_objects() -> None:
         ("d3ip", {"sampler.spacing": 0}, "spacing of the sampler is 0"),
         ("d3ip", {"adaptation.slices": 0}, "slices of the adaptation is 0"),
         ("d3ip", {"estimator": "Nothing"}, "Nothing"),
-        ("ddip", {"sampler.planes": "all"}, "give model.sampler.planes slices"),
+        ("ddip", {"sampler.planes": "all"}, "set model.sampler.planes to slices"),
         ("dds", {"prior": "none.safetensors"}, "prior none.safetensors: no such file"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_config_builds_on_the_ones_it_names(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"model: [steps: {\n", "bad.yaml: while parsing"),
-        (b"just some text\n", "bad.yaml: no settings by name in it"),
+        (b"just some text\n", "bad.yaml: no named settings in it"),
         (b"\xff\xfe\x00\x81", "bad.yaml: 'utf-8' codec"),
         (b"config: none.yaml\n", "none.yaml: [Errno 2] No such file"),
         (b"config: {a: 1}\n", "bad.yaml: `config` is {'a': 1}; give a file or a list of files"),

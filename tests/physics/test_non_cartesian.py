@@ -119,7 +119,7 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
         (lambda: NonCartesianMRI(SHAPE, Radial(8), smooth_maps(12, 12, 2)), r"coil maps of shape \(1, 2, 12, 12\)"),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), 0 * smooth_maps(16, 16, 2)), "all zero"),
         (lambda: NonCartesianMRI((2, 2, 2), Radial(8)), "images of 2 x 2; expected square images, at least 4 x 4"),
-        (lambda: NonCartesianMRI((2, 16, 12), Radial(8)), "images of 16 x 12; expected square ones"),
+        (lambda: NonCartesianMRI((2, 16, 12), Radial(8)), "images of 16 x 12; expected square images"),
         (
             lambda: NonCartesianMRI(SHAPE, Radial(8), smooth_maps(16, 16, slices=3)),
             r"coil maps of shape \(3, 6, 16, 16\); expected \(2, coils, 16, 16\), or one slice of it",

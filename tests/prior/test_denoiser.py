@@ -68,5 +68,5 @@ def test_every_slice_has_weights_of_its_own() -> None:
     assert torch.equal(view.only(slice(3, 5))(x_t[3:5], 300)[1], factors[3:5].view(-1, 1, 1, 1) * x_t[3:5])
     with pytest.raises(AssertionError, match=r"Denoiser\.only"):
         view(x_t[:2], 300)
-    with pytest.raises(AssertionError, match="other planes have none"):
+    with pytest.raises(AssertionError, match="images of other planes do not"):
         view.across("columns")

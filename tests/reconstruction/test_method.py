@@ -172,7 +172,7 @@ def test_a_baseline_saves_a_checkpoint_but_does_not_go_on_from_one(
             trainer.save_checkpoint(path)
 
     quiet_trainer(Save()).test(make("admm_tv", tiny_prior), loader(scan), verbose=False)
-    with pytest.raises(InputError, match="TotalVariation cannot go on from a checkpoint"):
+    with pytest.raises(InputError, match="TotalVariation cannot continue from a checkpoint"):
         quiet_trainer().test(make("admm_tv", tiny_prior), loader(scan), ckpt_path=path, verbose=False)
 
 

@@ -44,7 +44,7 @@ def test_a_warning_when_images_are_far_from_the_priors_size(
         Reconstruction(str(tiny_prior), DDS(1), sampler=ONE_STEP).reconstruct(measurement, on_step=on_step)
     expected = [
         f"images of {height} x {width} pixels are far from the prior's 32 x 32, results may suffer; "
-        "bring volumes to data.size 32, or train a prior near this size with ddip-pl fit (docs/sizes.md)"
+        "set data.size to 32, or train a prior near this size with ddip-pl fit (docs/sizes.md)"
     ]
     assert messages == [expected if far else []]  # before the first step
 
@@ -89,6 +89,6 @@ def test_a_batch_without_slices_is_refused(tiny_prior: Path) -> None:
 
 @pytest.mark.parametrize("adaptation", [SlicewiseAdaptation, MetaAdaptation])
 def test_slices_with_weights_of_their_own_are_not_cut_in_other_planes(tiny_prior: Path, adaptation: Any) -> None:
-    with pytest.raises(InputError, match=r"give model\.sampler\.planes slices"):
+    with pytest.raises(InputError, match=r"set model\.sampler\.planes to slices"):
         Reconstruction(str(tiny_prior), adaptation=adaptation(), sampler=Sampler(planes="all"))
     Reconstruction(str(tiny_prior), adaptation=adaptation(), sampler=Sampler(planes="slices"))

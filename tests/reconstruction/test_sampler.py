@@ -392,7 +392,7 @@ def test_an_error_in_the_middle_leaves_the_network_as_it_was(small: Measurement)
 
 
 def test_single_slice_cannot_be_coupled(six: Measurement) -> None:
-    with pytest.raises(InputError, match=r"given one; give a volume of at least 2 \(data\.slices\)"):
+    with pytest.raises(InputError, match=r"given one; give at least 2 slices to the volume \(data\.slices\)"):
         run(six[:1], estimator=DiffusionMBIR(), steps=2)
 
 
