@@ -77,7 +77,7 @@ class NonCartesianMRI(MultiCoilMRI):
         if density.shape != positions.shape[1:] or not (density >= 0).all() or not 0 < density.sum() < torch.inf:
             raise InputError(
                 f"density compensation of shape {tuple(density.shape)} for {positions.shape[1]} samples; expected one "
-                "finite value for each, none negative and not all 0"
+                "value for each, at least 0 and not all 0"
             )
         self.register_buffer("trajectory", positions, persistent=False)
         self.register_buffer("density", density / density.mean(), persistent=False)

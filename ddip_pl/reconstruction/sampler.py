@@ -19,7 +19,7 @@ from ddip_pl.prior.denoiser import Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.step import Step
 
-THINNEST = 8  # slices; cutting thinner volumes across made results worse (docs/results/prior.md)
+THINNEST = 8  # slices; in thinner volumes the other planes made results worse (docs/results/prior.md)
 
 
 @dataclass(frozen=True)

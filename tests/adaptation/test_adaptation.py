@@ -55,7 +55,7 @@ def measure(slices: int = SLICES, sigma_y: float = 0.0) -> Measurement:
 
 
 def training(**changes: Any) -> LoraTraining:
-    """The paper's settings, but for these."""
+    """The paper's settings, except for these."""
     return replace(LoraTraining.published(), **changes)
 
 
@@ -104,8 +104,8 @@ def test_a_batch_of_slices_is_pefts_own_layers_one_by_one(strided: bool, bias: b
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All in float64. AdamW divides a gradient by its size, so that of one that is nothing but rounding (of a bias that
-    normalisation takes off again, say) float32 makes a step in any direction."""
+    """All in float64. AdamW divides a gradient by its size, so a gradient that is only rounding error (such as a bias
+    that normalisation removes) would give a step in an arbitrary direction in float32."""
     embedding = unet.timestep_embedding
     monkeypatch.setattr(unet, "timestep_embedding", lambda t, channels: embedding(t, channels).double())
 
@@ -113,7 +113,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
 def adapted(
     batch_size: int, slices: slice = slice(None), sigma_y: float = 0.0, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """What six gradient steps at two timesteps add to the slices' weights, and the last losses."""
+    """The change of the slices' weights in six gradient steps at two timesteps, and the last losses."""
     measurement = measure(sigma_y=sigma_y).to(torch.float64)[slices]
     adaptation = SlicewiseAdaptation(training(**({"steps": 3, "horizon": 0} | settings)))
     start(adaptation, make_denoiser(batch_size).double(), measurement)
@@ -138,7 +138,7 @@ def test_adapted_at_once_one_by_one_and_alone() -> None:
 @pytest.mark.usefixtures("double")
 def test_each_slice_stops_at_the_level_of_the_noise() -> None:
     plain, _ = adapted(SLICES)
-    _, losses = adapted(SLICES, learning_rate=1e-30)  # of the prior as it is, at the first timestep
+    _, losses = adapted(SLICES, learning_rate=1e-30)  # of the unadapted prior, at the first timestep
     order = losses.argsort()
     level = float(losses[order[1]] + losses[order[2]]) / 2  # two slices are below, three are above
     stopped: dict[str, Any] = {
@@ -212,7 +212,7 @@ def test_sampling_uses_the_running_average_of_each_slice() -> None:
 
 
 class Spy(DDS):
-    """Notes whether it was called for the loss, and with how many slices."""
+    """Records whether it was called for the loss, and with how many slices."""
 
     def __init__(self, iterations: int):
         super().__init__(iterations)
@@ -297,7 +297,7 @@ def test_reptile_goes_part_of_the_way_and_slices_start_there(tmp_path: Path) -> 
 
 
 def trained(adaptation: Any, denoiser: Denoiser) -> Tensor:
-    """What the denoiser sees after some training."""
+    """The output of the denoiser after some training."""
     adapted, _ = start(adaptation, denoiser, measure()).adapt(DDS(2), images(), 100)
     return adapted(images(), 100)[1]
 
@@ -329,7 +329,7 @@ def test_weights_come_back_to_start_from(tmp_path: Path) -> None:
     assert sorted(path.name for path in folders["slices"].iterdir()) == [f"{i:04d}" for i in range(SLICES)]
     of_volume, of_slices = (LoraWeights.load(folder) for folder in folders.values())
     assert of_volume.of_slice(0).keys() == of_slices.of_slice(3).keys()
-    # The slices may start from the volume's weights; a volume has no use for those of slices.
+    # Slices may start from the volume's weights, but a volume cannot start from weights of slices.
     from_volume, from_slices = (training(start_from=str(folder)) for folder in folders.values())
     slicewise = start(SlicewiseAdaptation(from_volume), make_denoiser(), measure())
     assert torch.equal(slicewise.average[0], slicewise.average[4])

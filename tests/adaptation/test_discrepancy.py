@@ -1,4 +1,4 @@
-"""Adaptation does not go on into the noise, and sampling uses the running average of its weights."""
+"""Adaptation stops at noise level, and sampling uses the running average of its weights."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def measure(sigma_y: float, angles: int = 24) -> Measurement:
-    """Of three squares that differ a little."""
+    """A measurement of three slightly different squares."""
     x = torch.zeros(3, 1, SIZE, SIZE)
     for i in range(3):
         x[i, 0, 8 : 20 + i, 6 + i : 22] = 0.8
@@ -27,7 +27,7 @@ def measure(sigma_y: float, angles: int = 24) -> Measurement:
 
 
 def adapted(measurement: Measurement, **settings: Any) -> tuple[VolumeAdaptation, list[dict[str, Tensor]]]:
-    """An adaptation after four timesteps, and the weights that sampling had at each."""
+    """An adaptation after four timesteps, and the weights that sampling used at each."""
     torch.manual_seed(0)
     denoiser = Denoiser(make_network()).requires_grad_(False)
     training = replace(LoraTraining.published(), **({"steps": 3, "horizon": 0} | settings))

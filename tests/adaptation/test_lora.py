@@ -1,4 +1,4 @@
-"""LoRA: where it sits, that it acts, that it leaves no trace."""
+"""LoRA: it sits in the right layers, acts, and leaves no trace."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def x() -> Tensor:
 
 
 def train(lora: LoRA, denoiser: Denoiser, x: Tensor, steps: int = 3) -> Denoiser:
-    """The denoiser with weights that were trained a little."""
+    """The denoiser with slightly trained weights."""
     optimizer = torch.optim.AdamW(lora.parameters(), 1e-2)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Baselines: what they find, against conditions that only the right solution fulfils, and when they stop."""
+"""Baselines: their results, against conditions that only the right solution fulfils, and when they stop."""
 
 import logging
 from copy import deepcopy
@@ -191,7 +191,7 @@ def test_solution_fulfils_the_optimality_conditions(ct: Measurement, strength: f
 
 
 def test_momentum_does_not_matter_in_the_end(ct: Measurement) -> None:
-    """Plain proximal gradient, many iterations of it."""
+    """Many iterations of plain proximal gradient descent."""
     wavelet, x = Wavelet(ct.y.new_zeros(32, 32)), torch.zeros(2, 1, 32, 32)
     for _ in range(3000):
         x = wavelet.shrink(x - ct.operator.adjoint(ct.residual(x)), 1.0 * ct.sigma_y)
@@ -216,7 +216,7 @@ def test_deep_image_prior_is_better_than_filtered_back_projection_and_stops_at_t
 
 
 def test_batches_change_nothing_and_discrepancy_0_makes_all_iterations(ct: Measurement) -> None:
-    exact = Measurement(ct.y.double(), deepcopy(ct.operator).double(), ct.sigma_y)  # Adam enlarges rounding errors
+    exact = Measurement(ct.y.double(), deepcopy(ct.operator).double(), ct.sigma_y)  # Adam amplifies rounding errors
     one, many = (
         last(DeepImagePrior(discrepancy=0, iterations=3, batch_size=size, averaging=0.5), exact) for size in (1, 8)
     )
@@ -250,7 +250,7 @@ METHODS: dict[str, Any] = {
 
 
 class Listener(ReconstructionCallback):
-    """Writes down what it hears."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, int, Step]] = []
@@ -301,7 +301,7 @@ def test_no_going_on_from_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_slices_keep_their_order(name: str, ct: Measurement) -> None:
-    """No slice ends up in the place of another."""
+    """Slices keep their order."""
     assert ct.reference is not None
     x = last(METHODS[name](iterations=30) if name == "dip" else METHODS[name](), ct)
     own, other = (float((x - truth).square().mean()) for truth in (ct.reference, ct.reference.flip(0)))

@@ -15,7 +15,7 @@ from ddip_pl.prior.schedule import ddim_step
 
 
 class Curved(nn.Module):
-    """A network that is not linear and mixes the pixels of a slice; one weight of it may be adapted."""
+    """A nonlinear network that mixes the pixels of a slice; one of its weights can be adapted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_dps_steps_down_the_gradient_of_the_misfit(t: int) -> None:
 
 
 def test_dps_is_the_published_step_after_the_samplers() -> None:
-    """`x_{t-1} = x'_{t-1} - step grad` (Algorithm 1), with the gradient as autograd has it."""
+    """`x_{t-1} = x'_{t-1} - step grad` (Algorithm 1), with the gradient from autograd."""
     denoiser, x_t, measurement, noise = Denoiser(Curved()), images(3), measure(dense(6), images(3, 7)), images(3, 8)
     (gradient,) = torch.autograd.grad(misfit(denoiser, x := x_t.clone().requires_grad_(), 300, measurement).sum(), x)
     x0_hat, eps = denoiser(x_t, 300)
@@ -112,7 +112,7 @@ def test_dps_leaves_alone_what_fits_exactly() -> None:
 @settings(max_examples=30)
 @given(seed=st.integers(0, 1000), level=st.floats(-5, 5), size=st.integers(1, 3))
 def test_one_step_of_dps_with_the_right_length_solves_complete_data(seed: int, level: float, size: int) -> None:
-    """`x0_hat = c x_t` and `A` a rotation: the gradient is `c` long and points from the solution to `x0_hat`."""
+    """`x0_hat = c x_t` and `A` a rotation: the gradient has length `c` and points from the solution to `x0_hat`."""
     rotation = DenseOperator(torch.linalg.qr(dense(16, seed).matrix)[0])
     denoiser, x_t, truth = Denoiser(Known(), size), level + images(1, seed), images(1, seed + 1)
     x0_hat = tweedies_mean(denoiser, x_t)
@@ -122,7 +122,7 @@ def test_one_step_of_dps_with_the_right_length_solves_complete_data(seed: int, l
 
 
 def test_adaptation_differentiates_dps() -> None:
-    """The gradient of a loss in the weights, through the gradient through the network."""
+    """The gradient of a loss with respect to the weights, through the network's own gradient."""
     network = Curved()
     x_t, measurement = images(3), measure(dense(6), images(3, 7))
 

@@ -23,7 +23,7 @@ def mbir_of(
     strength: float = 0.1, rho: float = 10.0, axes: Any = "slices", iterations: int = 5, cg_iterations: int = 5,
     discrepancy: float = 0.0,
 ) -> DiffusionMBIR:  # fmt: skip
-    """Some settings, without a stop at the noise."""
+    """Some settings, without a stop at noise level."""
     return DiffusionMBIR(strength, rho, axes, iterations, cg_iterations, discrepancy)
 
 
@@ -284,7 +284,7 @@ def test_ddnm_stops_at_its_tolerance(tolerance: float) -> None:
             return super().normal(x)
 
     operator, prior = Counting(dense(12).matrix), images(3, 7)
-    prior[1] *= 100  # what is reached is measured for every slice against itself
+    prior[1] *= 100  # the tolerance is relative for every slice
     measurement = measure(operator, images(3))
 
     def gradient(x: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ def test_ddnm_needs_one_step_where_the_adjoint_is_the_pseudo_inverse() -> None:
 
 
 def test_ddnm_on_sparse_view_data_comes_nearer_to_the_truth_again_and_again() -> None:
-    """Filtered back-projection in place of the pseudo-inverse leads away from it."""
+    """Filtered back-projection instead of the pseudo-inverse leads away from the solution."""
     operator = ParallelBeamCT((2, 24, 24), angles=8)
     truth = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
     measurement = measure(operator, truth)
@@ -376,7 +376,7 @@ def test_mbir_leaves_its_memory_alone() -> None:
 
 
 def test_mbir_with_memory_converges_to_total_variation() -> None:
-    """From its own result again and again it is ADMM run for long, and the prior's mean is forgotten."""
+    """Applied to its own result repeatedly, it is ADMM with many iterations and forgets the prior's mean."""
     strength, measurement = 1e-2, measure(dense(10), images(4))
 
     def objective(x: Tensor) -> float:
@@ -403,7 +403,7 @@ def test_mbir_couples_neighbouring_slices(axes: Any) -> None:
 
 
 def test_mbir_smooths_inside_slices_along_all_axes_only() -> None:
-    """Slices that are all alike and fit the data: nothing to do across them, much inside them."""
+    """Identical slices that fit the data: nothing to do across slices, much within them."""
     truth = images(1).expand(3, -1, -1, -1)
     measurement = measure(dense(6), truth)
     across, everywhere = (
@@ -425,7 +425,7 @@ def test_mbir_smooths_more_with_more_strength() -> None:
 
 @pytest.mark.parametrize("axes", ["slices", "all"])
 def test_mbir_has_the_right_gradient(axes: Any) -> None:
-    """The adaptation loss goes through it, and through differences that are zero, as the last slice's always are."""
+    """The adaptation loss passes through it, including differences that are zero, as in the last slice."""
     measurement, prior = measure(dense(10), images(3)), images(3, 7)
     prior[0, :, :2] = prior[1, :, :2]
     mbir = mbir_of(1e-2, 1e-1, axes, iterations=2, cg_iterations=3)

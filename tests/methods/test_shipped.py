@@ -1,4 +1,4 @@
-"""Shipped methods by name: what the command line makes of their configs, without it."""
+"""Shipped methods by name: the same as from the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ddip_pl.reconstruction import Method
 
 
 def settings(part: Any) -> Any:
-    """All that an object of the package was made with, to compare."""
+    """The settings of an object of the package, for comparison."""
     if isinstance(part, (str, int, float, tuple, type(None))):
         return part
     hidden = nn.Module().__dict__ if isinstance(part, nn.Module) else {}

@@ -64,7 +64,7 @@ def test_adjoint(dtype, tolerance, geometry):
 
 
 def test_line_integrals_of_ellipsoids():
-    """Smooth ones, `(1 - r^2)^2`, so that voxels can stand for them; the integral is in closed form."""
+    """Smooth ellipsoids, `(1 - r^2)^2`, which voxels represent well; their integral has a closed form."""
     size, slices, thickness, distances = 64, 40, 1.6, (1.1, 0.7)
     angles = [0.0, 0.6, math.pi / 2, 2.5, 3.9, 5.5]
     operator = ConeBeamCT(volume(size, slices), angles, thickness, *distances)
@@ -145,7 +145,7 @@ def test_defaults_cover_any_number_of_slices():
 
 
 def test_settings_are_kept_by_name(tmp_path):
-    """The norm of a geometry is computed once, whoever asks for it."""
+    """The norm of a geometry is computed only once."""
     settings = {
         "shape": volume(16, 5), "angles": [0.3, 2.0], "thickness": 1.5, "source_distance": 1.3,
         "detector_distance": 0.6, "detectors": 20, "spacing": 1.3, "iterations": 7, "cache_dir": tmp_path,
@@ -270,7 +270,7 @@ def test_vectors_of_a_circle(thickness):
 
 
 def test_vectors_of_any_path():
-    """Sources and detectors that are askew, against line integrals of a smooth ball in closed form."""
+    """Skewed sources and detectors, against closed-form line integrals through a smooth ball."""
     size, slices, radius, at = 48, 24, 11.0, np.array([3.0, -5.0, 2.0])  # (column, row, slice)
     draw = np.random.default_rng(0)
     vectors = circle(size, np.array([0.1, 1.3, 2.9, 4.0]), 14, 25, 2.0, 60.0, 40.0) + draw.normal(size=(4, 12)) * (
@@ -299,7 +299,7 @@ def free():
 
 @pytest.mark.parametrize("at_once", [2**21, 400])
 def test_free_rays_are_a_linear_operator(free, monkeypatch, at_once):
-    """Also where a view is done in parts."""
+    """Also if a view is processed in parts."""
     x, whole = random(*free.domain), free(random(*free.domain))
     monkeypatch.setattr(cone_rays, "SAMPLES_AT_ONCE", at_once)
     assert free.check().adjointness < 1e-5
@@ -372,7 +372,7 @@ def test_an_odl_geometry_that_is_a_circle():
      {"det_shift_func": lambda angle: np.stack([0 * angle, np.sin(angle), 0.3 + 0 * angle], axis=-1)}],
 )  # fmt: skip
 def test_an_odl_geometry_of_another_kind(options):
-    """A point of the volume is seen where ODL's own functions say that the ray through it meets the detector."""
+    """A point of the volume is projected to where, by ODL's own functions, its ray meets the detector."""
     geometry = odl_geometry(**options)
     operator = ConeBeamCT(volume(16, 10), geometry=geometry)
     operator.scale = 1.0

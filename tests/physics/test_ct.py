@@ -59,7 +59,7 @@ def disc(size, radius):
 
 
 def phantom(size):
-    """Image (1, 1, size, size) without symmetries: a flipped geometry cannot pass for the right one."""
+    """Image (1, 1, size, size) without symmetries, so that a flipped geometry is noticed."""
     image = torch.zeros(1, 1, size, size)
     image[..., size // 8 : size // 3, size // 5 : size // 2] = 1.0
     image[..., size // 2 : size - size // 5, size // 2 : size - size // 8] = 0.4
@@ -92,7 +92,7 @@ def test_unit_spectral_norm(geometry):
     size = operator.shape[1]
     basis = torch.eye(size**2, dtype=torch.float64).unflatten(1, (1, size, size))
     norm = torch.linalg.matrix_norm(operator(basis).flatten(1), 2).item()
-    assert 1 - 1e-6 < norm < 1 + 5e-4  # power iteration comes from below, slowly where singular values are close
+    assert 1 - 1e-6 < norm < 1 + 5e-4  # power iteration approaches from below, slowly if singular values are close
 
 
 def test_spectral_norm_of_a_known_matrix():
@@ -181,7 +181,7 @@ def test_fan_beam_detector_covers_the_image_and_no_more():
 
 
 def test_fan_beam_pseudo_inverse():
-    """With as many rays as there are pixels and more, all but the sharpest detail comes back."""
+    """With at least as many rays as pixels, all but the sharpest detail is recovered."""
     x = phantom(32)
     operator = FanBeamCT(volume(32), 60)
     assert relative(operator.pseudo_inverse(operator(x)), x) < 0.05
@@ -232,7 +232,7 @@ def test_fbp_of_a_disc(filter, angular_range, spacing):
 
 
 def test_fbp_weighs_non_uniform_angles():
-    """Twice as many angles in one half of the directions, out of order and pointing either way."""
+    """Twice as many angles in one half of the directions, out of order and with both orientations."""
     angles = np.concatenate([np.arange(0, 1, 1 / 120), np.arange(1, 2, 1 / 60) + 2]) * math.pi / 2
     angles = np.random.default_rng(0).permutation(angles)
     operator = ParallelBeamCT(volume(64), angles)
@@ -247,7 +247,7 @@ def test_fbp_weighs_non_uniform_angles():
     [
         (np.arange(6) * math.pi / 6, np.full(6, math.pi / 6)),
         (np.arange(6) * 2 * math.pi / 6, np.full(6, math.pi / 6)),  # every direction twice
-        (np.arange(8) * 0.1, np.full(8, 0.1)),  # limited: the missing wedge weighs nothing
+        (np.arange(8) * 0.1, np.full(8, 0.1)),  # limited angle: the missing wedge has no weight
         (np.array([0, 1, 3, 4]) * math.pi / 5, np.array([1, 1.5, 1.5, 1]) * math.pi / 5),
         (np.array([0.3]), np.array([math.pi])),
     ],
@@ -390,7 +390,7 @@ def test_damaged_cache_is_rebuilt(tmp_path, no_builder, damage):
     path.write_bytes(damaged[damage])
     assert torch.equal(ParallelBeamCT(volume(16), 7, cache_dir=tmp_path)(phantom(16)), expected)
     no_builder()
-    ParallelBeamCT(volume(16), 7, cache_dir=tmp_path)  # and the rebuilt one was written
+    ParallelBeamCT(volume(16), 7, cache_dir=tmp_path)  # and the rebuilt matrix was written
 
 
 def test_unusable_cache_folder_is_no_error(tmp_path):
@@ -482,7 +482,7 @@ def test_a_standard_geometry_is_the_plain_operator(kind, pixel):
 
 
 def test_the_matrix_is_the_one_of_odls_own_conversion():
-    """Bit by bit for parallel beams; of fan beams ODL makes vectors, and ASTRA rounds those differently.
+    """Bit by bit for parallel beams; for fan beams ODL gives ASTRA vectors, which it rounds differently.
 
     (Rays along pixel borders, which these angles avoid, go to the other side.)
     """
@@ -500,7 +500,7 @@ def test_the_matrix_is_the_one_of_odls_own_conversion():
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_geometries(name):
-    """A pixel is seen where ODL's own functions say that the ray through it meets the detector."""
+    """A pixel is projected to where, by ODL's own functions, its ray meets the detector."""
     geometry = UNUSUAL[name]()
     operator = operator_of(geometry)
     x, point = torch.zeros(1, 1, 16, 16), np.array([1.5, -3.5])
@@ -548,7 +548,7 @@ def test_the_layout_of_standard_geometries():
 
 
 def test_angles_in_any_order_have_a_geometry():
-    """ODL wants them increasing, so that turns are added."""
+    """ODL needs increasing angles, so full turns are added."""
     angles = [0.3, 2.0, 0.1, 0.1, -4.0]
     operator = ParallelBeamCT(volume(16), angles)
     found = operator.geometry.angles

@@ -45,7 +45,7 @@ def test_pseudo_inverse_of_one_coil_is_exact(make, size):
 @SIZES
 @table({name: make for name, make in CARTESIAN.items() if "SENSE" in name})
 def test_pseudo_inverse_of_sense(make, size):
-    """On consistent data it explains them; with many iterations it is the least-squares solution of any data."""
+    """It explains consistent data; with many iterations it is the least-squares solution for any data."""
     operator = make(volume(size)).double()
     x, y = random_pair(operator, torch.float64)
     data = operator(x)
@@ -123,7 +123,7 @@ def test_a_real_image_needs_half_of_its_spectrum():
 
 
 def test_scale_is_that_of_the_maps():
-    """Maps twice as sensitive: the same operator of unit norm, twice the scale."""
+    """With twice the sensitivity, the unit-norm operator is the same and the scale doubles."""
     one, two = (SENSE((1, 12, 12), RandomLines(2, centre=0.2), factor * smooth_maps(12, 12)) for factor in (1, 2))
     assert two.scale == pytest.approx(2 * one.scale, rel=1e-4)
     x = random(1, 2, 12, 12)
@@ -186,7 +186,7 @@ def test_bad_settings(make, message):
 
 
 def parse_operator(text):
-    """The operator of a task's settings, as the command line makes it."""
+    """The operator from a task's settings, as on the command line."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--operator", type=Callable[[Shape], LinearOperator])
     with warnings.catch_warnings(action="ignore"):  # the method is about to be renamed
@@ -203,7 +203,7 @@ def test_settings_name_the_mask():
 
 
 def test_what_is_wrong_with_a_mask_reaches_the_user():
-    """The parser tries the types of an argument in turn and passes on the error of the first."""
+    """The parser tries an argument's types in turn and passes on the first error."""
     mask = '{"class_path": "ddip_pl.physics.RandomLines", "init_args": {"acceleration": 0.5}}'
     for operator, rest in ("SingleCoilMRI", ""), ("SENSE", ', "maps": {"class_path": "ddip_pl.physics.Birdcage"}'):
         text = '{"class_path": "ddip_pl.physics.' + operator + '", "init_args": {"mask": ' + mask + rest + "}}"

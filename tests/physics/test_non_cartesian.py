@@ -59,7 +59,7 @@ def test_on_the_grid_it_is_cartesian():
 
 @pytest.mark.parametrize(("trajectory", "error"), [(Radial(100), 0.02), (Radial(30), 0.1), (Spiral(8), 0.03)])
 def test_pseudo_inverse_of_coils(trajectory, error):
-    """Of an object with an edge, from as many samples as are needed, or a third of that and eight coils."""
+    """An object with an edge, from fully sampled k-space, or from a third of the samples with eight coils."""
     x = torch.zeros(1, 2, 64, 64)
     x[:, 0, 16:44, 20:52] = 1
     x[:, 1, 24:30, 24:40] = 0.5
@@ -80,7 +80,7 @@ def test_density_compensation_grows_with_the_distance_from_the_centre():
     operator = NonCartesianMRI((1, 32, 32), Radial(51))
     distance = operator.trajectory.norm(dim=0)
     inner, outer = (operator.density[(distance > low) & (distance < low + 0.3)].mean() for low in (0.6, 2.4))
-    assert outer / inner == pytest.approx(2.55 / 0.75, rel=0.15)  # as the area that a sample stands for
+    assert outer / inner == pytest.approx(2.55 / 0.75, rel=0.15)  # like the area that a sample represents
 
 
 @settings(max_examples=20)
@@ -100,7 +100,7 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
     positions = Spiral(interleaves, acceleration)(size)
     radius = positions.norm(dim=1)
     assert radius.max() == pytest.approx(math.pi, rel=1e-6)
-    turns = size / 2 / (interleaves * acceleration)  # so that all spirals together cross a ray every 2 pi / n
+    turns = size / 2 / (interleaves * acceleration)  # so that the spirals together cross a ray every 2 pi / n
     one = positions[: len(positions) // interleaves]
     angle = torch.atan2(one[:, 0], one[:, 1]).numpy()[1:]
     assert np.unwrap(angle).max() / (2 * math.pi) == pytest.approx(turns, rel=0.05, abs=0.6)
@@ -128,7 +128,7 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
             lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.ones(48)),
             r"density compensation of shape \(48,\) for 256 samples; expected one value for each",
         ),
-        (lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.zeros(256)), "none negative and not all 0"),
+        (lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.zeros(256)), "at least 0 and not all 0"),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), iterations=0), "iterations of NonCartesianMRI is 0"),
     ],
 )
@@ -141,7 +141,7 @@ def test_bad_settings_are_refused(make, message):
 def test_visible_is_what_the_coils_see(kind: str) -> None:
     maps = torch.randn(2, 3, 16, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     maps[0, :, :4] = maps[1, :, :, 10:] = 0
-    maps[:, 0] = 0  # a coil that is broken
+    maps[:, 0] = 0  # a broken coil
     if kind == "cartesian":
         operator: LinearOperator = SENSE(SHAPE, torch.ones(16, 16, dtype=torch.bool), maps)
     else:
@@ -158,7 +158,7 @@ def test_visible_is_what_the_coils_see(kind: str) -> None:
 def test_the_covered_centre_of_a_trajectory():
     """Spokes leave gaps that grow with the distance from the zero frequency."""
     assert covered_centre(Radial(100)(32), 32, 16) == 16
-    assert covered_centre(Radial(100)(32), 32, 24) == 22  # corners of a wider one lie outside of all spokes
+    assert covered_centre(Radial(100)(32), 32, 24) == 22  # corners of a wider square are outside all spokes
     few = covered_centre(Radial(12)(32), 32, 24)
     assert 4 <= few <= 10
     assert covered_centre(Radial(12)(32), 32, 4) == 4

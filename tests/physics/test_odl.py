@@ -1,4 +1,4 @@
-"""Operators of ODL: forward as ODL has it, adjoint in plain inner products, gradients, slices and volumes."""
+"""ODL operators: forward as in ODL, adjoint for plain inner products, gradients, slices and volumes."""
 
 import numpy as np
 import odl
@@ -13,7 +13,7 @@ from ddip_pl.physics import ODLOperator, ParallelBeamCT
 from ddip_pl.physics.operator import inner
 
 PLANE = odl.uniform_discr([-4.0, -4.0], [4.0, 4.0], (16, 16), dtype="float64")  # pixels of 0.5: weights are not 1
-RAYS = odl.uniform_discr([-4.0, -4.0], [4.0, 4.0], (16, 16), dtype="float32")  # as ASTRA wants it
+RAYS = odl.uniform_discr([-4.0, -4.0], [4.0, 4.0], (16, 16), dtype="float32")  # as ASTRA needs it
 BOX = odl.uniform_discr([0, -3, -3], [4, 3, 3], (4, 6, 6), dtype="float32")
 MATRIX = np.random.default_rng(0).normal(size=(20, 36))
 
@@ -28,7 +28,7 @@ def ray_transform():
 
 
 class Weighted(odl.Operator):
-    """A matrix between spaces with a weight for each value, and its adjoint between them."""
+    """A matrix between spaces with a weight for each value, and its adjoint."""
 
     def __init__(self):
         domain = odl.rn(36, weighting=np.linspace(1, 3, 36))
@@ -103,7 +103,7 @@ def test_forward_is_that_of_odl():
 
 
 def test_equals_the_built_in_operator():
-    """Of the same geometry, of which ODL and we have different units of length."""
+    """For the same geometry; ODL and we use different units of length."""
     built_in = ParallelBeamCT((2, 16, 16), 7)
     half = np.array([8.0, 8.0])
     space = odl.uniform_discr(-half, half, (16, 16), dtype="float32")
@@ -152,7 +152,7 @@ def test_bad_operators(make, message):
 
 
 def test_an_adjoint_that_forgets_the_weights_is_found():
-    """Such as ODL's own of a matrix."""
+    """Such as ODL's own adjoint of a matrix."""
     operator = odl.MatrixOperator(MATRIX, odl.rn(36, weighting=2.0), odl.rn(20, weighting=0.3))
     with pytest.raises(InputError, match="has a wrong adjoint"):
         ODLOperator(operator, (1, 6, 6)).check()

@@ -62,7 +62,7 @@ def test_adjoint_by_automatic_differentiation_is_the_written_one(make):
     _, y = random_pair(operator, torch.float64)
     if operator.zeros().is_complex():
         pytest.skip("images are real")
-    # Without buffers an operator is one of single precision.
+    # An operator without buffers has single precision.
     tolerance = {} if operator.like.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
     torch.testing.assert_close(LinearOperator.adjoint(operator, y), operator.adjoint(y), **tolerance)
 
@@ -108,7 +108,7 @@ def test_norm(make, size):
 @SIZES
 @table(BUILT_IN | {"super-resolution": OWN["super-resolution"]})
 def test_unit_norm(make, size):
-    """That it is true, `test_norm` finds."""
+    """`test_norm` checks that it is true."""
     operator = make(volume(size))
     assert operator.norm == 1
     assert operator.normalised() is operator
@@ -155,7 +155,7 @@ def test_gradients(make):
     assert torch.autograd.gradcheck(operator.adjoint, y, fast_mode=True)
     assert torch.autograd.gradcheck(operator.pseudo_inverse, y, fast_mode=True)
     (gradient,) = torch.autograd.grad(operator(x).abs().square().sum() / 2, x)
-    exact = not isinstance(operator, NonCartesianMRI)  # whose normal operator is no product of the other two
+    exact = not isinstance(operator, NonCartesianMRI)  # its normal operator is not the product of the other two
     torch.testing.assert_close(gradient, operator.normal(x), **({} if exact else {"rtol": 1e-4, "atol": 1e-4}))
 
 
@@ -186,7 +186,7 @@ def test_precision(make):
 
 @table(OPERATORS)
 def test_numpy_in_numpy_out(make):
-    """In the operator's precision, whatever that of the array is."""
+    """The result has the operator's precision, whatever the array's."""
     operator = make(volume(12))
     x, y = random_pair(operator)
     for apply, argument in (
@@ -195,7 +195,7 @@ def test_numpy_in_numpy_out(make):
         expected = apply(argument)
         assert isinstance(expected, Tensor)
         for array in argument.numpy(), argument.numpy().astype(np.result_type(argument.numpy(), np.float64)):
-            found = apply(array[:, ::-1][:, ::-1])  # which is not contiguous on the way
+            found = apply(array[:, ::-1][:, ::-1])  # not contiguous in between
             assert isinstance(found, np.ndarray)
             assert found.dtype == expected.numpy().dtype
             np.testing.assert_array_equal(found, expected.numpy())
@@ -204,7 +204,7 @@ def test_numpy_in_numpy_out(make):
 # --- devices --------------------------------------------------------------------------------------------------
 
 
-@table(CARTESIAN)  # torchkbnufft looks at its values
+@table(CARTESIAN)  # torchkbnufft needs actual values
 def test_meta_device(make):
     operator = make(volume(12))
     x, y = random_pair(operator)
@@ -242,7 +242,7 @@ def test_without_state(make):
 @pytest.mark.parametrize("slices", [slice(1, 3), [2, 0], torch.tensor([1]), slice(None)], ids=str)
 @table(UNCOUPLED)
 def test_select(make, slices):
-    """The operator of some slices does with these what that of all slices does."""
+    """The operator of some slices does the same with them as the operator of all slices."""
     operator = make(volume(12)).double()
     operator.iterations = min(operator.iterations, 5)  # of conjugate gradients, before only rounding is left
     x, y = random_pair(operator, torch.float64)
@@ -256,14 +256,14 @@ def test_select(make, slices):
     torch.testing.assert_close(part.pseudo_inverse(y[slices]), operator.pseudo_inverse(y)[slices])
     torch.testing.assert_close(part.sampled(y[slices]), operator.sampled(y)[slices])
     assert part.scale == operator.scale
-    part.to(torch.float32)  # and the operator of all slices stays what it was
+    part.to(torch.float32)  # the operator of all slices does not change
     assert torch.equal(operator(x), before)
 
 
 @pytest.mark.parametrize("chosen", [[2], [2, 1], [0, 1, 2]], ids=str)
 @pytest.mark.parametrize("name", COUPLED)
 def test_select_of_coupled_slices(name, chosen):
-    """It does with these what that of all slices does where the others are 0."""
+    """It does the same as the operator of all slices with the others set to 0."""
     operator = OPERATORS[name](volume(12))
     x, part = random(*operator.domain), operator.select(chosen)
     alone = torch.zeros_like(x)
@@ -272,7 +272,7 @@ def test_select_of_coupled_slices(name, chosen):
     torch.testing.assert_close(part(x[chosen]), y)
     torch.testing.assert_close(part.adjoint(y), operator.adjoint(y)[chosen])
     assert (part.coupled, part.scale, operator.coupled) == (len(chosen), operator.scale, SLICES)
-    part.to(torch.float64)  # and the operator of all slices stays what it was
+    part.to(torch.float64)  # the operator of all slices does not change
     assert torch.equal(operator(alone), y)
 
 
@@ -316,7 +316,7 @@ def test_batches(make):
 
 @table(OPERATORS)
 def test_solve(make):
-    """`(A^T A + damping I) x = b`, each system by itself."""
+    """`(A^T A + damping I) x = b`, each system on its own."""
     operator = make(volume(12)).double()
     expected = random_pair(operator, torch.float64)[0]
     b = operator.normal(expected) + 10 * expected
@@ -344,7 +344,7 @@ def test_noise_at_measured_values_only(make):
     if noise.is_complex():
         ratio = noise.real.square().sum() / noise.imag.square().sum()
         assert ratio.item() == pytest.approx(1, rel=10 / values**0.5)
-        assert len(noise[0][noise[0] != 0].abs().unique()) > 0.95 * measured[0]  # other noise in each coil
+        assert len(noise[0][noise[0] != 0].abs().unique()) > 0.95 * measured[0]  # different noise in each coil
 
 
 @table(FORWARD)
@@ -392,7 +392,7 @@ def test_composition():
     x, y = random_pair(both)
     torch.testing.assert_close(both(x), blur(brightness(x)))
     torch.testing.assert_close(both.T(y), brightness.T(blur.T(y)))
-    with pytest.raises(InputError, match=r"Brightness takes \(3, 1, 12, 12\), Blur makes \(3, 1, 10, 11\)"):
+    with pytest.raises(InputError, match=r"Brightness takes \(3, 1, 12, 12\), Blur returns \(3, 1, 10, 11\)"):
         brightness @ blur
 
 
@@ -465,7 +465,7 @@ def test_description(make):
 
 
 def file_shape(operator: LinearOperator) -> tuple[int, ...]:
-    """Of the data in a file: without axes of length 1 that the operator's files do not have."""
+    """The shape of the data in a file: without axes of length 1 that the file layout does not have."""
     shape = operator.range
     return shape if len(shape) == len(operator.axes) else tuple(n for i, n in enumerate(shape) if i != 1 or n != 1)
 
@@ -492,14 +492,14 @@ def test_check(make):
 
 
 class Shifted(Blur):
-    """The adjoint lies a pixel beside where it should."""
+    """The adjoint is off by one pixel."""
 
     def adjoint(self, y: Tensor) -> Tensor:
         return super().adjoint(y).roll(1, -1)
 
 
 class Louder(Blur):
-    """The adjoint is too large, by a little."""
+    """The adjoint is slightly too large."""
 
     def adjoint(self, y: Tensor) -> Tensor:
         return 1.001 * super().adjoint(y)
@@ -521,7 +521,7 @@ class Clipped(Blur):
 
 
 class Rotation(torch.autograd.Function):
-    """Forward a rotation, whose transpose turns back; backward turns on."""
+    """`forward` is a rotation, whose transpose rotates back; `backward` rotates further."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -553,7 +553,7 @@ class WrongNormal(Blur):
         return x
 
 
-@pytest.mark.parametrize("size", [12, 128])  # where random volumes are next to orthogonal to each other
+@pytest.mark.parametrize("size", [12, 128])  # random volumes are nearly orthogonal at the larger size
 @pytest.mark.parametrize(
     ("operator", "message"),
     [

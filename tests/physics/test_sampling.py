@@ -1,4 +1,4 @@
-"""Sampling masks: they hit their acceleration, keep their centre, and have the density that they promise."""
+"""Sampling masks: they have the acceleration, centre and density that they promise."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_seeds(sampling):
 @given(height=st.integers(32, 90), width=st.integers(32, 90), seed=st.integers(0, 100))
 @OWN
 def test_masks_that_are_not_square(sampling, height, width, seed):
-    """The centre is in the middle of either axis, and as large a share of it; the acceleration is that of all."""
+    """The centre is in the middle of each axis and takes the same share of it; all of k-space has the acceleration."""
     mask = sampling(3, centre=0.2, seed=seed)((height, width))
     assert mask.shape == (height, width)
     possible = height * width
@@ -119,7 +119,7 @@ def test_equispaced_lines_are_equispaced(size, acceleration, centre):
     assert len(outside) == count
     assert set(np.diff(outside)) <= {int(spacing), int(spacing) + 1}
     assert abs(outside[0] - (size - round(centre * size) - 1 - outside[-1])) <= 1
-    assert longest_gap(columns) <= spacing + 1  # also at both ends, and beside the centre
+    assert longest_gap(columns) <= spacing + 1  # also at both ends and next to the centre
 
 
 @pytest.mark.parametrize(("sampling", "acceleration"), [(RandomLines, 8), (RandomPoints, 16)])
@@ -132,7 +132,7 @@ def test_uniform_density(sampling, acceleration):
 
 @pytest.mark.parametrize(("sampling", "acceleration"), [(RandomLines, 64), (RandomPoints, 512)])
 def test_gaussian_density(sampling, acceleration):
-    """Few positions of many seeds: the standard deviation is 15 % of k-space around its middle, on both axes."""
+    """Few positions for many seeds: their standard deviation around the middle is 15 % of k-space on both axes."""
     masks = [sampling(acceleration, centre=0, seed=seed, density="gaussian")(64) for seed in range(600)]
     places = torch.stack(masks).nonzero()[:, 1:].double() - 32
     for axis in (1,) if sampling is RandomLines else (0, 1):
@@ -158,7 +158,7 @@ def test_poisson_disc(size, acceleration):
     assert not torch.equal(mask, PoissonDisc(acceleration, centre=0.1, seed=4)(size))
     np.testing.assert_array_equal(np.random.get_state()[1], state)
 
-    # Denser towards the centre; and even out there without clumps, other than points drawn independently.
+    # Denser towards the centre, and without clumps further out, unlike points drawn independently.
     grid = torch.arange(size) - size // 2
     radius = torch.hypot(grid[:, None].double(), grid.double()) / (size / 2)
     near, far = (mask[(low < radius) & (radius <= low + 0.3)].double().mean() for low in (0.15, 0.65))

@@ -16,7 +16,7 @@ def random(*shape, seed=0):
 def test_normalised_maps():
     maps = random(2, 3, 8, 8)
     maps[:, :, :2] = 0
-    maps[:, :, 2:4] *= 1e-30  # whose squares are below what float32 can hold
+    maps[:, :, 2:4] *= 1e-30  # the squares underflow in float32
     found = normalise_maps(maps)
     length = found.abs().square().sum(1)
     assert (length[:, :2] == 0).all()
@@ -55,7 +55,7 @@ def test_a_wider_ring_is_smoother():
 
 
 def test_espirit_finds_the_maps_of_a_birdcage():
-    """Up to a phase, which the image takes over; slice by slice, as the second has other coils."""
+    """Up to a phase, which the image absorbs; slice by slice, because the second slice has other coils."""
     pytest.importorskip("sigpy")
     size = 48
     maps = torch.cat([Birdcage(6)(size), Birdcage(6, radius=1.2)(size)])

@@ -56,7 +56,7 @@ def outputs(network: UNet) -> Tensor:
 
 
 def refusal(path: Path, config: object = None) -> str:
-    """What is said about a bad file, which must be one line that names the file."""
+    """The error message for a bad file, which must be one line that names the file."""
     with pytest.raises(InputError) as error:
         load_prior(path, config)  # type: ignore[arg-type]
     message = str(error.value)
@@ -75,7 +75,7 @@ def contiguous(network: UNet) -> dict[str, Tensor]:
 
 
 def rewrite(path: Path, network: UNet, **changes: str | None) -> Path:
-    """One of our files with some of its metadata changed, or left out (None)."""
+    """One of our files with some metadata changed or removed (None)."""
     entries = describe(network) | {"card": "{}"} | changes
     save_file(contiguous(network), path, {name: value for name, value in entries.items() if value is not None})
     return path
@@ -260,7 +260,7 @@ def test_truncated_files_are_refused(
         path.write_bytes(fitted[0].read_bytes())
     else:
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=name == "prior.pt")
-    load_prior(path, TINY)  # as long as it is whole
+    load_prior(path, TINY)  # valid if complete
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     assert "truncated" in refusal(path, TINY)
@@ -281,7 +281,7 @@ def test_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, 
     torch.save(network.state_dict() | {"payload": Payload(created)}, tmp_path / "evil.pt")
     assert "not a file of plain weights" in refusal(tmp_path / "evil.pt", TINY)
     assert not created.exists()
-    torch.load(tmp_path / "evil.pt", weights_only=False)  # it is armed
+    torch.load(tmp_path / "evil.pt", weights_only=False)  # the file would run code
     assert created.exists()
 
 
@@ -317,7 +317,7 @@ def test_file_without_settings_asks_for_them(tmp_path: Path, network: UNet, name
         {"plain.pt": network.state_dict(), "ema.pt": {"shadow_params": list(network.parameters())}}[name],
         tmp_path / name,
     )
-    assert "give its settings as config" in refusal(tmp_path / name)
+    assert "no network settings; give them as config" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -372,9 +372,7 @@ def test_weight_of_another_shape_is_named(tmp_path: Path, network: UNet) -> None
     weights = contiguous(network) | {"time_embed.0.weight": torch.zeros(128, 33)}
     save_file(weights, tmp_path / "prior.safetensors", describe(network))
     line = refusal(tmp_path / "prior.safetensors")
-    assert "1 weights do not fit the network's settings (first: time_embed.0" in refusal(
-        tmp_path / "prior.safetensors"
-    )
+    assert "1 weights do not fit the network's settings (first: time_embed.0.weight)" in line
 
 
 def test_safetensors_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -399,5 +397,5 @@ def test_safetensors_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_safetensors_with_wrong_metadata_is_refused(
     tmp_path: Path, network: UNet, changes: dict[str, str | None], reason: str
 ) -> None:
-    load_prior(rewrite(tmp_path / "prior.safetensors", network))  # as long as it is unchanged
+    load_prior(rewrite(tmp_path / "prior.safetensors", network))  # valid if unchanged
     assert reason in refusal(rewrite(tmp_path / "prior.safetensors", network, **changes))

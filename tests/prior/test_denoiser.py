@@ -1,4 +1,4 @@
-"""The prior as sampling sees it: batches, planes and weights of a volume."""
+"""The prior as sampling uses it: batches, planes and weights of a volume."""
 
 import pytest
 import torch

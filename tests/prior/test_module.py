@@ -1,4 +1,4 @@
-"""Training of the prior: it learns, it can be compared and resumed, and it leaves a prior that can be used."""
+"""Training of the prior: it learns, is reproducible, can be resumed, and exports a usable prior."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ EPOCH = 4  # steps
 
 
 class Repeatable(DiffusionPrior):
-    """Training in which timesteps and noise depend on the step only, so that runs can be compared to the bit."""
+    """Training in which timesteps and noise depend only on the step, so that runs can be compared exactly."""
 
     def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
         torch.manual_seed(self.global_step)
@@ -59,7 +59,7 @@ class Hasty(DiffusionPrior):
 
 
 class Guess(nn.Module):
-    """A network that takes a third of its input for noise."""
+    """A network that predicts a third of its input as noise."""
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t / 3
@@ -84,7 +84,7 @@ class Watch(Callback):
 
 
 def prior(kind: type[DiffusionPrior] = DiffusionPrior, **arguments: Any) -> DiffusionPrior:
-    """A module whose weights are the same every time."""
+    """A module with the same weights every time."""
     torch.manual_seed(0)
     return kind(UNetConfig(**TINY), **{"learning_rate": 2e-3, "warmup_steps": 2} | arguments)
 
@@ -222,12 +222,12 @@ def test_learning_rate_warms_up_and_falls_to_zero_along_a_cosine(tmp_path: Path)
 
 # ------------------------------------------------------------------------------------------------- start elsewhere
 
-CHANGED = {"input_blocks.0.0.weight", "out.2.weight", "out.2.bias"}  # layers that know the number of channels
+CHANGED = {"input_blocks.0.0.weight", "out.2.weight", "out.2.bias"}  # layers that depend on the number of channels
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """File of a prior of which no layer is zero."""
+    """File of a prior without zero layers."""
     path = tmp_path_factory.mktemp("known") / "known.safetensors"
     save_prior(path, make_network(**TINY), card={}, dtype=torch.float32)
     return path
@@ -439,7 +439,7 @@ def resumable(folder: Path, checkpoint: Path | None, kind: type[DiffusionPrior] 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A training that was never interrupted."""
+    """An uninterrupted training."""
     return resumable(tmp_path_factory.mktemp("whole"), None)
 
 
@@ -464,7 +464,7 @@ def test_training_resumed_within_an_epoch_continues_with_weights_optimiser_and_l
     content = torch.load(checkpoint, weights_only=True)
     rest = resumable(tmp_path, checkpoint)
     current = {name.removeprefix("network."): value for name, value in content["current_model_state"].items()}
-    assert equal(rest["watch"].weights, current)  # the ones in training, not the averaged ones
+    assert equal(rest["watch"].weights, current)  # the weights in training, not the averaged ones
     moments = content["optimizer_states"][0]["state"]
     assert all(torch.equal(rest["watch"].moments[index], moments[index]["exp_avg"]) for index in moments)
     assert rest["watch"].steps == list(range(step, 3 * EPOCH))

@@ -1,4 +1,4 @@
-"""The variance-preserving schedule and its sampler, against what is known in closed form for Gaussian data."""
+"""The variance-preserving schedule and its sampler, against closed forms for Gaussian data."""
 
 import itertools
 import math
@@ -168,7 +168,7 @@ def sample_gaussian(eta: float, steps: int, count: int) -> Tensor:
 
 
 def gaussian_std(eta: float, steps: int) -> float:
-    """The standard deviation that those samples have: the step is linear in `x_t`, so that variances follow by hand."""
+    """The exact standard deviation of those samples: the step is linear in `x_t`."""
     variance = 1.0
     for abar, abar_next in trajectory(steps):
         kept = (abar_next * abar).sqrt() + ((1 - abar_next) * (1 - abar) * (1 - eta**2)).sqrt()
@@ -216,7 +216,7 @@ def test_every_slice_between_has_unit_variance() -> None:
     slices = slerp(normal(1, 128, 128), normal(1, 128, 128, seed=1), 11)
     torch.testing.assert_close(slices.std((1, 2, 3)), torch.ones(11).double(), rtol=0.03, atol=0)
     straight = (normal(1, 128, 128) + normal(1, 128, 128, seed=1)) / 2
-    assert straight.std() < 0.75  # what straight interpolation would give
+    assert straight.std() < 0.75  # as linear interpolation would give
 
 
 def test_neighbours_correlate_by_the_cosine_of_their_angle() -> None:

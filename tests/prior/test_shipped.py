@@ -1,4 +1,4 @@
-"""The prior that comes with the package: small enough, and it has learnt."""
+"""The shipped prior is small and has learned."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_is_small_and_says_how_it_was_made() -> None:
 
 @pytest.mark.parametrize("t", [50, 200, 400])
 def test_denoises_held_out_phantoms_as_its_card_says(t: int) -> None:
-    """Phantoms of the kind that it was trained on and has never seen."""
+    """Unseen phantoms of the kind that the prior was trained on."""
     data = EllipsesDataModule(128, variant=card()["data"]["variant"], batch_size=16, validation_size=16)
     x = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def crops(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("t", [20, 200])
 @torch.no_grad()
 def test_sizes_between_multiples_change_little_but_at_the_margin(t: int) -> None:
-    """The same image with 10 rows and 12 columns that the network would else fill up by itself."""
+    """The same image with 10 rows and 12 columns that the network would otherwise pad itself."""
     x_t = diffuse(
         crops(240, 192), torch.randn(2, 1, 240, 192, generator=torch.Generator().manual_seed(0)), noise_schedule()[t]
     )

@@ -1,4 +1,4 @@
-"""The ADM U-Net: against outputs of the published network, and the figures of the paper's prior."""
+"""The ADM U-Net, against outputs of the published network and known numbers of the paper's prior."""
 
 import json
 from dataclasses import replace
@@ -192,5 +192,5 @@ def test_attention_stands_at_the_resolutions_of_the_settings_and_in_the_middle()
     with torch.device("meta"):
         names = dict(UNet(PAPER).named_modules())
     blocks = {name.rsplit(".", 1)[0] for name in names if name.endswith(".qkv")}
-    # 16x16 is the fifth of six levels: two entries a level behind the first convolution, two a level from below.
+    # 16x16 is the fifth of six levels: two entries per level after the first convolution, two per level from below.
     assert blocks == {"input_blocks.9.1", "middle_block.1", "output_blocks.2.1", "output_blocks.3.1"}

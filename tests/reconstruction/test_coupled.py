@@ -26,7 +26,7 @@ SHAPE = SLICES, SIZE, _ = 4, 16, 16
 
 
 class Together(LinearOperator):
-    """Parallel beams whose sinograms are seen as one measurement of the volume."""
+    """Parallel beams whose sinograms form one measurement of the volume."""
 
     coupled = SLICES
 
@@ -55,7 +55,7 @@ def measure(operator: LinearOperator, sigma_y: float = 1e-2) -> Measurement:
 
 
 def published(**changes: Any) -> LoraTraining:
-    """The paper's settings, but for these."""
+    """The paper's settings, except for these."""
     return replace(LoraTraining.published(), **changes)
 
 
@@ -121,7 +121,7 @@ def test_dps_goes_as_far_as_with_every_slice_by_itself(cone: ConeBeamCT) -> None
 
 
 class Spy(VolumeAdaptation):
-    """Notes the slices that are drawn, and the parts of the measurement that the loss is of."""
+    """Records the drawn slices, and the parts of the measurement used in the loss."""
 
     def draw_slices(self) -> Tensor:
         self.chosen = [*getattr(self, "chosen", []), super().draw_slices()]
@@ -149,7 +149,7 @@ def test_adaptation_of_the_volume_sees_some_slices_and_lowers_the_loss(cone: Con
     assert len({tuple(chosen.tolist()) for chosen in adaptation.chosen}) > 3
     after = estimator(adapted, x_t, 100, measurement).mean
     assert measurement.residual(after).norm() < 0.9 * first
-    adaptation.adapt(estimator, x_t, 90)  # where the estimate is another one
+    adaptation.adapt(estimator, x_t, 90)  # with another estimate
     held = measurement.given(lambda: before)[adaptation.chosen[-1]]
     assert not torch.allclose(adaptation.parts[-1].y, held.y, atol=1e-4)
 

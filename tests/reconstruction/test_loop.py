@@ -74,7 +74,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def method(name: str) -> dict[str, Any]:
-    """Settings of a method, with parts of its own."""
+    """Settings of a method, with its own objects."""
     return {key: value() if callable(value) else value for key, value in METHODS[name].items()}
 
 
@@ -113,7 +113,7 @@ def test_callbacks_hear_of_every_step_and_of_the_gradient_steps_within(tiny_prio
 def test_saved_in_the_middle_and_continued_in_another_process(
     tiny_prior: Path, thick_volume: Path, tmp_path: Path, name: str
 ) -> None:
-    """The first process dies without a word after step 3; the second one's volume is that of an uninterrupted run."""
+    """The first process is killed after step 3; the second one gives the volume of an uninterrupted run."""
     script = f"""
 import os, sys
 sys.path[:0] = {[str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)]!r}
@@ -139,10 +139,10 @@ reconstruct(Path({str(tiny_prior)!r}), Path({str(thick_volume)!r}), keep=Keep(3,
 
 
 def test_checkpoint_holds_average_and_memory(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
-    """Without either of them, the run goes elsewhere: both matter to what comes out."""
+    """Without either of them, the result differs: both matter."""
     path = tmp_path / "last.ckpt"
     keep = Keep(2, lambda trainer: trainer.save_checkpoint(path))
-    # A rho at which the split variables of five iterations are far from settled.
+    # With this rho the split variables are far from converged after five iterations.
     estimator = DiffusionMBIR(1e-2, 1e-1, iterations=5, cg_iterations=5, discrepancy=0)
     settings: dict[str, Any] = {"estimator": estimator, "averaging": 0.5, "steps": 3, "start": 500}
     whole = reconstruct(tiny_prior, phantom_volume, keep=keep, **settings).images
@@ -178,7 +178,7 @@ def test_checkpoint_of_another_run_is_refused(tiny_prior: Path, phantom_volume: 
     reconstruct(tiny_prior, phantom_volume, keep=keep)
     with pytest.raises(InputError, match="the checkpoint is of 6 slices, 6 steps from 980"):
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", steps=5)
-    with pytest.raises(InputError, match="another measurement of phantom"):  # its noise is another
+    with pytest.raises(InputError, match="another measurement of phantom"):  # with other noise
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", sigma_y=0.05)
 
 

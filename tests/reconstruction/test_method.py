@@ -67,7 +67,7 @@ class Keep(ReconstructionCallback):
 
 @each_method
 def test_in_lightnings_own_trainer(name: str, tiny_prior: Path, scan: Scan) -> None:
-    """`test` logs what the result's `metrics` say, `predict` makes the same volume and has no reference."""
+    """`test` logs the result's `metrics`; `predict` gives the same volume without a reference."""
     keep = Keep()
     logged = quiet_trainer(keep).test(make(name, tiny_prior), loader(scan), verbose=False)
     metrics = keep.result.metrics()

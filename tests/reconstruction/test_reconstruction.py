@@ -1,4 +1,4 @@
-"""A prior, an estimator, an adaptation and a sampler put together: what fits, what is refused, what is warned of."""
+"""A prior, an estimator, an adaptation and a sampler put together: valid settings, errors and warnings."""
 
 import logging
 from pathlib import Path

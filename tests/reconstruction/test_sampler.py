@@ -1,4 +1,4 @@
-"""Reverse diffusion as a plain object: what it computes, how it adapts, that it goes on from any of its states."""
+"""Reverse diffusion as a plain object: what it computes, how it adapts, and that any of its states can be resumed."""
 
 import ast
 import itertools
@@ -47,12 +47,12 @@ def six(phantom_volume: Path) -> Measurement:
 
 @pytest.fixture(scope="module")
 def eight(thick_volume: Path) -> Measurement:
-    """Eight slices, enough to be cut across."""
+    """Eight slices, enough to use all planes."""
     return measured(thick_volume)
 
 
 def published(**changes: Any) -> Sampler:
-    """The paper's settings with six steps, but for these."""
+    """The paper's settings with six steps, except for these."""
     return replace(Sampler.published(), **({"steps": 6} | changes))
 
 
@@ -83,7 +83,7 @@ def images(measurement: Measurement, *arguments: Any, **settings: Any) -> Tensor
 
 
 def test_it_is_the_papers_algorithm(six: Measurement) -> None:
-    """The same volume from a few straight lines, for all slices at once, without adaptation."""
+    """The same volume from a short script, for all slices at once, without adaptation."""
     found = run(six, steps=5, start=980, batch_size=100)
     network = make_network().requires_grad_(False)
     abar = torch.cat([noise_schedule(), torch.ones(1)])
@@ -125,7 +125,7 @@ def test_loss_uses_the_estimator_of_sampling(six: Measurement) -> None:
 
     run(six, d3ip(), estimator=Spy(5, discrepancy=0), steps=2, start=700)
     assert calls[:3] == [(2, True, None), (2, True, None), (6, False, {})]
-    assert calls[-1] == (6, False, {"seen": torch.tensor(3)})  # of the step before, not of the loss in between
+    assert calls[-1] == (6, False, {"seen": torch.tensor(3)})  # from the previous step, not from the loss in between
 
 
 def test_adaptation_and_coupled_slices_go_together(six: Measurement) -> None:
@@ -137,7 +137,7 @@ def test_adaptation_and_coupled_slices_go_together(six: Measurement) -> None:
 
 
 class Scripted(PosteriorMean):
-    """Means and noises known beforehand; keeps the `x_t` that it is given."""
+    """Returns known means and noise; keeps the `x_t` that it receives."""
 
     def __init__(self, seed: int = 5):
         self.generator = torch.Generator().manual_seed(seed)
@@ -279,7 +279,7 @@ def test_batch_size_changes_nothing_but_rounding(six: Measurement, settings: dic
 
 
 def test_nothing_keeps_a_graph_of_gradients(six: Measurement) -> None:
-    """The biases' adaptation computes with weights that are trained; its caller need not switch gradients off."""
+    """Adaptation leaves weights that require gradients; the caller need not switch gradients off."""
     diffusion = begin(six, BiasAdaptation(2), steps=2, start=500)
     for step in diffusion.iterate():
         assert not any(image.requires_grad for image in step.images.values())
@@ -293,7 +293,7 @@ def slicewise(**changes: Any) -> SlicewiseAdaptation:
     return SlicewiseAdaptation(replace(LoraTraining.published(), steps=1, **changes))
 
 
-# A rho at which the split variables of a few iterations are far from settled.
+# With this rho the split variables are far from converged after a few iterations.
 UNSETTLED = partial(DiffusionMBIR, 1e-2, 1e-1, iterations=2, cg_iterations=2)
 
 METHODS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -328,7 +328,7 @@ def test_goes_on_from_any_of_its_states_bit_for_bit(small: Measurement, name: st
         states.append(diffusion.state_dict())
     assert len(steps) == diffusion.steps
     for done, state in enumerate(states, 1):
-        again = make(1)  # whose own random numbers would be others
+        again = make(1)  # with other random numbers
         rest = list(again.iterate(state))
         assert len(rest) == len(steps) - done
         for step, expected in zip(rest, steps[done:], strict=True):
