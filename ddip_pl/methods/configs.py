@@ -44,7 +44,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """A file, preceded by the files that it builds on.
 
-    `config: ../sampler/slicewise.yaml` in a file, or a list of files, means the same as `--config` in front of it on the
+    `config: ../sampler/slicewise.yaml` in a file, or a list of files, means the same as `--config` before it on the
     command line. Paths are relative to the file that names them. What is read last wins.
 
     Args:
