@@ -219,5 +219,5 @@ def test_names_of_the_package() -> None:
     assert sorted(dir(ddip_pl)) == sorted(set(ddip_pl.__all__))
     assert ddip_pl.__version__
     assert {"reconstruct", "load_method", "load_prior", "ParallelBeamCT", "Measurement", "Result"} <= set(dir(ddip_pl))
-    with pytest.raises(AttributeError, match="attribute.*nothing"):
+    with pytest.raises(AttributeError, match=r"attribute.*nothing"):
         ddip_pl.nothing  # noqa: B018
