@@ -41,20 +41,27 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def with_bases(path: Path) -> list[Path]:
+def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """The files that a config file builds on, followed by the file itself.
 
     `config: ../sampler/slicewise.yaml` in a file (or a list of files) acts like `--config` before the file on the
     command line. Paths are relative to the file that names them; later settings win.
 
+    Args:
+        path: the config file.
+        above: the files that build on it.
+
     Raises:
-        InputError: one of the files cannot be read.
+        InputError: one of the files cannot be read, or builds on itself.
     """
+    if path.resolve() in above:
+        raise InputError(f"config {path}: it builds on itself by its key `config`; remove that")
     named = read_config(path).get("config", [])
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list):
         raise InputError(f"config {path}: `config` is {named}; give a file or a list of files")
-    return [*(file for name in named for file in with_bases(path.parent / name)), path]
+    above = (*above, path.resolve())
+    return [*(file for name in named for file in with_bases(path.parent / name, above)), path]
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
