@@ -106,7 +106,7 @@ def test_slices_that_are_measured_together(tmp_path):
     written, (found, frame) = written_and_read(tmp_path, operator)
     check_same(written, found)
     np.testing.assert_allclose(frame.affine, AFFINE)
-    with pytest.raises(InputError, match=r"slices that are measured together; leave out data\.slices and data\.first"):
+    with pytest.raises(InputError, match=r"the slices were measured together; leave out data\.slices and data\.first"):
         read_scan(tmp_path / "a" / "file.h5", slices=2)
 
 
@@ -115,7 +115,7 @@ def test_a_measurement_is_replaced_and_nothing_else(tmp_path):
     for _ in range(2):
         write_measurement(tmp_path / "file.h5", written, FRAME)
     (tmp_path / "notes.h5").write_text("dear to somebody")
-    with pytest.raises(InputError, match=r"notes\.h5 exists and holds no measurement of ours"):
+    with pytest.raises(InputError, match=r"notes\.h5 exists and is not a ddip-pl measurement"):
         write_measurement(tmp_path / "notes.h5", written, FRAME)
     assert (tmp_path / "notes.h5").read_text() == "dear to somebody"
     with pytest.raises(InputError, match=r"cannot be written"):

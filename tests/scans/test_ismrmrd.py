@@ -297,53 +297,53 @@ def radial(slices: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
 PATH = np.linspace(-0.5, 0.5, 16, dtype=np.float32).reshape(8, 2)
 # Readouts, header, and what the line must say.
 BAD = {
-    "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no readouts of an image"),
+    "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no image readouts"),
     "EPI": (lambda: changed(flags=["REVERSE"]), None, "readouts in both directions (EPI)"),
     **{
         counter: (
             lambda counter=counter: [*changed(), line(np.ones((1, X)), 0, counters={counter: 1})], None,
-            f"2 values of the counter '{counter}'; expected one image only",
+            f"2 values of the counter '{counter}'; expected a single image",
         ) for counter in ("contrast", "phase", "repetition", "set")
     },
     "coils": (lambda: [*changed(), line(np.ones((2, X)), 0)], None, "readouts of [1, 2] coils"),
-    "a line outside": (lambda: [line(np.ones((1, X)), Y)], None, "line 20, partition 0, 32 samples with number 16"),
+    "a line outside": (lambda: [line(np.ones((1, X)), Y)], None, "line 20, partition 0, 32 samples with sample 16"),
     "a line before": (
         lambda: [line(np.ones((1, X)), 1)], header().replace("<center>10", "<center>12"), "line 1, partition 0",
     ),
-    "samples outside": (lambda: changed(center_sample=0), None, "32 samples with number 0 in the centre"),
-    "samples before": (lambda: changed(center_sample=20), None, "32 samples with number 20 in the centre"),
+    "samples outside": (lambda: changed(center_sample=0), None, "32 samples with sample 0 in the centre"),
+    "samples before": (lambda: changed(center_sample=20), None, "32 samples with sample 20 in the centre"),
     "partition outside": (lambda: [line(np.ones((1, X)), 1, partition=1)], None, "line 1, partition 1"),
-    "all discarded": (lambda: changed(discard_pre=X), None, "32 samples with number 16"),
+    "all discarded": (lambda: changed(discard_pre=X), None, "32 samples with sample 16"),
     "skew": (lambda: changed(read_dir=(0.6, 0.8, 0.0)), None, "or are not perpendicular"),
     "slices that are turned": (
         lambda: [*changed(), line(np.ones((1, X)), 0, 2, read_dir=DIRECTIONS["phase_dir"],
-                                  phase_dir=DIRECTIONS["read_dir"])], None, "that differ among slices",
+                                  phase_dir=DIRECTIONS["read_dir"])], None, "differ between slices",
     ),
     "a gap": (
         lambda: [*changed(), line(np.ones((1, X)), 0, 2, position=(7 + 0.8 * 30, -3.0, 11 - 0.6 * 30))], None,
-        "mm along slice_dir; expected even distances",
+        "mm along slice_dir; expected even spacing",
     ),
     "two slabs": (lambda: changed(), header(z=4), "2 slabs of 4 partitions, cartesian"),
     "partitions missing": (
         lambda: [line(np.ones((1, X - 2)), i, partition=p, center_sample=14) for p in range(4) for i in range(Y - p)],
-        header(z=4), "lines that are measured in some of the partitions only, and partial echoes",
+        header(z=4), "some lines are not measured in all partitions, and some echoes are partial",
     ),
     "stack of stars": (lambda: radial(trajectory=PATH), header("radial", z=4, y=X), "1 slabs of 4 partitions, radial"),
-    "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without the positions of its samples"),
+    "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without sample positions"),
     "oblong": (lambda: radial(trajectory=PATH), header("spiral"), "encoded matrix (32, 20, 1)"),
     "trajectory too far": (
         lambda: radial(trajectory=40 * PATH), header("radial", y=X), "pixels of 12.5 mm hold at most 0.04 / mm",
     ),
     "trajectories": (
         lambda: [*radial(trajectory=PATH), *(line(np.ones((1, 8)), i, 1, trajectory=-PATH) for i in range(3))],
-        header("radial", y=X), "trajectories that differ among slices",
+        header("radial", y=X), "the trajectories of the slices differ",
     ),
     "nan": (lambda: [*changed(), line(np.full((1, X), np.nan), 3)], None, "NaN or infinite values in slice 0"),
-    "header": (lambda: changed(), "<xml>", "no ISMRMRD header"),
+    "header": (lambda: changed(), "<xml>", "not an ISMRMRD header"),
     "two encodings": (
         lambda: changed(), header().replace("</encoding>", "</encoding><encoding></encoding>"), "(2 encodings)",
     ),
-    "no field of view": (lambda: changed(), header().replace("<x>400</x>", "<x>0</x>"), "expected them positive"),
+    "no field of view": (lambda: changed(), header().replace("<x>400</x>", "<x>0</x>"), "expected positive ones"),
 }  # fmt: skip
 
 
@@ -393,7 +393,7 @@ def test_two_scans_in_a_file(tmp_path, refused):
 def test_no_acquisitions(tmp_path, refused):
     with h5py.File(tmp_path / "bad.h5", "w") as file:
         file["dataset/xml"], file["dataset/data"] = [header()], np.zeros(3)
-    refused(tmp_path / "bad.h5", "damaged, or no ISMRMRD raw data")
+    refused(tmp_path / "bad.h5", "damaged, or not ISMRMRD raw data")
 
 
 def test_without_the_package(tmp_path, refused, monkeypatch):
@@ -405,7 +405,7 @@ def test_without_the_package(tmp_path, refused, monkeypatch):
         return original(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    refused(path, "ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'")
+    refused(path, "ISMRMRD files need a package that is missing; pip install 'ddip-pl[ismrmrd]'")
 
 
 def test_more_slices_than_there_are(tmp_path):
