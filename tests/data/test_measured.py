@@ -108,7 +108,7 @@ def test_the_brightest_voxels_become_one(kspace):
 
 def test_an_image_of_nothing(kspace):
     measurement, frame = kspace
-    with pytest.raises(InputError, match="measurement phantom: its image is 0 nearly everywhere"):
+    with pytest.raises(InputError, match="measurement phantom: the image is 0 nearly everywhere"):
         scale_to_prior(Scan(replace(measurement, y=0 * measurement.y), frame))
 
 
@@ -198,7 +198,7 @@ def test_outliers_do_not_count(make):
 def test_no_noise_level():
     operator = ParallelBeamCT((1, 16, 16), 4, detectors=4)
     y = torch.ones(1, 1, 4, 4)
-    with pytest.raises(InputError, match=r"some: its noise level cannot be estimated; give data\.sigma_y"):
+    with pytest.raises(InputError, match=r"some: the noise level cannot be estimated; give data\.sigma_y"):
         noise_level(measured_by(operator, y))
 
 
@@ -210,7 +210,7 @@ class Identity(LinearOperator):
 
 
 def test_no_noise_level_by_default():
-    with pytest.raises(InputError, match="some: its noise level cannot be estimated"):
+    with pytest.raises(InputError, match="some: the noise level cannot be estimated"):
         noise_level(measured_by(Identity((1, 4, 4)), torch.ones(1, 1, 4, 4)))
 
 
@@ -356,7 +356,7 @@ def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
 # --- bad input ------------------------------------------------------------------------------------------------
 
 BAD_SETTINGS = {
-    "test": (["--data.path", "scan.npy"], "no truth to compare with; use ddip-pl predict"),
+    "test": (["--data.path", "scan.npy"], "no reference to compare with; use ddip-pl predict"),
     "no file": ([], "data.path"),
     "no files": (["--data.path", "[]"], "data.path has []"),
     "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
@@ -387,7 +387,7 @@ def test_bad_settings(run, kspace, case):
 BAD_SIMULATION = {
     "no output": ([], "output"),
     "a volume that is none": (["--data.path", "none.nii", "--output", "a.h5"], "none.nii: no such file"),
-    "another file in the way": (["--output", "notes.txt"], "notes.txt exists and holds no measurement of ours"),
+    "another file in the way": (["--output", "notes.txt"], "notes.txt exists and is not a ddip-pl measurement"),
     "pixels that are not square": (["--data.plane", "coronal", "--output", "a.h5"], "sinograms need square ones"),
     "a setting of no volume": (["--data.calibration", "24", "--output", "a.h5"], "calibration"),
     "unknown setting": (["--model.steps", "24", "--output", "a.h5"], "model.steps"),

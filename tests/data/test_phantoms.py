@@ -585,4 +585,4 @@ def test_validation_is_on_whole_phantoms() -> None:
 def test_crop_outside_the_image_is_refused_in_one_line(crop: int) -> None:
     with pytest.raises(InputError) as error:
         EllipsesDataModule(image_size=16, crop=crop)
-    assert str(error.value) == f"data.crop is {crop}; it must lie between 1 and data.image_size = 16"
+    assert str(error.value) == f"data.crop is {crop}; it must be between 1 and data.image_size = 16"
