@@ -193,7 +193,7 @@ def test_results_are_replaced_and_nothing_else(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "notes.txt").write_text("dear to somebody\n")
-    with pytest.raises(InputError, match="holds no results of ours"):
+    with pytest.raises(InputError, match="is not a ddip-pl result"):
         make_result().save(folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["head", "notes.txt"]
 
