@@ -260,8 +260,8 @@ def test_nothing_is_logged_unless_it_is_asked_for(phantom_volume, monkeypatch):
     ("arguments", "message"),
     [
         (("--wandb", "sometimes"), "wandb"),
-        (("--images_every", "0"), "images_every is 0; give at least 1 step"),
-        (("--wandb", "online"), "call `wandb login`, or give --wandb offline"),
+        (("--images_every", "0"), "images_every is 0; give at least 1"),
+        (("--wandb", "online"), "run `wandb login`, or give --wandb offline"),
     ],
 )
 def test_bad_settings(phantom_volume, capsys, monkeypatch, arguments, message):
