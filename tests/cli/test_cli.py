@@ -364,7 +364,7 @@ def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_vol
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
     assert code == 1
-    assert error.endswith("ddip-pl: a fault of ddip-pl: RuntimeError('a fault'); with --debug it says where\n")
+    assert error.endswith("ddip-pl: internal error: RuntimeError('a fault'); add --debug for a traceback\n")
     assert ("Traceback" in error) == debug
     assert not Path("new").exists()
 
@@ -469,7 +469,7 @@ BAD_INPUT = {
     "unknown plane": (["--data.plane", "oblique"], "oblique"),
     "more slices than there are": (["--data.slices", "99"], "data.slices is 99; the volume has 6 axial slices"),
     "no slices": (["--data.slices", "0"], "data.slices is 0"),
-    "slices behind the last": (["--data.first", "6"], "data.first is 6"),
+    "slices after the last": (["--data.first", "6"], "data.first is 6"),
     "size zero": (["--data.size", "0"], "data.size is 0"),
     "size too small": (["--data.size", "2"], "slices of 28 x 32 pixels"),
     "negative noise": (["--data.sigma_y", "-0.1"], "data.sigma_y is -0.1"),
@@ -569,8 +569,11 @@ BAD_INPUT = {
         "output folder {bad}/text.yaml/out: cannot be written",
     ),
     "output is a file": (["--output", "{bad}/text.yaml"], "output folder {bad}/text.yaml: cannot be written"),
-    "other files in the way": (["--output", "{bad}/occupied"], "{bad}/occupied/phantom exists and holds no results"),
-    "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and holds no results"),
+    "other files in the way": (
+        ["--output", "{bad}/occupied"],
+        "{bad}/occupied/phantom exists and is not a ddip-pl result",
+    ),
+    "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and is not a ddip-pl result"),
     "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
     "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
     "reference to nowhere in a text": (["--config", "model: {batch_size: '${model.nowhere}'}"], "key 'model.nowhere'"),

@@ -99,7 +99,7 @@ def test_curves_show_what_the_runs_tell(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda folder: None, "no metrics.json in there"),
+        (lambda folder: None, "no metrics.json in it"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("{"), "cannot be read"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("[]"), "cannot be read"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("{}"), "cannot be read"),
