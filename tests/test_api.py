@@ -216,8 +216,8 @@ def test_every_public_name_is_there_and_is_explained(name: str) -> None:
 
 
 def test_names_of_the_package() -> None:
-    assert set(dir(ddip_pl)) == {*ddip_pl.__all__, "__version__"}
-    assert ddip_pl.__all__ == sorted(set(ddip_pl.__all__))
+    assert sorted(dir(ddip_pl)) == sorted(set(ddip_pl.__all__))
+    assert ddip_pl.__version__
     assert {"reconstruct", "load_method", "load_prior", "ParallelBeamCT", "Measurement", "Result"} <= set(dir(ddip_pl))
-    with pytest.raises(AttributeError, match="module 'ddip_pl' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"attribute.*nothing"):
         ddip_pl.nothing  # noqa: B018

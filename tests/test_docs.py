@@ -16,7 +16,7 @@ import yaml
 from helpers import ROOT
 
 import ddip_pl
-from ddip_pl.cli import benchmark, commands, compare, demo, parser
+from ddip_pl.cli import benchmark, commands, compare, demo, parser, workspace
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "docker/README.md"]
 
@@ -78,6 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(benchmark.Job, "is_done", stop)
     monkeypatch.setattr(compare, "read_runs", stop)
     monkeypatch.setattr(demo, "save_template", stop)
+    monkeypatch.setattr(workspace, "workspace", stop)
     return tmp_path
 
 

@@ -41,20 +41,27 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def with_bases(path: Path) -> list[Path]:
-    """A file and, in front of it, the ones it builds on.
+def with_bases(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """A file, preceded by the files that it builds on.
 
-    `config: ../sampler/slicewise.yaml` in a file, or a list of files, is what `--config` in front of it is on the
-    command line. Paths are relative to the file that names them; what is read last wins.
+    `config: ../sampler/slicewise.yaml` in a file, or a list of files, means the same as `--config` before it on the
+    command line. Paths are relative to the file that names them. What is read last wins.
+
+    Args:
+        path: of the file.
+        above: the files that build on it.
 
     Raises:
-        InputError: one of them cannot be read.
+        InputError: one of them cannot be read, or builds on itself.
     """
+    if path.resolve() in above:
+        raise InputError(f"config {path}: it builds on itself by its key `config`; remove that")
     named = read_config(path).get("config", [])
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list):
         raise InputError(f"config {path}: `config` is {named}; give a file or a list of files")
-    return [*(file for name in named for file in with_bases(path.parent / name)), path]
+    above = (*above, path.resolve())
+    return [*(file for name in named for file in with_bases(path.parent / name, above)), path]
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,10 +25,6 @@ from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectra
 
 CACHE_VERSION = 2  # raise it when the content of a cache file changes its meaning
 SLICES_AT_ONCE = 32  # wider operands fall out of the processor's cache: 64 columns take 3 times as long each
-
-with warnings.catch_warnings():  # PyTorch warns once per process that CSR tensors are in beta: have it here
-    warnings.simplefilter("ignore")
-    torch.eye(1).to_sparse_csr()
 
 
 class Projector(LinearOperator):
@@ -69,6 +66,7 @@ class Projector(LinearOperator):
         self, shape: Shape, geometry: Description, pixel: float = 1.0, cache_dir: str | Path | None = None
     ) -> None:
         super().__init__(shape)
+        use_up_the_warning()
         self.angles, self.detectors = geometry["angles"], geometry["detectors"]
         self.spacing, self.pixel, self.norm = geometry["detector_spacing"], pixel, 1.0
         self._geometry = geometry
@@ -156,6 +154,14 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _SparseProduct.apply(grads[0], *ctx.matrices), None, None
+
+
+@cache
+def use_up_the_warning() -> None:
+    """Make PyTorch give its one warning per process, that CSR tensors are in beta, where nobody sees it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(1).to_sparse_csr()
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:

@@ -245,6 +245,22 @@ def test_neighbouring_slices_are_drawn_from_the_whole_volume() -> None:
     assert len({tuple(adaptation.draw_slices().tolist()) for _ in range(100)}) > 30
 
 
+def test_adaptation_of_the_volume_lowers_its_loss_and_leaves_the_prior_as_it_was() -> None:
+    denoiser = make_denoiser()
+    before = {name: value.clone() for name, value in denoiser.network.state_dict().items()}
+    volume = VolumeAdaptation(SLICES, training=training(steps=8, learning_rate=5e-3))
+    adaptation = start(volume, denoiser, measure(sigma_y=2e-4))
+    x_t = torch.randn(SLICES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    figures = [adaptation.adapt(DDS(1, discrepancy=0), x_t, 500).figures for _ in range(3)]
+    assert figures[2]["loss_after"] < 0.9 * figures[0]["loss_before"]
+    assert figures[0]["loss_after"] < figures[0]["loss_before"]
+    weights = adaptation.finish()
+    assert any(value.abs().max() > 0 for name, value in weights.tensors.items() if "lora_B" in name)
+    after = denoiser.network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 # --- meta -----------------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDNM, DDS, DiffusionMBIR, Memory, PosteriorMean
-from ddip_pl.physics import Measurement, ParallelBeamCT
-from ddip_pl.physics.measurement import simulate
+from ddip_pl.physics import Measurement, ParallelBeamCT, SingleCoilMRI, simulate
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.solvers.admm import ALL_AXES, total_variation
 
@@ -462,3 +461,14 @@ def test_mbir_ends_where_the_residual_is_that_of_noise() -> None:
 def test_mbir_needs_a_noise_level() -> None:
     with pytest.raises(InputError, match=r"data\.sigma_y is 0"):
         mbir_of().condition(images(3), measure(dense(6), images(3), sigma_y=0.0), {})
+
+
+def test_slices_of_different_masks_stop_at_noise_levels_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.stack([torch.rand(32, 32, generator=generator) < share for share in (0.1, 1.0)])
+    operator = SingleCoilMRI((2, 32, 32), mask)
+    truth = torch.rand(2, 1, 32, 32, generator=generator)
+    measurement = Measurement(simulate(truth, operator, 0.1, generator), operator, 0.1)
+    mean, _ = DDS(20, discrepancy=1).condition(torch.zeros_like(truth), measurement, {})
+    energy = measurement.residual(mean).abs().square().flatten(1).sum(1)
+    torch.testing.assert_close(energy / (0.01 * mask.flatten(1).sum(1)), torch.ones(2), atol=0.02, rtol=0)

@@ -127,6 +127,13 @@ def test_a_config_builds_on_the_ones_it_names(tmp_path: Path) -> None:
         assert settings.estimator.init_args.iterations == 7
 
 
+def test_a_config_that_builds_on_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("config: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("config: a.yaml\n")
+    with pytest.raises(InputError, match="builds on itself"):
+        with_bases(tmp_path / "a.yaml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
