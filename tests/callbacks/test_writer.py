@@ -1,4 +1,4 @@
-"""When `VolumeWriter` refuses, and what it leaves; the results themselves are written by `Result.save`."""
+"""When `VolumeWriter` refuses to write, and the folders it leaves; `Result.save` writes the results themselves."""
 
 from pathlib import Path
 

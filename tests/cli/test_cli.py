@@ -1,4 +1,4 @@
-"""The command line: whole runs, and what it says about input that cannot be used."""
+"""The command line: whole runs, and error messages about bad input."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def volume(folder: Path) -> np.ndarray:
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    """All that lies in a folder: content of files by path, None for folders."""
+    """Everything in a folder: the content of files by path, None for folders."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -299,7 +299,7 @@ def test_settings_refer_to_each_other(reconstruct):
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs `ddip-pl` in a process of its own: Lightning writes to what was standard error when it was imported."""
+    """Run `ddip-pl` in a separate process: Lightning writes to the standard error of the time of its import."""
     command = [sys.executable, "-m", "ddip_pl.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -328,7 +328,7 @@ def test_configs_of_the_package_are_found_from_any_folder(run, phantom_volume):
     assert run("test", *given, "--output", "out")[0] == 0
     assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "fbp"
     Path("configs/method").mkdir(parents=True)
-    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # those that are here come first
+    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # local files take precedence
     assert run("test", *given, "--output", "out")[0] == 0
     assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "mine"
 
@@ -352,7 +352,7 @@ def test_fit_leaves_a_prior_that_test_can_use(run, reconstruct):
     assert max(volume(folder).shape) == 16
 
 
-# --- faults of ours -----------------------------------------------------------------------------------------
+# --- internal errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -446,7 +446,7 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
 
 
 ADAPTATION = "--model.adaptation.init_args."
-# What is given on top of a run that would do, and what the line must say about it.
+# Arguments added to a valid run, and what the error line must contain.
 BAD_INPUT = {
     "missing volume": (["--data.path", "{bad}/none.nii"], "{bad}/none.nii: no such file"),
     "folder as volume": (["--data.path", "{bad}/occupied"], "{bad}/occupied: no DICOM images and no .npy slices"),
@@ -601,7 +601,7 @@ WITHOUT = {
 
 @pytest.fixture
 def refused(run, folder, bad, monkeypatch):
-    """Checks that a command ends with one line on standard error, before anything long starts, and writes nothing."""
+    """Check that a command ends with one line on standard error before any long work, and writes nothing."""
 
     def started(*_: object) -> None:
         raise AssertionError("the long part of the run has started")
@@ -644,7 +644,7 @@ def test_single_slice_for_an_estimator_that_couples_slices(run, phantom_volume, 
 
 
 def test_console_of_bad_input(phantom_volume, tiny_prior):
-    """What only the last step before sampling finds out is said in one line, too."""
+    """Errors found only just before sampling are printed in one line too."""
     given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "1")
     done = process("predict", *D3IP, *given)
     assert done.returncode == 2

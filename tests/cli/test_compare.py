@@ -16,7 +16,7 @@ DDS, TV = {"psnr": 33.456, "ssim": 0.91}, {"psnr": 31.2, "ssim": 0.92}
 
 
 def save_run(folder: Path, method: str, figures: dict[str, float], task: str = "sv_ct", volume: str = "head") -> Path:
-    """A run's folder with the files that a comparison reads."""
+    """Write a run's folder with the files that a comparison reads."""
     path = folder / volume
     path.mkdir(parents=True)
     known = {"task": task, "method": method, "seconds": 12.34, "residual": 1e-3, "peak_memory_bytes": 5e8}

@@ -86,7 +86,7 @@ def kspace(phantom_volume) -> Scan:
 
 
 def save_kspace(path: Path, scan: Scan, factor: float = 1.0) -> None:
-    """As a scanner would: values alone."""
+    """Save only the values, as a scanner would."""
     measurement, _ = scan
     np.save(path, factor * measurement.operator.scale * measurement.y.numpy())
 
@@ -178,7 +178,7 @@ def test_noise_level(make, sigma_y):
 
 
 def test_noise_level_of_coils_that_differ():
-    """It is the root mean square, so that it is right for the sum over all coils."""
+    """The estimate is the root mean square over the coils, which is right for the sum over all of them."""
     operator = SENSE((3, 64, 64), torch.ones(64, 64), Birdcage(4))
     levels = torch.tensor([0.01, 0.02, 0.05, 0.1]).view(-1, 1, 1)
     y = levels * torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
@@ -203,7 +203,7 @@ def test_no_noise_level():
 
 
 class Identity(LinearOperator):
-    """A modality with nothing but what it must have."""
+    """An operator with only the required methods."""
 
     def forward(self, x):
         return x
@@ -215,11 +215,11 @@ def test_no_noise_level_by_default():
 
 
 def test_where_the_noise_level_comes_from(kspace):
-    """What the user gives, or else the file, or else the data."""
+    """`sigma_y` comes from the user, otherwise from the file, otherwise from the data."""
     write_measurement("scan.h5", replace(kspace.measurement, sigma_y=0.5), kspace.frame)
     assert MeasuredDataModule("scan.h5", sigma_y=0.3).read(Path("scan.h5")).measurement.sigma_y == 0.3
     of_file, frame = MeasuredDataModule("scan.h5").read(Path("scan.h5"))
-    brighter = np.ptp(kspace.frame.window) / np.ptp(frame.window)  # by how much than the image that was measured
+    brighter = np.ptp(kspace.frame.window) / np.ptp(frame.window)  # than the measured image, by this factor
     assert of_file.sigma_y == pytest.approx(0.5 * brighter, rel=1e-3)
     with h5py.File("scan.h5", "a") as file:
         del file.attrs["sigma_y"]
@@ -263,7 +263,7 @@ def test_calibrated_maps_are_those_of_espirit(kspace):
 
 
 def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
-    """Lines 10 to 21 are: 12 around the centre."""
+    """All slices have lines 10 to 21: 12 around the centre."""
     widths = []
     monkeypatch.setattr(sensitivity, "espirit", lambda k, width: (widths.append(width), torch.ones_like(k))[1])
     save_kspace(Path("scan.npy"), kspace)
@@ -278,7 +278,7 @@ def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sv_ct", "fan_beam_ct", "csmri", "radial_mri", "mri_3d"])
 def test_from_volume_to_file_to_volume(run, phantom_volume, name):
-    """What is reconstructed of the file is what is reconstructed of the volume, in its place and its units."""
+    """The file gives the same reconstruction as the volume, in the same place and units."""
     size = ("--data.size", 64)
     given = (*task(name), "--data.path", phantom_volume, "--data.slices", 3, *size)
     code, out, error = run("simulate", *given, "--output", "scan.h5")
@@ -339,7 +339,7 @@ def test_several_files(run, kspace):
 
 
 def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
-    """All are read before the run, to find those that cannot be used, and again in their turn."""
+    """Every file is read before the run, to find bad ones, and again when it is reconstructed."""
     for name in "abc":
         save_kspace(Path(f"{name}.npy"), Scan(kspace.measurement[:1], kspace.frame))
     reads = []

@@ -1,4 +1,4 @@
-"""Files with measurements: what is read is what a scanner measured; what cannot be read is an error of one line."""
+"""Measurement files: the data that are read are those that were measured; bad files give a one-line error."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def centred_fft(image: np.ndarray) -> np.ndarray:
 
 
 def blob(height: int, width: int, slices: int = 1) -> np.ndarray:
-    """Smooth complex images `(slices, height, width)`, another one in each slice, next to 0 at the border."""
+    """Smooth complex images `(slices, height, width)`, different in each slice, nearly 0 at the border."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     images = [np.exp(-((x - 0.1 * i) ** 2 + y**2) / 0.08) * (1 + 0.5 * np.sin(9 * x + 5 * y)) for i in range(slices)]
     return np.stack(images) * np.exp(1j * (0.5 + x + 0.5 * y))
@@ -39,7 +39,7 @@ def save(path: Path, datasets: dict[str, object], attributes: dict[str, object])
 
 
 def image_of(scan: Scan) -> np.ndarray:
-    """What is written when the pseudo-inverse is the reconstruction; complex where it is."""
+    """What is written if the pseudo-inverse is the reconstruction; complex images stay complex."""
     measurement, frame = scan
     x = frame.unpad(measurement.operator.visible(measurement.operator.pseudo_inverse(measurement.y)))
     low, high = frame.window
@@ -171,7 +171,7 @@ def test_the_density_of_the_samples_may_be_known(tmp_path):
 
 
 def test_coils_along_a_trajectory_are_calibrated(tmp_path):
-    """What is seen of the image with the calibrated maps is what is seen with the true ones."""
+    """The estimated maps give the same image as the true ones."""
     image, maps = blob(24, 24), Birdcage(4)(24).numpy()
     save(tmp_path / "scan.h5", spokes(maps * image[:, None], 40), RADIAL)
     scan = read_scan(tmp_path / "scan.h5", calibration=16)
@@ -233,7 +233,7 @@ def header(**changes: object) -> str:
 
 
 def fastmri(path: Path, image: np.ndarray, maps: np.ndarray | None, text: str, **datasets: np.ndarray) -> np.ndarray:
-    """A file as fastMRI has them; returns its k-space."""
+    """Write a file in fastMRI's format; returns its k-space."""
     kspace = centred_fft(image if maps is None else maps * image[:, None]).astype(np.complex64)
     with h5py.File(path, "w") as file:
         file["kspace"] = kspace
@@ -245,7 +245,7 @@ def fastmri(path: Path, image: np.ndarray, maps: np.ndarray | None, text: str, *
 
 
 def test_fastmri_of_one_coil(tmp_path):
-    """The readout is twice too long, the lines cover 200 mm of which 160 are wanted: image as NumPy crops it."""
+    """The readout is oversampled twice; the lines cover 200 mm, of which 160 are wanted. NumPy crops the reference."""
     image = blob(64, 40, 3)
     fastmri(tmp_path / "file1.h5", image, None, header())
     measurement, frame = scan = read_scan(tmp_path / "file1.h5")
@@ -396,7 +396,7 @@ def bad(tmp_path_factory) -> Path:
     return folder
 
 
-# File, and what the line must say.
+# File name, and what the error line must contain.
 BAD_FILES = {
     "scan.nii.gz": "an image, not a measurement; use ddip-pl test or ddip-pl simulate",
     "none.h5": "none.h5: no such file; give HDF5",

@@ -1,4 +1,4 @@
-"""ISMRMRD files, written by the package `ismrmrd` itself: what is read is the image that was measured, in its place."""
+"""ISMRMRD files, written by the package `ismrmrd` itself, give the image that was measured, in its place."""
 
 import builtins
 import re
@@ -46,7 +46,7 @@ EMBEDDED = """<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</ks
 
 
 def images(slices: int, height: int = X, width: int = Y) -> np.ndarray:
-    """Complex images `(slices, height, width)`, no two alike and not symmetric, in the middle half of the readout."""
+    """Complex images `(slices, height, width)`, all different and not symmetric, in the middle half of the readout."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((slices, height, width)) + 1j * rng.standard_normal((slices, height, width))
     image[:, : height // 4] = image[:, 3 * height // 4 :] = 0
@@ -109,7 +109,7 @@ def test_one_coil_several_slices(tmp_path):
 
 
 def test_where_the_slices_lie(tmp_path):
-    """Of the header's geometry, left and front turned to right and front (RAS+)."""
+    """The affine of the header's geometry, turned from LPS+ to RAS+."""
     path = save(tmp_path / "scan.h5", readouts(transform(images(3))[:, None]))
     _, frame = read_scan(path)
     read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
@@ -142,7 +142,7 @@ def test_without_directions_the_slices_keep_their_order(tmp_path):
 
 
 def test_several_coils(tmp_path):
-    """Calibrated from the centre; every second line outside of it is missing."""
+    """Coil maps are estimated from the centre; outside it every second line is missing."""
     y, x = np.linspace(-1, 1, 64)[:, None], np.linspace(-1, 1, 48)
     truth = np.exp(-((2 * x**2 + 5 * y**2) ** 2)) * (1 + 0.4 * np.sin(9 * x)) * np.exp(1j * (0.3 + x))
     maps = Birdcage(4)((64, 48)).numpy()[0]
@@ -181,7 +181,7 @@ def test_calibration_that_is_part_of_the_image(tmp_path):
 
 
 def test_averages(tmp_path):
-    """Two of one half of the lines, three of the other."""
+    """One half of the lines is measured twice, the other three times."""
     truth = images(1)
     lines = readouts(transform(truth)[:, None])
     for factor, average, chosen in ((3.0, 1, slice(None)), (-1.0, 2, slice(10, None))):
@@ -194,7 +194,7 @@ def test_averages(tmp_path):
 
 
 def test_a_partial_echo_with_samples_to_discard(tmp_path):
-    """The first 6 of 32 samples are missing, the next 2 and the last one are rubbish."""
+    """The first 6 of 32 samples are missing, the next 2 and the last one are discarded."""
     kspace = transform(images(1))[:, None]
     spoilt = kspace.copy()
     spoilt[:, :, 6:8] = spoilt[:, :, 31:] = 1e3
@@ -210,7 +210,7 @@ def test_a_partial_echo_with_samples_to_discard(tmp_path):
 
 
 def test_partial_fourier(tmp_path):
-    """The first four lines are missing, and the counter begins behind them."""
+    """The first four lines are missing, and the counter starts after them."""
     kspace = transform(images(1))[0]
     lines = [line(kspace[None, :, step], step - 4) for step in range(4, Y)]
     path = save(tmp_path / "a.h5", lines, header().replace("<center>10", "<center>6"))
@@ -221,7 +221,7 @@ def test_partial_fourier(tmp_path):
 
 @pytest.mark.parametrize("chosen", [{}, {"slices": 2, "first": 1}])
 def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
-    """Eight partitions of 5 mm, of which the header wants four."""
+    """Eight partitions of 5 mm, of which the header asks for four."""
     truth = images(8)
     kspace = transform(truth, (0, 1, 2))
     lines = [line(kspace[None, p, :, step], step, partition=p) for p in range(8) for step in range(Y) if step != 3]
@@ -238,7 +238,7 @@ def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
 
 
 def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(tmp_path):
-    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header wants one."""
+    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header asks for one."""
     truth = np.moveaxis(images(8), 0, 2)  # x, y, z
     measured = np.random.default_rng(1).random((Y, 8)) < 0.5
     kspace = transform(truth, (0, 1, 2)) * measured
@@ -261,7 +261,7 @@ def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(t
 
 @pytest.mark.parametrize("unit", [1 / (2 * np.pi), X / (2 * np.pi)], ids=["per pixel", "per field of view"])
 def test_radial(tmp_path, unit):
-    """Two slices, six spokes, positions as either of both; what is wanted is half the field of view."""
+    """Two slices, six spokes, positions in either unit; the header asks for half the field of view."""
     positions = Radial(6)(X)
     operator = NonCartesianMRI((2, X, X), positions)
     truth = images(2, X, X)
@@ -295,7 +295,7 @@ def radial(slices: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
 
 
 PATH = np.linspace(-0.5, 0.5, 16, dtype=np.float32).reshape(8, 2)
-# Readouts, header, and what the line must say.
+# Readouts, header, and what the error line must contain.
 BAD = {
     "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no image readouts"),
     "EPI": (lambda: changed(flags=["REVERSE"]), None, "readouts in both directions (EPI)"),

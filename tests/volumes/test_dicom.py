@@ -1,4 +1,4 @@
-"""DICOM series: right values in the right place, series that others can read, and none that is not whole."""
+"""DICOM series: right values in the right place, files that others can read, and no incomplete series."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def save(
 
 
 def series(folder: Path, images: np.ndarray, orientation: Any = AXIAL, spacing: float = 2.5, **tags: Any) -> Path:
-    """`(slices, rows, columns)` along the normal from (-20, 31, 7) on; names have nothing to do with the order."""
+    """`(slices, rows, columns)` along the normal, from (-20, 31, 7); file names do not follow the order."""
     normal = np.cross(*orientation)
     names = np.random.default_rng(1).permutation(len(images))
     for index, image in enumerate(images):
@@ -194,7 +194,7 @@ def refuse(path: str | Path, message: str) -> None:
 SLICE = levels(4, 5)
 OTHER_ORIENTATION = r"ImageOrientationPatient is \[1.0, .* in \S+0.dcm and \[0.0, 1.0.* in \S+2.dcm"
 OTHER_PIXELS = r"PixelSpacing is \[0.5, 0.7\] in \S+0.dcm and \[0.5, 0.8\] in \S+2.dcm"
-# What becomes of one slice of a good series at z = 0, 2, 4, 6, 8, 10 mm: the one at 4 mm is in 2.dcm.
+# Changes to one slice of a good series at z = 0, 2, 4, 6, 8, 10 mm; the slice at 4 mm is in 2.dcm.
 BAD = {
     "position twice": ({"ImagePositionPatient": [0, 0, 6]}, r"2.dcm and \S+3.dcm are at the same position .1 "),
     "between two others": ({"ImagePositionPatient": [0, 0, 5]}, "2.dcm is 1 mm off, slices are 2 mm apart"),
@@ -269,7 +269,7 @@ def test_constant_series(tmp_path):
 
 @pytest.mark.parametrize("length", [140, 200, 450, 700, 900, -10])
 def test_damaged_file(tmp_path, length):
-    """Wherever it breaks off: the volume does not lose its last slice."""
+    """Wherever the file is cut off, the volume does not silently lose its last slice."""
     path = six(tmp_path) / "5.dcm"
     path.write_bytes(path.read_bytes()[:length])
     refuse(tmp_path, "5.dcm")
@@ -364,7 +364,7 @@ def test_headers_of_a_derived_series(tmp_path):
     assert read_volume(tmp_path / "dicom").units == "HU"
     write_dicom(tmp_path / "again", source.data, source.affine, source.header)
     assert dcmread(tmp_path / "again" / "0001.dcm").SeriesInstanceUID != headers[0].SeriesInstanceUID
-    refuse(tmp_path, "3 series; .* 2 .thorax, 3 slices.")  # the source and what was derived of it are kept apart
+    refuse(tmp_path, "3 series; .* 2 .thorax, 3 slices.")  # the source and the derived series are separate
 
 
 def test_headers_without_a_source(tmp_path):
@@ -392,7 +392,7 @@ def test_a_constant_volume_can_be_written(tmp_path):
 
 def test_rows_and_columns_must_be_perpendicular(tmp_path):
     affine = np.eye(4)
-    affine[0, 2] = 0.3  # slices beside each other are no harm
+    affine[0, 2] = 0.3  # sheared slices do no harm
     check_writable(affine)
     affine[0, 1] = 0.3
     with pytest.raises(InputError, match="not perpendicular"):

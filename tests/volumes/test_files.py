@@ -1,4 +1,4 @@
-"""Image files to volumes: orientation, voxel size, and files that cannot be used."""
+"""Reading volumes: orientation, voxel size, and bad files."""
 
 import gzip
 from itertools import permutations, product
@@ -310,7 +310,7 @@ def test_dataset_of_an_hdf5_file(tmp_path):
 
 
 def test_measurements_are_no_volumes(tmp_path):
-    """They are told apart before one of their datasets is taken for a volume."""
+    """They are recognised before one of their datasets is taken for a volume."""
     ours = write(tmp_path / "ours.h5", {"data": values(3, 4, 5)})
     with h5py.File(ours, "a") as file:
         file.attrs["operator"] = "parallel_beam"
