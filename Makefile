@@ -1,7 +1,7 @@
-# make demo    reconstruct a brain, side by side with three methods (about 4 minutes)
-# make test    style, types and tests (about 10 minutes)
-# make docs    the manual as a web site, in build/site
-# Each creates .venv and installs what it needs, in the tested versions.
+# make demo    reconstruct a brain with three methods, side by side (about 4 minutes)
+# make test    check style and types, run the tests (about 10 minutes)
+# make docs    build the manual as a web site, in build/site
+# Each creates .venv and installs the tested versions of what it needs.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
 
-# Tests on generated examples, with new ones in every round: make test-random ROUNDS=100
+# Run the tests on generated examples, with new examples in every round: make test-random ROUNDS=100
 ROUNDS ?= 20
 test-random: $(VENV)/installed-dev
 	for round in $$(seq $(ROUNDS)); do \

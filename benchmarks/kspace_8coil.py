@@ -1,4 +1,4 @@
-"""One slice of measured k-space by CG-SENSE, L1-wavelet, DDS and D3IP: `ddip-pl predict`, figures, a picture."""
+"""Reconstruct one slice of measured k-space by CG-SENSE, L1-wavelet, DDS and D3IP; print metrics, save a picture."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ ADAPTATION = "--model.adaptation.init_args."
 SETTINGS = {
     "d3ip": (f"{ADAPTATION}slices=1", f"{ADAPTATION}training.discrepancy=0")
 }  # without this, it is DDS bit by bit
-BRIGHT = 98  # per cent of the pixels are darker than white
+BRIGHT = 98  # percentile of the pixels that is shown as white
 
 
 def predict(kspace: Path, method: str, output: Path) -> tuple[np.ndarray, dict[str, float]]:
-    """Magnitude `(rows, columns)` of the first slice, and the figures of the run; a finished run is not repeated."""
+    """Magnitude `(rows, columns)` of the first slice, and the metrics of the run; a finished run is not repeated."""
     folder = output / method / kspace.stem
     if not (folder / "metrics.json").exists():
         configs = (f"--config={CONFIGS}/{name}.yaml" for name in ("task/measured", f"method/{method}"))
@@ -35,7 +35,7 @@ def square(row: int, column: int, size: int) -> tuple[slice, slice]:
 
 
 def draw(images: dict[str, np.ndarray], part: tuple[slice, slice], path: Path) -> None:
-    """All images in the window of the first one, a part of each enlarged below it."""
+    """Save all images in the window of the first one, with a part of each enlarged below it."""
     white = np.percentile(images[next(iter(images))], BRIGHT)
     rows, columns = next(iter(images.values())).shape
     figure = Figure(figsize=(2.4 * len(images), 2.4 * (rows / columns + 1) + 0.5), layout="constrained")
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/kspace_8coil"), help="for the runs")
     parser.add_argument("--picture", type=Path, default=Path("docs/results/kspace_8coil.png"))
     place = {"type": int, "nargs": 3, "metavar": ("ROW", "COLUMN", "SIZE")}
-    parser.add_argument("--patch", **place, default=(98, 74, 8), help="homogeneous tissue, for the noise")
-    parser.add_argument("--enlarge", **place, default=(62, 60, 60), help="part that is shown enlarged")
+    parser.add_argument("--patch", **place, default=(98, 74, 8), help="homogeneous tissue, to measure the noise")
+    parser.add_argument("--enlarge", **place, default=(62, 60, 60), help="part to enlarge")
     args = parser.parse_args()
 
     runs = {name: predict(args.kspace, method, args.output) for name, method in METHODS.items()}

@@ -1,4 +1,4 @@
-"""Phantoms per second from the same ellipses: ODL one by one, as published code does it, against our batches."""
+"""Phantoms per second from the same ellipses: ODL one by one, like the published code, against our batches."""
 
 import argparse
 import statistics
@@ -30,7 +30,7 @@ def with_odl(ellipses: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def ours(ellipses: Tensor, size: int) -> Tensor:
-    """Images on the device of the ellipses, finished when this returns."""
+    """Images on the device of the ellipses; waits until they are computed."""
     images = phantoms(ellipses, size)
     if images.is_cuda:
         torch.cuda.synchronize()
@@ -38,7 +38,7 @@ def ours(ellipses: Tensor, size: int) -> Tensor:
 
 
 def per_second(run: Callable[[], object], count: int, repeats: int) -> float:
-    """Phantoms per second, when `run()` makes `count`: by the median of the repeats, after one call to warm up."""
+    """Phantoms per second if `run()` makes `count`: median of the repeats, after one warm-up call."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="image sizes in pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: on the GPU as well")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: on the GPU too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     devices = ["cpu", "cuda"] if args.device == "cuda" and torch.cuda.is_available() else ["cpu"]
 
     print(f"phantoms per second; odl {version('odl')}, torch {version('torch')}; 1 thread, batches of {args.batch}")
     if args.device == "cuda":
-        print(f"GPU: {torch.cuda.get_device_name()}" if len(devices) > 1 else "GPU: there is none here")
+        print(f"GPU: {torch.cuda.get_device_name()}" if len(devices) > 1 else "GPU: none available")
     print(f"\n{'variant':>8} {'pixels':>7} {'device':>7} {'ODL':>9} {'ours':>9} {'ratio':>8} {'difference':>11}")
     for variant in VARIANTS:
         dataset = RandomEllipses(args.batch, 0, variant)

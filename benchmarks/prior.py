@@ -1,7 +1,7 @@
-"""A yardstick for priors: denoising, sparse-view CT in distribution and out of it, next to total variation and FBP.
+"""Measure priors: denoising, and sparse-view CT in and out of distribution, compared with total variation and FBP.
 
-For each prior it prints tables and one row that sums them up, and writes them as JSON. Total variation has its strength
-tuned on other images than those it is measured on: other phantoms, or the other volumes.
+For each prior it prints tables and one row that summarises them, and writes them as JSON. The strength of total
+variation is tuned on separate images: other phantoms, or the other volumes.
 
     python benchmarks/prior.py PRIOR --volume ct.nii.gz -1000 1000 --volume brain.nii.gz
 """
@@ -40,13 +40,13 @@ Scores = dict[str, dict[str, float]]
 
 
 def held_out_phantoms(count: int, size: int, seed: int = VALIDATION_SEED) -> Tensor:
-    """Published phantoms that no training run sees, `(count, 1, size, size)`."""
+    """Phantoms as published that no training run uses, `(count, 1, size, size)`."""
     ellipses = np.stack([draw_ellipses(np.random.default_rng((seed, index))) for index in range(count)])
     return phantoms(torch.from_numpy(ellipses), size)
 
 
 def read(path: str, window: list[float], slices: int, size: int) -> Tensor:
-    """Central axial slices of a volume as the reconstruction has them, `(slices, 1, size, size)`."""
+    """Central axial slices of a volume, prepared as for a reconstruction, `(slices, 1, size, size)`."""
     volume = read_nifti(Path(path))
     low, high = window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
     images = to_unit_interval(cut(volume, "axial", None, slices)[0], (low, high))
@@ -60,7 +60,7 @@ def measure(x: Tensor, angles: int, sigma_y: float) -> Measurement:
 
 
 def denoising_loss(network: Any, x: Tensor) -> dict[int, float]:
-    """Mean squared error of the predicted noise, the same noise for every prior."""
+    """Mean squared error of the predicted noise; every prior gets the same noise."""
     abar, noise = noise_schedule(), torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     losses = {}
     for t in VALIDATION_TIMESTEPS:
@@ -70,7 +70,7 @@ def denoising_loss(network: Any, x: Tensor) -> dict[int, float]:
 
 
 def reconstruct(name: str, prior: str, measurement: Measurement, **changes: Any) -> Tensor:
-    """Images of a shipped method, but for some of its settings."""
+    """Images by a shipped method with some settings changed."""
     torch.manual_seed(0)
     method = load_method(name, prior=prior, **changes)
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def reconstruct(name: str, prior: str, measurement: Measurement, **changes: Any)
 
 
 def tuned_strength(others: list[Measurement], tv: Callable[[Measurement, float], Tensor]) -> float:
-    """The strength of total variation that has the highest mean PSNR on other images."""
+    """The strength of total variation with the highest mean PSNR on other images."""
     score = {}
     for strength in STRENGTHS * others[0].sigma_y:
         images = [(tv(m, strength), m.reference) for m in others]
@@ -127,11 +127,11 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--slices", type=int, default=8, help="central slices of each volume")
     parser.add_argument("--tuning-slices", type=int, default=8, help="central slices that strengths are tuned on")
-    parser.add_argument("--test-only", type=int, help="measure only on that many of the volumes, the first ones")
+    parser.add_argument("--test-only", type=int, help="measure only on this many of the volumes, the first ones")
     parser.add_argument("--phantoms", type=int, default=16, help="held-out phantoms; 0 leaves them out")
     parser.add_argument("--methods", nargs="+", default=["dds", "d3ip"])
     parser.add_argument("--regimes", type=int, nargs="+", default=[0, 1, 2], help="of " + ", ".join(REGIMES))
-    parser.add_argument("--output", type=Path, help="JSON file; it is written anew after each comparison")
+    parser.add_argument("--output", type=Path, help="JSON file; rewritten after each comparison")
     arguments = parser.parse_args()
     if len(arguments.volume) == 1:
         parser.error("one volume: the strength of total variation must be tuned on another; give --volume twice")
@@ -145,7 +145,7 @@ def main() -> None:
         network(torch.zeros(1, network.in_channels, size, size), torch.zeros(1))
     report: dict[str, Any] = {
         "prior": Path(arguments.prior).name,
-        "gflop": round(counter.get_total_flops() / 1e9, 2),  # two a multiply-add
+        "gflop": round(counter.get_total_flops() / 1e9, 2),  # a multiply-add counts as two
         "threads": torch.get_num_threads(),
         "loss": denoising_loss(network, held_out_phantoms(32, size)),
         "scores": {},
@@ -167,7 +167,7 @@ def main() -> None:
     for regime, (angles, sigma_y) in regimes if arguments.phantoms else []:
         tuning = [measure(held_out_phantoms(4, size, seed=VALIDATION_SEED + 1), angles, sigma_y)]
         test = measure(held_out_phantoms(arguments.phantoms, size), angles, sigma_y)
-        # Phantoms are no neighbours of each other: nothing may couple them.
+        # Phantoms are independent images, so nothing may couple them.
         scores = compare(arguments.prior, ["dds"], test, tuning, slicewise_tv, **{"sampler.planes": "slices"})
         record(f"phantoms, {regime}", scores)
 

@@ -19,7 +19,7 @@ from ddip_pl.physics import ParallelBeamCT
 
 
 def median_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median wall-clock time of `run()` in milliseconds, after one call to warm up."""
+    """Median wall-clock time of `run()` in milliseconds, after one warm-up call."""
     run()
     times = []
     for _ in range(repeats):
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     with tempfile.TemporaryDirectory() as folder:
-        make = partial(ParallelBeamCT, args.size, args.angles, cache_dir=folder)
+        make = partial(ParallelBeamCT, (1, args.size, args.size), args.angles, cache_dir=folder)
         start = time.perf_counter()
         ours = make()
         built = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What a prior does at sizes that it was not trained at, and which pixels its attention should see there.
+"""How a prior performs at image sizes that it was not trained on, for several forms of attention.
 
-It prints four tables: the error of the predicted noise in phantoms drawn at each size; of volumes, PSNR of denoising in
-one step, and of DDS from few steps, both next to total variation; time and memory of one forward pass.
+It prints four tables: the error of the predicted noise for phantoms drawn at each size; for volumes, the PSNR of
+one-step denoising and of DDS with few steps, both compared with total variation; time and memory of a forward pass.
 
     python benchmarks/sizes.py --ct ct_thorax.nii.gz --mri dicom_mr_t1
 """
@@ -39,18 +39,18 @@ Size = tuple[int, int]
 Way = Callable[[AttentionBlock, Tensor, Size], Tensor]
 TIMESTEPS, DENOISING = (20, 100, 400), (20, 50, 100)
 
-# --- ways of attention at another size than that of training ------------------------------------------------
-# Each is given a block, its input and the size that the block's input had in training.
+# --- forms of attention at sizes other than the trained one -------------------------------------------------
+# Each takes a block, its input and the size that this input had in training.
 
 
 def tokens(block: AttentionBlock, x: Tensor, grid: Size) -> Tensor:
-    """All pixels attend to all."""
+    """Every pixel attends to all pixels."""
     return AttentionBlock.forward(block, x)
 
 
 def scaled(block: AttentionBlock, x: Tensor, grid: Size) -> Tensor:
-    """The same with logits times log n / log n_train, which keeps the entropy (Jin et al. 2023)."""
-    assert block.heads_first, "queries stand elsewhere in the new order"
+    """The same with logits times log n / log n_train, which preserves the entropy (Jin et al. 2023)."""
+    assert block.heads_first, "the new order has the queries elsewhere"
     count, trained = x.shape[2] * x.shape[3], grid[0] * grid[1]
 
     def sharpen(module: nn.Module, arguments: Any, qkv: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ def scaled(block: AttentionBlock, x: Tensor, grid: Size) -> Tensor:
 
 
 def windows(block: AttentionBlock, x: Tensor, grid: Size) -> Tensor:
-    """Windows of the trained size, side by side, see nothing of each other."""
+    """Attention within separate windows of the trained size."""
     return tiled(lambda part: AttentionBlock.forward(block, part), x, grid[0])
 
 
 def pooled(block: AttentionBlock, x: Tensor, grid: Size) -> Tensor:
-    """Means over a grid of the trained size attend to each other; what it adds is interpolated."""
+    """Attention between means over a grid of the trained size; its output is interpolated and added."""
     small = F.adaptive_avg_pool2d(x, grid)
     return x + F.interpolate(AttentionBlock.forward(block, small) - small, x.shape[2:], mode="bilinear")
 
@@ -84,7 +84,7 @@ WAYS: dict[str, Way] = {"tokens": tokens, "scaled": scaled, "windows": windows, 
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int) -> Tensor:
-    """A function of images, applied to square tiles of them."""
+    """Apply a function of images to square tiles of them."""
     whole = mirrored(x, tile)
     rows, columns = whole.shape[2] // tile, whole.shape[3] // tile
     tiles = whole.unflatten(3, (columns, tile)).unflatten(2, (rows, tile)).permute(0, 2, 4, 1, 3, 5)
@@ -93,7 +93,7 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int) -> Tensor:
 
 
 def attend(network: UNet, way: Way) -> None:
-    """Let all blocks of a network attend in another way."""
+    """Replace the attention in all blocks of a network."""
     blocks = [module for module in network.modules() if isinstance(module, AttentionBlock)]
     grids: dict[nn.Module, Size] = {}
     hooks = [b.register_forward_pre_hook(lambda b, x: grids.update({b: tuple(x[0].shape[2:])})) for b in blocks]
@@ -120,7 +120,7 @@ def drawn(count: int, size: Size) -> Tensor:
 
 
 def noise_loss(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: int) -> float:
-    """Mean squared error of the predicted noise, the same noise for every way."""
+    """Mean squared error of the predicted noise; every form of attention gets the same noise."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
     x_t = diffuse(x, noise, noise_schedule()[t])
     errors = [predict(a[None], torch.tensor([t])) - b for a, b in zip(x_t, noise, strict=True)]
@@ -135,7 +135,7 @@ def measure(path: str, window: Any, operator: Callable[..., Any], sigma_y: float
 
 
 def dds(measurement: Measurement, prior: str, way: Way, steps: int) -> Tensor:
-    """DDS with the settings of configs/method/dds.yaml, but for the number of steps."""
+    """DDS with the settings of configs/method/dds.yaml, except for the steps and the planes."""
     method = Reconstruction(prior, DDS(15, discrepancy=1.0), sampler=Sampler(steps=steps, planes="slices"))
     attend(method.denoiser.network, way)  # type: ignore[arg-type]
     torch.manual_seed(0)
@@ -143,7 +143,7 @@ def dds(measurement: Measurement, prior: str, way: Way, steps: int) -> Tensor:
 
 
 def denoise(x: Tensor, prior: str, t: int) -> tuple[float, float]:
-    """PSNR of denoised images at a timestep: the network's posterior mean, and total variation."""
+    """PSNR of denoised images at a timestep, by the network's posterior mean and by total variation."""
     abar = noise_schedule()[t]
     x_t = diffuse(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(t)), abar)
     mean = tweedie(x_t, load_prior(prior)(x_t, torch.full((len(x),), t)), abar)
@@ -154,7 +154,7 @@ def denoise(x: Tensor, prior: str, t: int) -> tuple[float, float]:
 
 
 def best_tv(measurement: Measurement, strengths: Sequence[float]) -> float:
-    """PSNR of total variation with the strength, in units of sigma_y, that suits the image best."""
+    """PSNR of total variation with the best of these strengths, in units of sigma_y."""
     return max(psnr(tv_reconstruction(measurement, s * measurement.sigma_y, 3e-3), measurement) for s in strengths)
 
 
@@ -164,7 +164,7 @@ def psnr(images: Tensor, measurement: Measurement) -> float:
 
 
 def forward_pass(prior: str, way: str, size: Size, slices: int) -> tuple[float, float]:
-    """Seconds of a forward pass, and the memory in MB that it needs beyond that of the process."""
+    """Seconds of a forward pass, and the memory in MB that it adds to the process."""
     torch.set_grad_enabled(False)
     network = load_prior(prior)
     attend(network, WAYS[way])
@@ -204,7 +204,9 @@ def main() -> None:
     parser.add_argument("--ct", nargs="*", default=[], help="volumes in HU")
     parser.add_argument("--mri", nargs="*", default=[], help="other volumes")
     parser.add_argument("--steps", type=int, default=10, help="diffusion steps of DDS")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="tokens among them")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="must include tokens if --phantoms is not 0"
+    )
     parser.add_argument("--slices", type=int, nargs="*", default=[1, 2, 4], help="of the forward passes")
     arguments = parser.parse_args()
     for name in ("lightning.pytorch", "ddip_pl"):
@@ -219,7 +221,7 @@ def main() -> None:
         attend(network, WAYS[way])
 
     def in_tiles(x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in tiles of the trained size, where attention is what it was in training."""
+        """Predict the noise in tiles of the trained size, where attention works as in training."""
         return tiled(lambda part: networks["tokens"](part, t.expand(len(part))), x_t, trained)
 
     if arguments.phantoms:
@@ -265,7 +267,7 @@ def main() -> None:
         for slices in arguments.slices:
             cells = []
             for way in ways:
-                with multiprocessing.get_context("spawn").Pool(1) as fresh:  # a process's largest memory never falls
+                with multiprocessing.get_context("spawn").Pool(1) as fresh:  # peak memory of a process never falls
                     seconds, megabytes = fresh.apply(forward_pass, (prior, way, arguments.sizes[-1], slices))
                 cells.append(f"{seconds:.2f} / {megabytes:.0f}")
             row("x".join(map(str, arguments.sizes[-1])), slices, *cells)

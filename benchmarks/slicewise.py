@@ -1,4 +1,4 @@
-"""Gradient steps of DDIP: all slices of a batch at once, each with LoRA weights of its own, against one by one."""
+"""Time the gradient steps of DDIP: all slices in one batch, each with its own LoRA weights, against one by one."""
 
 import argparse
 import statistics
@@ -16,7 +16,7 @@ from ddip_pl.reconstruction.module import SHIPPED_PRIORS
 
 
 def synchronised_clock(device: torch.device) -> float:
-    """Seconds, when all that was started is done."""
+    """Time in seconds, after waiting for all work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -25,7 +25,7 @@ def synchronised_clock(device: torch.device) -> float:
 def adapt(
     denoiser: Denoiser, measurement: Measurement, x_t: Tensor, batch_size: int, steps: int
 ) -> tuple[float, Tensor]:
-    """Seconds that the slices' gradient steps at one timestep take, and the weights they lead to."""
+    """Seconds for the gradient steps of all slices at one timestep, and the resulting weights."""
     denoiser.batch_size = batch_size
     adaptation = SlicewiseAdaptation(LoraTraining(steps=steps, horizon=0, ema=0, discrepancy=0))
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def main() -> None:
     x_t = torch.randn(x.shape).to(args.device)
     denoiser = Denoiser(load_prior(args.prior)).requires_grad_(False).to(args.device)
 
-    # In turns, so that whatever else the machine does meets both.
+    # Alternate, so that other load on the machine affects both equally.
     pairs = [
         [adapt(denoiser, measurement, x_t, n, args.steps) for n in (1, args.slices)] for _ in range(args.repeats + 1)
     ]
@@ -65,8 +65,8 @@ def main() -> None:
     difference = torch.dist(pairs[0][0][1], pairs[0][1][1]) / pairs[0][0][1].norm()
     print(f"{args.slices} slices of {args.size}x{args.size}, {args.steps} gradient steps each; {args.device}, "
           f"{args.threads} thread(s), torch {torch.__version__}")  # fmt: skip
-    print(f"one by one {single:8.2f} s  ({single * each:.0f} ms a slice and step)")
-    print(f"at once    {at_once:8.2f} s  ({at_once * each:.0f} ms a slice and step)")
+    print(f"one by one {single:8.2f} s  ({single * each:.0f} ms per slice and step)")
+    print(f"at once    {at_once:8.2f} s  ({at_once * each:.0f} ms per slice and step)")
     print(f"ratio      {single / at_once:8.2f}; relative difference of the weights {difference:.0e}")
 
 

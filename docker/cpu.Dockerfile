@@ -5,7 +5,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
 COPY ddip_pl ddip_pl
-# PyTorch's own index has builds without CUDA, which pip takes for newer than those of the same version from PyPI.
+# PyTorch's own index has builds without CUDA; pip prefers them to PyPI's builds of the same version.
 RUN pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu .
 
 RUN useradd --uid 1000 ddip && install -d -m 1777 /cache /data

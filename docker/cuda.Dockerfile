@@ -1,5 +1,5 @@
 # docker build -f docker/cuda.Dockerfile -t ddip-pl:cuda .
-# PyTorch from PyPI brings CUDA's libraries; the driver is the host's.
+# PyTorch from PyPI includes the CUDA libraries; the host provides the driver.
 FROM python:3.11.13-slim-bookworm
 
 WORKDIR /build

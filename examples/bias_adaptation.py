@@ -1,4 +1,4 @@
-"""An adaptation of one's own: the biases of the network and nothing else (BitFit, Ben Zaken et al. 2022)."""
+"""A custom adaptation: it trains only the biases of the network (BitFit, Ben Zaken et al. 2022)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class BiasAdaptation(Adaptation):
     """One step of Adam on the biases at each timestep, for `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`.
 
     Args:
-        slices: K, random slices that a step looks at.
+        slices: K, the random slices per step.
         learning_rate: of Adam.
     """
 
@@ -33,7 +33,7 @@ class BiasAdaptation(Adaptation):
         self.biases = {n: nn.Parameter(p.detach().clone()) for n, p in parameters if n.endswith("bias")}
         self.optimizer = torch.optim.Adam(self.biases.values(), self.learning_rate)
         self.measurement = measurement
-        self.denoiser = denoiser.with_weights(self.biases)  # computes with these instead of the network's own
+        self.denoiser = denoiser.with_weights(self.biases)  # they replace the network's biases
 
     @torch.enable_grad()
     def adapt(

@@ -1,4 +1,4 @@
-"""An estimator of one's own: gradient descent from the prior's mean."""
+"""A custom estimator: gradient descent from the prior's mean."""
 
 from torch import Tensor
 
@@ -10,14 +10,14 @@ from ddip_pl.physics import Measurement
 class Landweber(PosteriorMean):
     """A few steps `x <- x - step A^T (A x - y)` from `x0_hat` (Landweber 1951).
 
-    They descend along the gradient of `1/2 ||A x - y||^2`, and as `||A|| = 1` they converge with any step below 2.
+    Each is a step of gradient descent on `1/2 ||A x - y||^2`. Since `||A|| = 1`, any step length below 2 converges.
 
     Args:
         iterations: number of steps.
-        step: their length.
+        step: step length.
 
     Raises:
-        InputError: there is no step, or one that diverges.
+        InputError: `iterations` is below 1, or `step` is not between 0 and 2.
     """
 
     def __init__(self, iterations: int = 10, step: float = 1.0):
@@ -29,4 +29,4 @@ class Landweber(PosteriorMean):
         A, x = measurement.operator, x0_hat
         for _ in range(self.iterations):
             x = x - self.step * A.adjoint(measurement.residual(x))
-        return x, {}  # nothing to remember until the next diffusion step
+        return x, {}  # nothing to keep for the next diffusion step

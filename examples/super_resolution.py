@@ -1,4 +1,4 @@
-"""An operator of one's own: an image seen by a detector with coarse pixels."""
+"""A custom operator: an image measured by a detector with coarse pixels."""
 
 import torch.nn.functional as F
 from einops import repeat
@@ -11,12 +11,12 @@ from ddip_pl.physics import LinearOperator
 class SuperResolution(LinearOperator):
     """`A x`: means over squares of `factor` x `factor` pixels, times `factor`, so that `||A|| = 1`.
 
-    The rows of `A` are orthonormal, `A A^T = I`: the pseudo-inverse is the adjoint, and repeats the means. Only
-    `forward` is needed; the rest is exact or faster than what `LinearOperator` makes of it.
+    The rows of `A` are orthonormal, `A A^T = I`, so the pseudo-inverse is the adjoint: it repeats the means. Only
+    `forward` is required; the other methods are exact or faster versions of what `LinearOperator` derives from it.
 
     Args:
         shape: of the volume: `(slices, height, width)`.
-        factor: measured are `(slices, 1, height / factor, width / factor)`.
+        factor: pixels along each side of a square; measurements are `(slices, 1, height / factor, width / factor)`.
 
     Raises:
         InputError: the squares do not fill the images.
@@ -29,7 +29,7 @@ class SuperResolution(LinearOperator):
             raise InputError(f"factor {factor} does not divide {height} x {width} pixels; give one that does")
         self.factor = factor
         self.norm = 1.0
-        self.scale = 1 / factor  # of the detector, which sees means
+        self.scale = 1 / factor  # of the detector, which measures the means themselves
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * F.avg_pool2d(x, self.factor)

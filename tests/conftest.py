@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from ddip_pl.prior.checkpoint import save_prior
 
-# Hypothesis tries the same examples in every run, unless asked for others: --hypothesis-profile random.
+# Hypothesis tries the same examples in every run; --hypothesis-profile random draws new ones.
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("test")

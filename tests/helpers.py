@@ -1,4 +1,4 @@
-"""What several test files use."""
+"""Helpers that several test files share."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def make_network(**settings: object) -> UNet:
 
 
 def save_phantoms(path: Path, slices: int) -> Path:
-    """NIfTI file with axial slices of 32x28 pixels, 2 x 2 x 3 mm, values -1000 .. 1000; one ellipse less in each."""
+    """Write a NIfTI file of axial slices, 32x28 pixels, 2 x 2 x 3 mm, -1000 .. 1000, one ellipse fewer in each."""
     ellipses = torch.from_numpy(RandomEllipses(1, 5, "uniform")[0]["ellipses"])
     images = torch.cat([phantoms(ellipses[None, i:], 32) for i in range(slices)])[:, 0, :, 2:-2]
     data = (images.permute(2, 1, 0).numpy() * 2000 - 1000).astype(np.float32).transpose(1, 0, 2)
@@ -58,7 +58,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 
 def smooth_maps(height: int, width: int, coils: int = 6, slices: int = 1, seed: int = 0) -> Tensor:
-    """Random smooth maps `(slices, coils, height, width)`, complex64, other ones for each slice, not normalised."""
+    """Random smooth maps `(slices, coils, height, width)`, complex64, different in each slice, not normalised."""
     spectrum = torch.zeros(slices, coils, height, width, dtype=torch.complex64)
     spectrum[..., :3, :3] = random(slices, coils, 3, 3, dtype=torch.complex64, seed=seed)
     return torch.fft.ifft2(spectrum, norm="forward") + 0.3
@@ -90,7 +90,7 @@ def dense(rows: int, seed: int = 0) -> DenseOperator:
 
 
 def measure(operator: LinearOperator, x: Tensor, sigma_y: float = 1.0) -> Measurement:
-    """Without noise; `sigma_y` is the unit of strengths."""
+    """A noiseless measurement; `sigma_y` only sets the unit of strengths."""
     return Measurement(operator(x), operator, sigma_y)
 
 
@@ -99,7 +99,7 @@ def images(count: int, seed: int = 1) -> Tensor:
 
 
 class Known(nn.Module):
-    """A network whose noise is a tenth of what it sees."""
+    """A network that predicts a tenth of its input as noise."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         assert t.tolist() == [300] * len(x)

@@ -1,4 +1,4 @@
-"""All operators, by name, and what tests do with each of them."""
+"""All operators by name, and helpers to test each of them."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ SLICES = 3
 
 
 def half_masks(shape: Shape) -> Tensor:
-    """One mask a slice, of all but every second, third and fourth line."""
+    """One mask per slice, without every second, third or fourth line."""
     lines = torch.ones(shape, dtype=torch.bool)
     for i in range(len(lines)):
         lines[i, :, :: i + 2] = False
@@ -40,7 +40,7 @@ def half_masks(shape: Shape) -> Tensor:
 
 
 def without_pairs(shape: Shape) -> Tensor:
-    """Of each pair of positions k and -k only one, and the middle not at all."""
+    """A mask with only one of each pair of positions k and -k, and without the centre."""
     _, height, width = shape
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[1 : height // 2, 1:] = True
@@ -48,7 +48,7 @@ def without_pairs(shape: Shape) -> Tensor:
 
 
 class Blur(LinearOperator):
-    """An operator of which only `forward` is written, not symmetric, not of unit norm."""
+    """An operator that defines only `forward`; neither symmetric nor of unit norm."""
 
     kernel: Tensor
 
@@ -61,7 +61,7 @@ class Blur(LinearOperator):
 
 
 class Brightness(LinearOperator):
-    """Another, with a factor for each slice."""
+    """Another one, with a factor for each slice."""
 
     per_slice = ("factors",)
     factors: Tensor
@@ -78,7 +78,7 @@ def sense_with_maps(shape: Shape) -> SENSE:
     return SENSE(shape, EquispacedLines(1.5, centre=0.2), smooth_maps(*shape[1:], slices=SLICES))
 
 
-# What makes an operator of a shape, by name. To be added to when there is a new modality.
+# Constructors of operators from a shape, by name. Add new modalities here.
 CT: dict[str, Callable[[Shape], LinearOperator]] = {
     "CT": lambda shape: ParallelBeamCT(shape, 7),
     "CT, limited angle": lambda shape: ParallelBeamCT(shape, 6, angular_range=1.5),
@@ -97,7 +97,7 @@ CARTESIAN: dict[str, Callable[[Shape], LinearOperator]] = {
     "SENSE, masks and maps": lambda shape: SENSE(shape, half_masks(shape), smooth_maps(*shape[1:], slices=SLICES)),
 }
 for name in "single coil, real", "single coil, real, no pairs", "single coil, complex", "SENSE, masks and maps":
-    make = CARTESIAN[name]  # even by odd, or odd by even
+    make = CARTESIAN[name]  # odd by even sizes and the reverse
     CARTESIAN[f"{name}, not square"] = lambda shape, make=make: make((*shape[:2], shape[2] - 3))  # type: ignore[misc]
 NON_CARTESIAN: dict[str, Callable[[Shape], LinearOperator]] = {
     "radial": lambda shape: NonCartesianMRI(shape, Radial(shape[1])),
@@ -130,7 +130,7 @@ OPERATORS = FORWARD | ADJOINT
 COUPLED = ["CT, cone beam"]
 UNCOUPLED = {name: make for name, make in OPERATORS.items() if name not in COUPLED}
 PER_SLICE = [name for name in OPERATORS if "maps" in name or "masks" in name or "brightness" in name]
-# Others have a pseudo-inverse by conjugate gradients, which are not linear.
+# The pseudo-inverse of the others uses conjugate gradients, which are not linear.
 DIRECT = [name for name in OPERATORS if name in ("CT", "CT, limited angle", "super-resolution") or "single" in name]
 SIZES = pytest.mark.parametrize("size", [12, 13])
 
@@ -144,24 +144,24 @@ def volume(size: int) -> Shape:
 
 
 def random_pair(operator: LinearOperator, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A volume and a measurement of noise."""
+    """A random volume and a random measurement."""
     x = random(*operator.domain, dtype=dtype.to_complex() if operator.zeros().is_complex() else dtype, seed=seed)
     y = operator(x)
     return x, random(*y.shape, dtype=y.dtype, seed=seed + 1)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Real inner product, that of complex numbers as pairs of real ones."""
+    """Real inner product; complex numbers count as pairs of real ones."""
     return (a * b.conj()).sum().real
 
 
 def real(values: Tensor) -> Tensor:
-    """Complex values as pairs of real ones, a row for each slice or group of coupled ones."""
+    """Complex values as pairs of real ones, one row per slice or group of coupled slices."""
     return (torch.view_as_real(values) if values.is_complex() else values).flatten(1)
 
 
 def dense(operator: LinearOperator) -> Tensor:
-    """The matrix of each slice, or of coupled ones, `(systems, values, pixels)`, real."""
+    """The real matrix of each slice or group of coupled slices, `(systems, values, pixels)`."""
     shape = operator.coupled, *operator.domain[1:]
     units = [1, 1j] if operator.zeros().is_complex() else [1]
     columns = []

@@ -1,4 +1,4 @@
-"""The public face: one call from a measurement in memory to a volume, and what `ddip_pl` itself exports."""
+"""The public API: one call from a measurement in memory to a volume, and the exports of `ddip_pl`."""
 
 import inspect
 import random
@@ -25,7 +25,7 @@ FEW: dict[str, Any] = {"sampler": Sampler(steps=2, start=100), "progress": False
 
 
 class Coarse(LinearOperator):
-    """Means over two by two pixels of a blurred image, in units of a detector whose norm is far from 1."""
+    """Means over 2 x 2 pixels of a blurred image, in detector units that make the norm far from 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype, device=x.device)
@@ -34,7 +34,7 @@ class Coarse(LinearOperator):
 
 @pytest.fixture(scope="module")
 def priors(tiny_prior: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """Tiny priors by image channels."""
+    """Tiny priors by number of image channels."""
     path = tmp_path_factory.mktemp("prior") / "complex.safetensors"
     save_prior(path, make_network(in_channels=2, out_channels=2), {}, torch.float32)
     return {1: str(tiny_prior), 2: str(path)}
@@ -49,7 +49,7 @@ def mri() -> LinearOperator:
 
 
 def images(operator: LinearOperator) -> Tensor:
-    """A bright square in each slice, with a ramp as imaginary part where there is one."""
+    """A bright square in each slice; complex images have a ramp as imaginary part."""
     x = torch.zeros(operator.domain)
     x[:, 0, 8:24, 10:20] = 0.8
     x[:, 1:] = x[:, :1] * torch.linspace(0, 0.5, operator.shape[2])
@@ -95,7 +95,7 @@ def test_numpy_gives_numpy_and_a_tensor_the_same_tensor(make: Any, priors: dict[
 @pytest.mark.parametrize("name", ["dds", "d3ip", "fbp"])
 @pytest.mark.parametrize("make", [ct, mri])
 def test_it_is_the_result_of_the_command_line(make: Any, name: str, priors: dict[int, str]) -> None:
-    """That of the method by the same name in Lightning's Trainer, to the last bit."""
+    """It equals the result of the same method in Lightning's Trainer, bit for bit."""
     operator = make()
     y = measure(operator)
     settings = {} if name == "fbp" else {"prior": priors[operator.channels], "sampler": FEW["sampler"]}

@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "docker/
 
 
 def calls_in(text: str) -> list[str]:
-    """Calls of `ddip-pl` in the code blocks of a page, fenced or indented, without what stands before them."""
+    """Calls of `ddip-pl` in the code blocks of a page, fenced or indented, without anything before them."""
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     indented = re.findall(
         r"(?:^ {4,}.*\n)+", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
@@ -61,12 +61,12 @@ def test_commands_are_found_in_every_kind_of_block() -> None:
 
 
 class Parsed(Exception):
-    """All settings have been understood, and the work would begin."""
+    """Raised when all settings have been parsed and the work would begin."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Current folder with the project's configs; every command ends where its work would begin."""
+    """Current folder with the project's configs; every command stops before its work begins."""
 
     def stop(*_: object, **__: object) -> None:
         raise Parsed
@@ -83,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def given(arguments: str) -> list[str]:
-    """Arguments of a command as the shell passes them on, with files in the place of those that a user has."""
+    """Arguments of a command as the shell passes them, with test files in place of the user's."""
     arguments = arguments.replace("TASK.yaml", "sv_ct.yaml").replace("METHOD.yaml", "d3ip.yaml")
     words = [found for word in shlex.split(arguments, comments=True) for found in sorted(glob.glob(word)) or [word]]
     for word in words:
@@ -95,7 +95,7 @@ def given(arguments: str) -> list[str]:
 
 
 def parse(arguments: str) -> None:
-    """Raises `Parsed` where the command is a good one, anything else where it is not."""
+    """Raise `Parsed` if the command is valid, any other error if not."""
     words = given(arguments)
     commands.run(words[0], words[1:])
 
@@ -153,7 +153,7 @@ def test_what_has_rotted_would_be_found(command: str) -> None:
 
 
 class Loaded(HTMLParser):
-    """What a browser loads together with a page, and its images."""
+    """The addresses of the images, styles and scripts of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Loaded(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manual as a web site; strict, so that broken links and docstrings that cannot be read are errors."""
+    """The manual as a web site; strict, so that broken links and unreadable docstrings are errors."""
     if find_spec("mkdocs") is None:
         pytest.skip("no mkdocs: pip install 'ddip-pl[docs]'")
     folder = tmp_path_factory.mktemp("site")
@@ -179,7 +179,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_site_loads_nothing_from_elsewhere(site: Path) -> None:
-    pages = [path for path in site.glob("**/*.html") if path.name != "404.html"]  # whose paths start at the site's root
+    pages = [path for path in site.glob("**/*.html") if path.name != "404.html"]  # its paths start at the site's root
     assert len(pages) >= 20
     for page in pages:
         loaded = Loaded()

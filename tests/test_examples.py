@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: what they promise, from Python and from the command line."""
+"""The examples of docs/extending.md keep what it promises, from Python and on the command line."""
 
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_landweber_comes_closer_to_the_data_with_every_step() -> None:
 
 @pytest.mark.parametrize(("iterations", "step"), [(1, 1.0), (7, 1.0), (7, 1.9)])
 def test_landweber_filters_the_singular_values(iterations: int, step: float) -> None:
-    """In the basis of singular vectors, `n` steps make good the part `1 - (1 - step s^2)^n` of the error."""
+    """In the basis of singular vectors, `n` steps remove a fraction `1 - (1 - step s^2)^n` of the error."""
     operator = ParallelBeamCT((SLICES, 8, 8), angles=3).double()
     pixels = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
     _, s, v = torch.linalg.svd(operator(pixels).flatten(1).T, full_matrices=False)

@@ -1,4 +1,4 @@
-"""What is fast stays fast: PyTorch and Lightning are imported by what computes, and by nothing else."""
+"""Commands that do not compute start fast: they import neither PyTorch nor Lightning."""
 
 import subprocess
 import sys

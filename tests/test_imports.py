@@ -1,4 +1,4 @@
-"""Who may import whom: rooms import only the rooms below them, so there is no circle."""
+"""Layers of the package: a folder imports only the folders below it, so there are no circular imports."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-# From the ground up.
+# From the lowest layer up.
 ROOMS = (
     "errors", "report", "solvers", "prior", "physics", "volumes", "estimators", "evaluation", "scans", "adaptation",
     "data", "results", "reconstruction", "baselines", "callbacks", "methods", "cli",
@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "ddip_pl").rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in the file it does so."""
+    """Modules of the package that a file imports anywhere, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:

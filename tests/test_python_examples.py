@@ -1,4 +1,4 @@
-"""The Python examples of the manual, run as they stand there."""
+"""The Python examples of the manual, run unchanged."""
 
 import re
 from functools import partial
@@ -79,7 +79,7 @@ def test_the_algorithm_as_a_plain_object(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_page_about_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every example of the page, one after the other; the reconstructions themselves are left out."""
+    """Run every example of the page in order, with the reconstruction replaced by a fake."""
     calls: list[dict[str, Any]] = []
 
     class Result:

@@ -1,1 +1,1 @@
-"""What happens beside training and reconstruction: pictures, files, checkpoints, progress."""
+"""Lightning callbacks for output: files, pictures, checkpoints, progress, logging."""

@@ -1,4 +1,4 @@
-"""Saving the state of a reconstruction while it runs."""
+"""Saves the state of a running reconstruction."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from ddip_pl.reconstruction.callback import ReconstructionCallback
 
 
 class DiffusionCheckpoint(ReconstructionCallback):
-    """Keep `last.ckpt` while a volume is being reconstructed; `--ckpt_path` continues from it.
+    """Save `last.ckpt` during a reconstruction; `--ckpt_path` resumes from it.
 
     Args:
-        folder: where to keep it.
-        every_seconds: the least time between two saves.
+        folder: for the checkpoint.
+        every_seconds: shortest time between two saves.
     """
 
     def __init__(self, folder: Path, every_seconds: float = 60):
@@ -28,10 +28,10 @@ class DiffusionCheckpoint(ReconstructionCallback):
             self.saved = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell how an interrupted run can be continued."""
+        """Print how to resume an interrupted run."""
         if isinstance(exception, KeyboardInterrupt):
-            kept = f"go on with the same command and --ckpt_path {self.path} --output {self.path.parent}"
-            print(f"interrupted; {kept if self.path.exists() else 'there was no checkpoint yet'}", file=sys.stderr)
+            kept = f"to resume, add --ckpt_path {self.path} --output {self.path.parent} to the same command"
+            print(f"interrupted; {kept if self.path.exists() else 'no checkpoint was saved yet'}", file=sys.stderr)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.path.unlink(missing_ok=True)

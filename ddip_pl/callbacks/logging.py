@@ -1,4 +1,4 @@
-"""What loggers get of a reconstruction."""
+"""Logs reconstructions."""
 
 import os
 import re
@@ -25,39 +25,38 @@ WandbMode = Literal["disabled", "offline", "online"]
 
 
 def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
-    """Logger for Weights & Biases, whose files come to `<folder>/wandb`; the project is `WANDB_PROJECT` or ddip-pl.
+    """Logger for Weights & Biases, with files in `<folder>/wandb`. The project is `WANDB_PROJECT`, by default ddip-pl.
 
     Args:
-        mode: "offline" keeps the run in its files, for `wandb sync`; "online" needs an account.
-        folder: of the run; made when the run starts.
-        about: name, group, tags and the like, see `wandb.init`.
+        mode: "offline" only writes files, for `wandb sync`; "online" needs an account.
+        folder: of the run; created when the run starts.
+        about: name, group, tags and so on, see `wandb.init`.
 
     Raises:
-        InputError: nobody is logged in.
+        InputError: the user is not logged in.
     """
-    import wandb  # takes a second or two
+    import wandb  # a slow import
 
     if mode == "online" and os.environ.get("WANDB_MODE", "online") == "online":
         try:
             wandb.login()
         except wandb.Error as error:
-            raise InputError("wandb: nobody is logged in; call `wandb login`, or give --wandb offline") from error
+            raise InputError("wandb: you are not logged in; run `wandb login`, or give --wandb offline") from error
     project = os.environ.get("WANDB_PROJECT", "ddip-pl")
     return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", **about)
 
 
 class RunLogging(ReconstructionCallback):
-    """Logs every diffusion step (or iteration) and every finished volume to the trainer's loggers.
+    """Log every diffusion step (or iteration) and every finished volume to the trainer's loggers.
 
-    Figures and settings go to all loggers; pictures, tables and files to Weights & Biases. Steps of a volume are
-    numbered on from the previous volume. A run that continues from a checkpoint has a log of its own, which begins with
-    the steps that were done before.
+    Figures and settings go to all loggers; pictures, tables and files to Weights & Biases. Step numbers continue from
+    one volume to the next. A resumed run starts a new log, which begins with the steps done before.
 
     Args:
-        writer: its settings and files are logged; it comes before this one among the trainer's callbacks.
-        logger: joins the trainer's loggers at the first step: Lightning starts those it knows before it looks at the
-            data, and a run that is refused would be logged.
-        images_every: steps from one picture of the volume to the next; the last step has one as well.
+        writer: its settings and files are logged; it must come before this callback in the trainer's list.
+        logger: added to the trainer's loggers at the first step. Lightning would start it before reading the data, and
+            so log runs that are refused.
+        images_every: steps between two pictures of the volume; the last step always has one.
 
     Raises:
         InputError: `images_every` is not positive.
@@ -65,13 +64,13 @@ class RunLogging(ReconstructionCallback):
 
     def __init__(self, writer: VolumeWriter, logger: Logger | None = None, images_every: int = 10):
         if images_every < 1:
-            raise InputError(f"images_every is {images_every}; give at least 1 step")
+            raise InputError(f"images_every is {images_every}; give at least 1")
         self.writer, self.logger, self.images_every = writer, logger, images_every
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if self.writer not in callbacks[: callbacks.index(self)]:
-            raise InputError("RunLogging logs files that VolumeWriter writes; put the writer before it")
+            raise InputError("RunLogging needs the files of VolumeWriter; put the writer before it")
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Scan, batch_idx: int, dataloader_idx: int = 0
@@ -115,7 +114,7 @@ class RunLogging(ReconstructionCallback):
     on_predict_batch_end = on_test_batch_end
 
     def log_settings(self, trainer: Trainer, method: Method) -> None:
-        """The resolved settings of the run, and what runs are grouped by."""
+        """Log the resolved settings of the run, and the names that runs are grouped by."""
         _, frame = self.scan
         names = {"task": self.writer.task, "method": self.writer.method, "volume": frame.name}
         prior = {"prior": method.prior and Path(method.prior).name}
@@ -123,7 +122,7 @@ class RunLogging(ReconstructionCallback):
             logger.log_hyperparams((yaml.safe_load(self.writer.config) or {}) | names | prior)
 
     def pictures(self, images: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Three planes of each of the images `(slices, channels, height, width)`."""
+        """A picture of three planes for each volume `(slices, channels, height, width)`."""
         import wandb
 
         measurement, frame = self.scan
@@ -131,7 +130,7 @@ class RunLogging(ReconstructionCallback):
         return {f"images/{name}": wandb.Image(tri_planar(x, frame.affine)) for name, x in volumes.items()}
 
     def log_artifacts(self, logger: WandbLogger, folder: Path, figures: Mapping[str, float]) -> None:
-        """The volume and the adapted weights; runs of the same task, method and volume make versions of them."""
+        """Log the volume and the LoRA weights; runs of the same task, method and volume become versions of them."""
         import wandb
 
         for kind, path in (("reconstruction", folder / RECONSTRUCTION), ("lora", folder / LORA)):
@@ -139,12 +138,12 @@ class RunLogging(ReconstructionCallback):
                 name = f"{self.writer.task}-{self.writer.method}-{folder.name}-{kind}"
                 artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "_", name), kind, metadata=dict(figures))
                 add = artifact.add_dir if path.is_dir() else artifact.add_file
-                add(str(path), policy="immutable")  # or a copy is kept in the user's home
+                add(str(path), policy="immutable")  # otherwise W&B keeps a copy in the user's home
                 logger.experiment.log_artifact(artifact)
 
 
 def result_media(result: Result, folder: Path) -> dict[str, Any]:
-    """The picture of a volume, which is in its folder, and the table of its slices."""
+    """The picture from a volume's folder, and a table of its slices."""
     import wandb
 
     media: dict[str, Any] = {"planes": wandb.Image(str(folder / PLANES))}

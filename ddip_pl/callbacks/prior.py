@@ -1,4 +1,4 @@
-"""What `fit` leaves behind: pictures of what the prior dreams up, and the prior itself in one file."""
+"""Output of `fit`: samples of the prior during training, and the prior itself in one file."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from ddip_pl.prior.module import VALIDATION_TIMESTEPS, DiffusionPrior
 
 
 def tile(images: Tensor) -> Tensor:
-    """Images `(batch, channels, height, width)` side by side in one `(rows, columns)`; complex ones by magnitude."""
+    """Images `(batch, channels, height, width)` tiled into one `(rows, columns)`; complex ones as magnitude."""
     magnitude = images.norm(dim=1) if images.shape[1] > 1 else images[:, 0]
     columns = math.ceil(math.sqrt(len(magnitude)))
     blank = magnitude.new_zeros(-len(magnitude) % columns, *magnitude.shape[1:])
@@ -25,11 +25,11 @@ def tile(images: Tensor) -> Tensor:
 
 
 class SampleImages(Callback):
-    """Draw unconditional samples before a validation, with the averaged weights, always from the same noise.
+    """Draw unconditional samples before each validation, with the averaged weights and always from the same noise.
 
     Args:
         count: number of samples.
-        every_n_epochs: how often.
+        every_n_epochs: epochs between two sets of samples.
     """
 
     def __init__(self, count: int = 9, every_n_epochs: int = 1):
@@ -48,14 +48,14 @@ class SampleImages(Callback):
         matplotlib.image.imsave(folder / f"step-{trainer.global_step:07d}.png", image, cmap="gray", vmin=0, vmax=1)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [image], step=trainer.global_step - 1)  # as the validation
+                logger.log_image("samples", [image], step=trainer.global_step - 1)  # the step of the validation
 
 
 class ExportPrior(Callback):
-    """Write the prior (averaged weights, where they are averaged) with its model card when training ends.
+    """Write the prior (averaged weights, if averaging is on) with its model card when training ends.
 
     Args:
-        path: the `.safetensors` file to write, below the trainer's `default_root_dir` where it is relative.
+        path: the `.safetensors` file to write; a relative path starts at the trainer's `default_root_dir`.
     """
 
     def __init__(self, path: str):

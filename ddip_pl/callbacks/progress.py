@@ -13,12 +13,12 @@ NOT_SHOWN = ("seconds", "peak_memory_bytes", "loss_before")
 
 
 class ReconstructionProgress(ReconstructionCallback):
-    """Bars for volumes, diffusion steps (or iterations) with their figures, and the gradient steps within.
+    """Progress bars for volumes, for diffusion steps (or iterations) with their figures, and for gradient steps.
 
-    A single volume has no bar of volumes, and a method that adapts nothing has none of gradient steps.
+    The first appears only for several volumes, the last only if the method adapts weights.
 
     Args:
-        label: put before the volume's name.
+        label: shown before the volume's name.
     """
 
     def __init__(self, label: str = ""):
@@ -44,7 +44,7 @@ class ReconstructionProgress(ReconstructionCallback):
     def on_gradient_step_end(self, trainer: Trainer, done: int, steps: int) -> None:
         if self.gradient is None:
             self.gradient = self.bars.add_task("gradient steps", figures="")
-            self.bars.start()  # not earlier: a run that is refused at its first step shows nothing but the error
+            self.bars.start()  # not earlier, so that a run refused at its first step shows only the error
         self.bars.update(self.gradient, total=steps, completed=done)
 
     def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, step: Step) -> None:

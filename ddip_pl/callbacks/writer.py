@@ -1,4 +1,4 @@
-"""Writing reconstructed volumes, one after the other."""
+"""Writes reconstructed volumes as they are finished."""
 
 import tempfile
 from contextlib import suppress
@@ -14,7 +14,7 @@ from ddip_pl.volumes.dicom import check_writable
 
 
 class VolumeWriter(Callback):
-    """Saves every result to `<folder>/<volume>/`, see `Result.save`.
+    """Save every result to `<folder>/<volume>/`, see `Result.save`.
 
     Args:
         folder: for all volumes of the run.
@@ -25,7 +25,7 @@ class VolumeWriter(Callback):
         hdf5: write the volume as an HDF5 file too, complex images with their phase.
 
     Attributes:
-        written: folders of the volumes, in the order of their writing.
+        written: folders of the volumes, in the order written.
     """
 
     def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False, hdf5: bool = False):
@@ -35,7 +35,11 @@ class VolumeWriter(Callback):
         self.written: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out that the folder cannot be written before the long run, not after it."""
+        """Check before the long run that the folder can be written.
+
+        Raises:
+            InputError: it cannot.
+        """
         self.created = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,11 @@ class VolumeWriter(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Scan, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Find out that the volume cannot be written before it is reconstructed."""
+        """Check before the reconstruction that its result can be written.
+
+        Raises:
+            InputError: it cannot.
+        """
         _, frame = batch
         check_replaceable(self.folder / frame.name)
         if self.dicom:
@@ -58,7 +66,7 @@ class VolumeWriter(Callback):
     on_predict_batch_start = on_test_batch_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take back the folders that were created and are still empty."""
+        """Remove the folders that were created and are still empty."""
         with suppress(OSError):
             for folder in self.created:
                 folder.rmdir()

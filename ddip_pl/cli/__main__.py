@@ -1,4 +1,4 @@
-"""`python -m ddip_pl.cli` is `ddip-pl`."""
+"""`python -m ddip_pl.cli` runs `ddip-pl`."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""`ddip-pl benchmark`: methods, tasks and volumes in one table.
+"""`ddip-pl benchmark`: every method on every task and volume, in one table.
 
-Every run is a `ddip-pl test` in a process of its own, so that its peak memory is its own and its failure nobody else's.
-What is finished is skipped the next time, what was interrupted is continued, and the report is made from the folders
-that lie there: runs of several commands with the same output come into one table.
+Each run is a separate `ddip-pl test` process, so that its peak memory is measured alone and its failure stops no other.
+When the command is repeated, finished runs are skipped and interrupted ones resumed. The report covers everything in
+the output folder: several commands with the same output share one table.
 
-A file of methods names variations of them:
+A file of methods lists variations by name:
 
     methods:
       d3ip, K = 1:
@@ -38,15 +38,15 @@ from ddip_pl.volumes.files import split, volume_name
 
 @dataclass
 class Job:
-    """One method on one task and volume, still to be run.
+    """One method on one task and volume.
 
     Attributes:
         task: name of the task.
         method: name of the method.
         volume: to reconstruct, see `read_volume`.
-        configs: files with settings, later ones first in precedence.
+        configs: files with settings; later ones override earlier ones.
         settings: further settings by name.
-        folder: of the results.
+        folder: for the results.
         wandb: see `ddip-pl test --wandb`.
     """
 
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def arguments(self) -> list[str]:
-        """Of `ddip-pl`."""
+        """The arguments of `ddip-pl`."""
         configs = [argument for config in self.configs for argument in ("--config", str(config))]
         settings = [argument for name, value in self.settings.items() for argument in (f"--{name}", as_argument(value))]
         names = ["--task", self.task, "--method", self.method, "--wandb", self.wandb]
@@ -68,34 +68,34 @@ class Job:
 
     @property
     def record(self) -> str:
-        """All that the results depend on, to tell whether those that lie there are of the same settings."""
+        """Everything the results depend on, to recognise results of the same settings."""
         contents = [config.read_text() for config in self.configs]
         return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
 
     def is_done(self) -> bool:
-        """Whether the results of these settings are there."""
+        """Whether the folder has results of these settings."""
         path = self.folder / "run.json"
         return any(self.folder.glob(f"*/{METRICS}")) and path.is_file() and path.read_text() == self.record
 
     def start(self) -> int:
-        """Run it, from where an interrupted one had come to; returns the exit code."""
+        """Run it, or resume an interrupted run of the same settings; returns the exit code."""
         path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
-        going_on = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
+        resumes = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(f"*/{METRICS}"):  # of other settings
             shutil.rmtree(stale.parent)
         path.write_text(self.record)
         command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
-        return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if going_on else [])).returncode
+        return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if resumes else [])).returncode
 
 
 def as_argument(value: Any) -> str:
-    """A value on the command line, where JSON is YAML."""
+    """A value as text for the command line, which parses YAML and therefore JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_methods(paths: Sequence[Path]) -> dict[str, tuple[list[Path], dict[str, Any]]]:
-    """Configs and further settings of each method, by name, from method configs and files of methods.
+    """Configs and further settings of each method by name, from method configs and files of methods.
 
     Raises:
         InputError: a file is neither.
@@ -108,7 +108,7 @@ def read_methods(paths: Sequence[Path]) -> dict[str, tuple[list[Path], dict[str,
             continue
         for name, settings in content["methods"].items():
             if not isinstance(settings, dict) or "config" not in settings:
-                raise InputError(f"methods {path}: {name!r} has no config; name the file of its method")
+                raise InputError(f"methods {path}: {name!r} has no config; add the file of its method")
             named = settings["config"] if isinstance(settings["config"], list) else [settings["config"]]
             configs = [file for config in named for file in with_bases(path.parent / config)]
             methods[name] = configs, {key: value for key, value in settings.items() if key != "config"}
@@ -126,7 +126,7 @@ def plan(
     """All jobs, task by task and volume by volume.
 
     Raises:
-        InputError: a file is missing or no config.
+        InputError: a file is missing or is not a config.
     """
     for volume in volumes:
         if not split(volume)[0].exists():
@@ -144,7 +144,7 @@ def plan(
 
 
 def write_tables(folder: Path, methods: Sequence[str]) -> None:
-    """Write `benchmark.csv`, `benchmark.md` and a gallery for each task and volume, methods in the given order."""
+    """Write `benchmark.csv`, `benchmark.md` and a gallery for each task and volume, with methods in the given order."""
     tests = read_tests(folder, methods)
     if not tests:
         return
@@ -158,14 +158,14 @@ def write_tables(folder: Path, methods: Sequence[str]) -> None:
 
 
 def write_report(folder: Path, methods: Sequence[str]) -> None:
-    """Write `report.html` with all tests below a folder, methods in the given order."""
+    """Write `report.html` with all tests in a folder, with methods in the given order."""
     cases = [read_case([*rivals.values()]) for _, rivals in by_subject(read_tests(folder, methods))]
     if cases:
         write_page(folder / "report.html", "Benchmark", cases)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not done yet, then write tables and report; the exit code is 2 if a run failed."""
+    """Run what is not done yet, then write the tables and the report; the exit code is 2 if a run failed."""
     parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
     parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
     parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or files of methods")
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = []
     for number, job in enumerate(jobs, 1):
         done = job.is_done()
-        state = "done before" if done else "running"
+        state = "already done" if done else "running"
         console.print(f"[bold]{number}/{len(jobs)}[/] {job.task}, {job.volume.name}, {job.method}: {state}")
         if not done and job.start():
             failed.append(job)
@@ -193,5 +193,5 @@ def main(arguments: Sequence[str]) -> int:
         console.print(*tables(read_runs([options.output])))
         console.print(f"tables, CSV, galleries and report.html in {options.output}")
     for job in failed:
-        console.print(f"[red]failed[/]: {job.task}, {job.volume.name}, {job.method}; see its message above")
+        console.print(f"[red]failed[/]: {job.task}, {job.volume.name}, {job.method}; see the message above")
     return 2 if failed else 0

@@ -1,6 +1,6 @@
-"""The command line: calls the command that is asked for, and turns its errors into one line and an exit code.
+"""The command line: runs a command, and turns its errors into one line and an exit code.
 
-A command is imported when it runs, so that `ddip-pl --help` does not wait for PyTorch.
+A command is imported only when it runs, so that `ddip-pl --help` does not wait for PyTorch.
 """
 
 import logging
@@ -14,14 +14,14 @@ from ddip_pl.cli.usage import COMMANDS, usage
 from ddip_pl.errors import InputError, bad_input
 from ddip_pl.methods.configs import find_configs
 
-TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # and their modules
+TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # command: module
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
-    """Run one of the commands and return the exit code.
+    """Run a command and return its exit code.
 
     Raises:
-        InputError: what the user gave cannot be used.
+        InputError: the user's input cannot be used.
     """
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}")
@@ -31,14 +31,14 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return 0
     module = import_module(f"ddip_pl.cli.{TRAINER.get(command, command)}")
     for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # lower ones were set by the import
+        logging.getLogger(name).setLevel(logging.ERROR)  # the import has lowered the level
     if command in TRAINER:
         return module.main(command, ["--help" if argument == "--help_all" else argument for argument in arguments]) or 0
     return module.main(arguments) or 0
 
 
 def main() -> int:
-    """Entry point; the exit code is 0, or 2 for bad input, or 1 for a fault of ours."""
+    """Entry point; the exit code is 0, 2 for bad input, or 1 for an internal error."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -53,5 +53,5 @@ def main() -> int:
         if line := bad_input(error):
             print(f"ddip-pl: error: {line}", file=sys.stderr)
             return 2
-        print(f"ddip-pl: a fault of ddip-pl: {error!r}; with --debug it says where", file=sys.stderr)
+        print(f"ddip-pl: internal error: {error!r}; add --debug for a traceback", file=sys.stderr)
         return 1

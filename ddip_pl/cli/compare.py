@@ -1,4 +1,4 @@
-"""`ddip-pl compare`: a table and curves of finished runs."""
+"""`ddip-pl compare`: tables and curves of finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from ddip_pl.results.tables import read_runs, tables, write_csv
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the runs, print the table, write it and the curves.
+    """Read the runs, print their tables, write a CSV file and curves.
 
     Raises:
-        InputError: a folder holds no finished run, or nothing can be written.
+        InputError: a folder has no finished run, or the output cannot be written.
     """
     parser = ArgumentParser("ddip-pl compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that test, predict, benchmark or demo wrote")
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for table and curves")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders written by test, predict, benchmark or demo")
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for the table and curves")
     options = parser.parse_args(list(arguments))
     runs = read_runs(options.runs)
     console = Console()

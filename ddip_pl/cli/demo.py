@@ -1,4 +1,4 @@
-"""The demonstration: a brain from few X-ray projections, by three methods side by side."""
+"""`ddip-pl demo`: a brain reconstructed from few X-ray projections by three methods, side by side."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,11 +23,15 @@ METHODS = "DDS", "D3IP"
 
 
 def save_template(path: Path) -> None:
-    """The MNI152 T1 brain template that comes with nilearn, as a NIfTI file."""
+    """Save the MNI152 T1 brain template that comes with nilearn as a NIfTI file.
+
+    Raises:
+        InputError: nilearn is missing, or the file cannot be written.
+    """
     try:
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
-        raise InputError("the demo needs nilearn, which has the volume; pip install 'ddip-pl[demo]'") from error
+        raise InputError("the demo needs a volume from nilearn; pip install 'ddip-pl[demo]'") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(load_mni152_template(resolution=1), path)  # type: ignore[attr-defined]
@@ -36,7 +40,7 @@ def save_template(path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the demonstration and write table, picture and page."""
+    """Run the demo, print a table, and write a picture and a report."""
     parser = ArgumentParser("ddip-pl demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--prior", help="file with the prior [the shipped one]")
     options = parser.parse_args(arguments)
     if options.slices < 3:
-        raise InputError(f"--slices is {options.slices}; D3IP draws 3 slices at a time, give at least 3")
+        raise InputError(f"--slices is {options.slices}; D3IP draws 3 slices per gradient step, give at least 3")
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report(results: dict[str, Result], folder: Path) -> None:
-    """Table, picture and page of all methods, FBP first."""
+    """Table, picture and report of all methods, FBP first."""
     results = {"FBP": next(iter(results.values())).direct} | results
     metrics = {name: result.metrics() for name, result in results.items()}
     frame, reference = results["FBP"].frame, results["FBP"].reference
@@ -86,4 +90,4 @@ def report(results: dict[str, Result], folder: Path) -> None:
     shown += [result.shown(name, result.facts()) for name, result in results.items() if name != "FBP"]
     case = Case("demo", frame.name, shown, frame.nifti(reference))
     write_page(folder / "report.html", f"A brain from {ANGLES} X-ray projections", [case])
-    console.print(f"Picture: {path}; to look around in it: {folder / 'report.html'}")
+    console.print(f"Picture: {path}; interactive report: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""What `ddip-pl COMMAND --help` prints: the settings that this project adds, from the docstrings."""
+"""Prints `ddip-pl COMMAND --help`: the settings that this project adds to Lightning's, described by the docstrings."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -25,27 +25,30 @@ RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
     "--dicom true": "write the volume as a DICOM series too",
     "--hdf5 true": "write the volume as an HDF5 file too, complex values kept",
-    "--images_every": "diffusion steps from one picture in the log to the next [10]",
+    "--images_every": "diffusion steps between two logged pictures [10]",
 }
 RUN = {
-    "--config": "file with settings; what stands further right wins, so options come after the files",
-    "--ckpt_path": "go on from this checkpoint of an interrupted run",
+    "--config": "file with settings; later arguments override earlier ones, so put options after files",
+    "--ckpt_path": "resume an interrupted run from this checkpoint",
     "--seed_everything": "seed of all random numbers [0]",
     "--trainer.accelerator": "cpu, gpu, mps or auto [auto]",
     "--trainer.precision": "such as bf16-mixed [32-true]",
     "--wandb": "log to Weights & Biases: disabled, online, or offline, which needs no account [disabled]",
-    "--trainer.logger": "a logger of Lightning's",
-    "--print_config": "show all settings, run nothing",
-    "--debug": "show where an error comes from",
+    "--trainer.logger": "one of Lightning's loggers",
+    "--print_config": "print all settings and exit",
+    "--debug": "print the traceback of an error",
 }
-TRAINING = {"--trainer.max_steps": "of training", "--trainer.default_root_dir": "folder for the results"}
+TRAINING = {
+    "--trainer.max_steps": "number of training steps",
+    "--trainer.default_root_dir": "folder for the results",
+}
 ESTIMATORS = (DDS, DDNM, DPS, DiffusionMBIR)
 ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation)
 BASELINES = (TotalVariation, L1Wavelet, DeepImagePrior, DirectInverse)
 
 
 def settings(prefix: str, *classes: Callable[..., Any]) -> dict[str, str]:
-    """Options of the classes' arguments, with what the docstrings say about them and the defaults."""
+    """Options for the arguments of the classes, with their descriptions from the docstrings and their defaults."""
     options = {}
     for made in classes:
         described = {p.arg_name.strip("*"): p.description for p in parse(inspect.getdoc(made) or "").params}
@@ -58,7 +61,7 @@ def settings(prefix: str, *classes: Callable[..., Any]) -> dict[str, str]:
 
 
 def choices(classes: Iterable[type]) -> dict[str, str]:
-    """First sentence about each class."""
+    """The first sentence of each class's docstring."""
     return {made.__name__: (inspect.getdoc(made) or "").split("\n\n")[0].replace("\n", " ") for made in classes}
 
 
@@ -78,15 +81,15 @@ def pages(command: str) -> dict[str, dict[str, str]]:
     }
     return {
         **(measured if command == "predict" else {}),
-        "Volume, and how it is measured (--data)": settings("--data", VolumeDataModule),
+        "Volume and its simulated measurement (--data)": settings("--data", VolumeDataModule),
         "Reconstruction with a prior (--model)": settings("--model", Reconstruction),
         "Sampling": settings("--model.sampler", Sampler),
-        "Estimators (--model.estimator CLASS), and their settings (--model.estimator.iterations 10)": choices(
+        "Estimators (--model.estimator CLASS) and their settings (--model.estimator.iterations 10)": choices(
             ESTIMATORS
         ),
         "Adaptations (--model.adaptation CLASS)": choices(ADAPTATIONS),
         "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
-        "Training of the LoRA weights in all of them": settings("--model.adaptation.training", LoraTraining),
+        "Training of the LoRA weights, in every adaptation": settings("--model.adaptation.training", LoraTraining),
         "Methods without a prior (--model CLASS)": choices(BASELINES),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,
@@ -109,6 +112,6 @@ def show(command: str) -> None:
     console.print(
         Text(
             "--model.help CLASS, --data.help CLASS and so on explain a class. "
-            f"ddip-pl {command} --help_all lists all options, those of Lightning's Trainer among them."
+            f"ddip-pl {command} --help_all lists all options, including those of Lightning's Trainer."
         )
     )

@@ -1,4 +1,4 @@
-"""The parser of the commands: settings from files and options, and errors in one line."""
+"""The parser of all commands: settings from files and options, errors in one line."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,27 +19,27 @@ HINT = "; see ddip-pl COMMAND --help"
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, with configs that build on others and errors in one line."""
+    """Lightning's parser, with configs that build on other configs and errors in one line."""
 
     @classmethod
     def of(cls, command: str) -> Self:
-        """The parser of a command, with what all of them take."""
+        """The parser of a command, with the options common to all."""
         parser = cls(prog=f"ddip-pl {command}", description=COMMANDS[command], parser_mode="omegaconf")
         parser.add_argument("--config", action="config", help="File with settings.")
         parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all random numbers.")
         return parser
 
     def add_choice(self, base: type, key: str, usual: type) -> None:
-        """Any subclass of `base` and its settings; `usual` where no class is named."""
+        """Add an option for any subclass of `base` and its settings; `usual` if no class is named."""
         settings = ", ".join(f"--{key}.{name}" for name in inspect.signature(usual).parameters)
         self.add_subclass_arguments(
             base, key, fail_untyped=False, default=class_path(usual),
-            help=f"Class, by default {usual.__name__}, and its settings; --{key}.help NAME explains the settings of a "
-            f"class NAME, those of {usual.__name__} are {settings}.",
+            help=f"Class, by default {usual.__name__}, and its settings. --{key}.help NAME explains the settings of "
+            f"class NAME; {usual.__name__} has {settings}.",
         )  # fmt: skip
 
     def read(self, arguments: Sequence[str]) -> Namespace:
-        """Settings from options and the files that they name.
+        """Settings from options and config files.
 
         Raises:
             InputError: they cannot be used.
@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         content = read_config(Path(path))
-        content.pop("config", None)  # read before it, see `expand`
+        content.pop("config", None)  # has been read already, see `expand`
         try:
             return self.parse_string(yaml.safe_dump(content), str(path), *args, **kwargs)
         except (TypeError, ValueError, OmegaConfBaseException) as error:

@@ -1,4 +1,4 @@
-"""`ddip-pl test` and `ddip-pl predict`: volumes are reconstructed."""
+"""`ddip-pl test` and `ddip-pl predict`: reconstruct volumes."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-import ddip_pl.data.measured  # noqa: F401 (a choice for --data)
+import ddip_pl.data.measured  # noqa: F401 (one of the classes for --data)
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.logging import RunLogging, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
@@ -25,7 +25,7 @@ from ddip_pl.volumes.files import volume_name
 
 
 def main(command: str, arguments: Sequence[str]) -> None:
-    """Reconstruct volumes, and compare them with the truth (`test`) or not (`predict`).
+    """Reconstruct volumes, and compare them with the reference (`test`) or not (`predict`).
 
     Raises:
         InputError: the settings or the data cannot be used.
@@ -45,13 +45,13 @@ def main(command: str, arguments: Sequence[str]) -> None:
     trainer = make_trainer(made.trainer, callbacks)
     if command == "test":
         trainer.test(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, verbose=False)
-    else:  # results are written one by one, and none is kept in memory
+    else:  # the callback writes each result, so that none has to stay in memory
         trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, return_predictions=False)
     Console().print(*tables(read_runs(writer.written)))
 
 
 def make_parser(command: str) -> Parser:
-    """All settings of a run."""
+    """The parser with all settings of a run."""
     parser = Parser.of(command)
     parser.add_choice(Method, "model", usual=Reconstruction)
     parser.add_choice(MeasurementDataModule, "data", usual=VolumeDataModule)
@@ -59,21 +59,21 @@ def make_parser(command: str) -> Parser:
         parser, logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         devices=1,
     )  # fmt: skip
-    parser.add_argument("--images_every", type=int, default=10, help="Steps from one logged picture to the next.")
+    parser.add_argument("--images_every", type=int, default=10, help="Steps between two logged pictures.")
     parser.add_argument("--task", default="task", help="Name of the task, for the results.")
     parser.add_argument("--method", default="method", help="Name of the method, for the results.")
     parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
     parser.add_argument("--dicom", type=bool, default=False, help="Write the volume as a DICOM series too.")
-    parser.add_argument("--hdf5", type=bool, default=False, help="Write it as an HDF5 file too, values complex.")
+    parser.add_argument("--hdf5", type=bool, default=False, help="Write it as an HDF5 file too, complex values kept.")
     return parser
 
 
 def make_logger(command: str, settings: Namespace, folder: Path) -> Logger | None:
-    """A run on Weights & Biases, if there is to be one."""
+    """The logger for Weights & Biases, if enabled."""
     if settings.wandb == "disabled":
         return None
     task, method, paths = settings.task, settings.method, settings.data.init_args.get("path", "volume")
     volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
     about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": command}
-    tags = [name[:64] for name in (task, method, volume)]  # W&B takes no longer ones
+    tags = [name[:64] for name in (task, method, volume)]  # the longest that W&B accepts
     return wandb_logger(settings.wandb, folder, tags=tags, **about)

@@ -1,4 +1,4 @@
-"""`ddip-pl simulate`: the measurement of a volume, as a file that `predict` reads."""
+"""`ddip-pl simulate`: write a simulated measurement of a volume to a file that `predict` reads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: the volume or the settings cannot be used, or the file cannot be written.
     """
     parser = Parser.of("simulate")
-    parser.add_argument("--task", default="task", help="Name of the task, not used here.")
+    parser.add_argument("--task", default="task", help="Name of the task; ignored.")
     parser.add_argument("--output", type=Path, required=True, help="HDF5 file to write.")
     parser.add_choice(VolumeDataModule, "data", usual=VolumeDataModule)
     settings = parser.read(arguments)

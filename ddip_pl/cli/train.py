@@ -1,4 +1,4 @@
-"""`ddip-pl fit` and `ddip-pl validate`: a prior learns from phantoms."""
+"""`ddip-pl fit` and `ddip-pl validate`: train a prior on phantoms."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,25 +13,29 @@ from ddip_pl.errors import InputError
 
 
 def add_trainer(parser: Parser, **defaults: Any) -> None:
-    """The Trainer's settings, with other defaults for some, a checkpoint and W&B."""
+    """Add the options of Lightning's Trainer, with some defaults replaced, `--ckpt_path` and `--wandb`."""
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="Go on from this checkpoint.")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="Resume from this checkpoint.")
     help = "Log to Weights & Biases; offline needs no account."
     parser.add_argument("--wandb", type=WandbMode, default="disabled", help=help)
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raises `InputError` if there is no complete checkpoint at the path that was given."""
+    """Check that a given path has a complete checkpoint.
+
+    Raises:
+        InputError: it has not.
+    """
     if path is not None and not zipfile.is_zipfile(path):
-        raise InputError(f"ckpt_path {path}: no such file, or no complete checkpoint")
+        raise InputError(f"ckpt_path {path}: no such file, or not a complete checkpoint")
 
 
 def make_trainer(settings: Namespace, callbacks: list[Callback]) -> Trainer:
-    """A Trainer with these callbacks after its own.
+    """A Trainer with these callbacks after the user's own.
 
     Raises:
-        InputError: its settings cannot be used.
+        InputError: its settings are invalid.
     """
     own = settings.callbacks or []
     own = own if isinstance(own, list) else [own]

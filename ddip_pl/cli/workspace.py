@@ -1,4 +1,4 @@
-"""`ddip-pl workspace ENTITY/PROJECT`: a W&B dashboard that compares methods and sweeps."""
+"""`ddip-pl workspace ENTITY/PROJECT`: create a W&B dashboard that compares methods and sweeps."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ ADAPTATION = "model.init_args.adaptation.init_args"
 
 
 def trajectory(title: str, *names: str, log: bool = False) -> wr.LinePlot:
-    """Figures of every diffusion step, one line a method."""
+    """Figures of every diffusion step, one line per method."""
     return wr.LinePlot(title=title, x=STEP, y=[f"diffusion/{name}" for name in names], log_y=log,
                        groupby=wr.Config("method"))  # fmt: skip
 
 
 def against(x: wr.Config | wr.SummaryMetric, title: str, log: bool = False) -> wr.ScatterPlot:
-    """PSNR of every run over a setting or a figure."""
+    """PSNR of every run against a setting or a metric."""
     return wr.ScatterPlot(title=title, x=x, y=wr.SummaryMetric("psnr"), log_x=log)
 
 
 def workspace(entity: str, project: str) -> ws.Workspace:
-    """The dashboard. Runs are not grouped as a whole, or a sweep would become one point."""
+    """The dashboard. Runs are not grouped globally, because a sweep would then become a single point."""
     sections = {
         "Quality": [
             wr.BarPlot(title="PSNR (dB)", metrics=[wr.SummaryMetric("psnr")], groupby=wr.Config("method")),
@@ -44,7 +44,7 @@ def workspace(entity: str, project: str) -> ws.Workspace:
             trajectory("Data residual", "residual", log=True),
             trajectory("Loss before and after the gradient steps", "loss_before", "loss_after", log=True),
             trajectory("Norm of the LoRA update", "lora_norm"),
-            trajectory("Seconds a step", "seconds"),
+            trajectory("Seconds per step", "seconds"),
         ],
         "Images": [
             wr.MediaBrowser(title="Input, reconstruction, reference, error", media_keys=["planes"], num_columns=1),
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> None:
     """Save the dashboard to a project and print its address.
 
     Raises:
-        InputError: the project is not named as ENTITY/PROJECT.
+        InputError: the project is not given as ENTITY/PROJECT.
     """
     parser = ArgumentParser("ddip-pl workspace", description=__doc__)
-    parser.add_argument("project", metavar="ENTITY/PROJECT", help="project that the runs are in")
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="project with the runs")
     entity, _, project = parser.parse_args(arguments).project.partition("/")
     if not entity or not project or "/" in project:
         parser.error("give the project as ENTITY/PROJECT")

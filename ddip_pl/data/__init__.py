@@ -1,1 +1,1 @@
-"""Where images and measurements come from."""
+"""Lightning data modules: phantoms for training, scans to reconstruct."""

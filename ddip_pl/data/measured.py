@@ -1,4 +1,4 @@
-"""Measurements from file: what a scanner measured, for `predict`."""
+"""Measured data from file, for `predict`."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
 from ddip_pl.scans.files import read_scan
 
-BRIGHT = 99.5  # per cent of the voxels are darker than 1
+BRIGHT = 99.5  # percentile of the voxels that is scaled to 1
 
 
 def scale_to_prior(scan: Scan) -> Scan:
-    """The scan of an image whose intensities are those that a prior knows, about [0, 1].
+    """Scale a scan to the intensities that a prior knows, about [0, 1].
 
-    The measured intensities are in no known units. What becomes 1 is the 99.5th percentile of the modulus of the
-    pseudo-inverse over the volume; the `window` holds it in the units of the scanner.
+    Measured intensities have arbitrary units. The 99.5th percentile of the modulus of the pseudo-inverse over the
+    volume becomes 1; the `window` keeps its value in the scanner's units.
 
     Raises:
         InputError: the pseudo-inverse is 0 nearly everywhere.
@@ -29,7 +29,7 @@ def scale_to_prior(scan: Scan) -> Scan:
     guess = frame.unpad(operator.visible(operator.pseudo_inverse(measurement.y))).norm(dim=1)
     scale = float(np.percentile(guess.numpy(force=True), BRIGHT))
     if not scale > 0:
-        raise InputError(f"measurement {frame.name}: its image is 0 nearly everywhere; nothing to reconstruct")
+        raise InputError(f"measurement {frame.name}: the image is 0 nearly everywhere; there is nothing to reconstruct")
     low, high = frame.window
     return Scan(
         replace(measurement, y=measurement.y / scale, sigma_y=measurement.sigma_y / scale),
@@ -38,24 +38,24 @@ def scale_to_prior(scan: Scan) -> Scan:
 
 
 def noise_level(scan: Scan) -> float:
-    """Standard deviation of the noise, estimated from the measurement in the way of its operator.
+    """Standard deviation of the noise, as the operator estimates it from the measurement.
 
     Raises:
-        InputError: none can be seen.
+        InputError: the estimate is not positive and finite.
     """
     measurement, frame = scan
     sigma_y = measurement.operator.noise_level(measurement.y)
     if not 0 < sigma_y < float("inf"):
-        raise InputError(f"measurement {frame.name}: its noise level cannot be estimated; give data.sigma_y")
+        raise InputError(f"measurement {frame.name}: the noise level cannot be estimated; give data.sigma_y")
     return sigma_y
 
 
 class Scans(Sequence[Scan]):
-    """Scans that are read when their turn comes; only the latest is kept in memory.
+    """Scans that are read when needed; only the latest is kept in memory.
 
     Args:
         paths: files.
-        read: makes a scan of one of them.
+        read: reads one of them.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], Scan]):
@@ -69,15 +69,15 @@ class Scans(Sequence[Scan]):
 
 
 class MeasuredDataModule(MeasurementDataModule):
-    """What a scanner measured, from file; see `read_scan` for the formats and docs/measurements.md.
+    """Measured data from file; see `read_scan` and docs/measurements.md for the formats.
 
     Args:
         path: file, or list of files.
-        slices: number of slices, the central ones; by default all.
-        first: index of the first slice, where not the central ones are wanted.
+        slices: number of slices, by default all.
+        first: index of the first slice; by default the slices are the central ones.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1]; by
-            default that of the file, or else an estimate from the data.
-        calibration: width of the centre of k-space that coil maps are calibrated from, at most.
+            default taken from the file or, if it gives none, estimated from the data.
+        calibration: largest width of the k-space centre that coil maps are estimated from.
     """
 
     def __init__(
@@ -90,21 +90,21 @@ class MeasuredDataModule(MeasurementDataModule):
     ):
         super().__init__()
         if sigma_y is not None and not 0 <= sigma_y < float("inf"):
-            raise InputError(f"data.sigma_y is {sigma_y}; give a standard deviation of at least 0")
+            raise InputError(f"data.sigma_y is {sigma_y}; expected a finite standard deviation of at least 0")
         self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
 
     def setup(self, stage: str) -> None:
         if stage == "test":
-            raise InputError("what a scanner measured has no truth to compare with; use ddip-pl predict")
+            raise InputError("measured data have no reference to compare with; use ddip-pl predict")
         self.scans = Scans(self.paths, self.read)
-        # All are read once, so that a bad one is found before the run and not in the middle of it; the first one stays.
+        # Read all files now, so that a bad one does not stop the run halfway; in reverse, so that the first is cached.
         names = Counter(frame.name for _, frame in reversed(self.scans))
         if not names or max(names.values()) > 1:
-            raise InputError(f"data.path has {sorted(names.elements())}; give scans that differ in their names")
+            raise InputError(f"data.path has {sorted(names.elements())}; give scans with different names")
 
     def read(self, path: Path) -> Scan:
-        """Read a file, scale it and find its noise level."""
+        """Read and scale a scan, and find its noise level."""
         scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y

@@ -1,4 +1,4 @@
-"""What the command line can choose as data."""
+"""Base class of the data modules that `test` and `predict` accept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ __all__ = ["MeasurementDataModule", "Scan"]
 
 
 class MeasurementDataModule(LightningDataModule, ABC):
-    """Scans for `test` and `predict`, one a batch; `setup` makes them.
+    """Scans for `test` and `predict`, one per batch.
 
     Attributes:
-        scans: of one volume each.
+        scans: one per volume; `setup` creates them.
     """
 
     scans: Sequence[Scan]
 
     @abstractmethod
     def setup(self, stage: str) -> None:
-        """Make the scans.
+        """Create the scans.
 
         Raises:
-            InputError: there is something wrong with them.
+            InputError: the data or the settings cannot be used.
         """
 
     def test_dataloader(self) -> DataLoader[Scan]:

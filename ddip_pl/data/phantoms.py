@@ -1,4 +1,4 @@
-"""Random ellipses: the only images that the prior ever sees, made on the fly and never stored."""
+"""Random ellipses: the only images that a prior is trained on, generated on the fly and never stored."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -15,12 +15,12 @@ from torch.utils.data.distributed import DistributedSampler
 from ddip_pl.errors import InputError
 
 Variant = Literal["uniform", "disk", "wide"]
-MOST = {"uniform": 70, "disk": 140}
+MOST = {"uniform": 70, "disk": 140}  # most ellipses per phantom, and the mean of the Poisson draw
 WIDE_OF: tuple[Literal["uniform", "disk"], ...] = ("uniform", "uniform", "disk")
-SCANNED = 0.6  # share of the wide family that looks scanned, the others as published
+SCANNED = 0.6  # fraction of "wide" phantoms that look scanned; the rest are as published
 DISK_RADIUS = 0.4745
 VALIDATION_SEED = 20240710
-Item = dict[str, Any]  # ellipse parameters and what else is drawn for one phantom
+Item = dict[str, Any]  # all random parameters of one phantom
 
 
 def draw_ellipses(rng: np.random.Generator, variant: Literal["uniform", "disk"] = "uniform") -> np.ndarray:
@@ -30,7 +30,7 @@ def draw_ellipses(rng: np.random.Generator, variant: Literal["uniform", "disk"] 
     centres on a disk. Unused rows are zero.
 
     Returns:
-        `(70 or 140, 6)` float64: value, two semi-axes, centre x and y, rotation in radians, as ODL has them.
+        `(70 or 140, 6)` float64: value, two semi-axes, centre x and y, rotation in radians, in ODL's order.
     """
     most = MOST[variant]
     value = rng.uniform(-0.4, 1.0, most)
@@ -50,20 +50,20 @@ def draw_ellipses(rng: np.random.Generator, variant: Literal["uniform", "disk"] 
 def render(ellipses: Tensor, size: int) -> Tensor:
     """Sum of ellipses on the pixel grid of [-1, 1]^2, with ODL's conventions.
 
-    The first image axis is x, the second y; the centres of the outermost pixels lie on -1 and 1.
-    Each line of pixels at constant x cuts an ellipse in an interval known in closed form, so only the interval's two
-    ends are written and a running sum fills it: the cost is that of the lines, not of the pixels.
+    The first image axis is x, the second y; the centres of the outermost pixels are at -1 and 1.
+    Each line of pixels at constant x cuts an ellipse in an interval known in closed form, so only the two ends of the
+    interval are written and a running sum fills it: the cost grows with the number of lines, not of pixels.
 
     Args:
-        ellipses: `(batch, count, 6)`, see `draw_ellipses`; computed in its dtype (float64 keeps background at zero).
+        ellipses: `(batch, count, 6)`, see `draw_ellipses`; float64 keeps the background at zero.
 
     Returns:
-        `(batch, size, size)` of the same dtype.
+        `(batch, size, size)`, with the dtype of `ellipses`.
     """
     batch, count, _ = ellipses.shape
     value, a, b, centre_x, centre_y, rotation = rearrange(ellipses, "batch count parameter -> parameter (batch count)")
     cos, sin = rotation.cos(), rotation.sin()
-    # The ellipse covers |x| <= sqrt(extent), and there y = slope x +- a b / extent sqrt(extent - x^2).
+    # The ellipse covers |x| <= sqrt(extent), where its edge is y = slope x +- a b / extent sqrt(extent - x^2).
     extent = ((a * cos) ** 2 + (b * sin) ** 2).clamp(min=torch.finfo(ellipses.dtype).tiny)
     slope = (a**2 - b**2) * cos * sin / extent
     pixel = (size - 1) / 2
@@ -82,24 +82,24 @@ def render(ellipses: Tensor, size: int) -> Tensor:
 
 
 def phantoms(ellipses: Tensor, size: int) -> Tensor:
-    """Phantoms as published, `(batch, 1, size, size)` float32 in [0, 1], of ellipses `(batch, count, 6)` float64."""
+    """Phantoms as published, `(batch, 1, size, size)` float32 in [0, 1], from ellipses `(batch, count, 6)` float64."""
     return stretch(render(ellipses, size))
 
 
 def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tensor:
-    """Phantoms as a scanner would show them: blurred, shaded, and through an intensity window.
+    """Phantoms as a scanner would show them: blurred, shaded and windowed.
 
     Args:
         ellipses: `(batch, count, 6)` float64.
         look: `(batch, 4)`: standard deviation of the blur in pixels, the intensities that become 0 and 1, and the level
             to which 0 is then raised.
-        shading: `(batch, 4, 4)` on a coarse grid; the exponential of this smooth field multiplies the image.
+        shading: `(batch, 4, 4)` on a coarse grid; the image is multiplied by the exponential of this smooth field.
 
     Returns:
         `(batch, 1, size, size)` float32 in [0, 1].
     """
     blur, low, high, level = rearrange(look.float(), "batch parameter -> parameter batch 1 1 1")
-    image = F.avg_pool2d(stretch(render(ellipses, 2 * size)), 2)  # pixels are means over their area
+    image = F.avg_pool2d(stretch(render(ellipses, 2 * size)), 2)  # each pixel is the mean over its area
     row, column = (frequency(size, device=image.device) for frequency in (torch.fft.fftfreq, torch.fft.rfftfreq))
     transfer = torch.exp(-2 * (torch.pi * blur) ** 2 * (row[:, None] ** 2 + column**2))
     image = torch.fft.irfft2(torch.fft.rfft2(image) * transfer, s=(size, size)) * smooth(shading, (size, size)).exp()
@@ -107,29 +107,37 @@ def scanned(ellipses: Tensor, size: int, look: Tensor, shading: Tensor) -> Tenso
 
 
 def smooth(field: Tensor, size: tuple[int, int]) -> Tensor:
-    """A field on a coarse grid `(batch, 4, 4)` as images `(batch, 1, height, width)` float32."""
+    """Interpolate a field on a coarse grid `(batch, 4, 4)` to `(batch, 1, height, width)` float32."""
     return F.interpolate(field[:, None].float(), size=size, mode="bicubic", align_corners=True)
 
 
 def stretch(image: Tensor) -> Tensor:
-    """Sums of ellipses `(batch, size, size)` as images `(batch, 1, size, size)` float32 that fill [0, 1].
+    """Scale sums of ellipses `(batch, size, size)` to images `(batch, 1, size, size)` float32 in [0, 1].
 
-    The foreground is shifted by the minimum, then the image is divided by its maximum.
+    The minimum is subtracted from the foreground, then the image is divided by its maximum.
     """
-    foreground = image.abs() > 1e-9  # rounding of the running sums next to an ellipse is far below that
+    foreground = image.abs() > 1e-9  # rounding errors of the running sums are far smaller
     minimum = image.amin((1, 2), keepdim=True)
     image = torch.where(foreground, image, minimum).sub_(minimum)
     return image.div_(image.amax((1, 2), keepdim=True).clamp_(min=1e-9))[:, None].float()
 
 
 def with_phase(image: Tensor, phase: Tensor) -> Tensor:
-    """Complex images `(batch, 2, height, width)`, real and imaginary part, with this smooth phase, `(batch, 4, 4)`."""
+    """Give real images a smooth phase.
+
+    Args:
+        image: `(batch, 1, height, width)`.
+        phase: `(batch, 4, 4)` on a coarse grid, in radians.
+
+    Returns:
+        Real and imaginary part, `(batch, 2, height, width)`.
+    """
     angle = smooth(phase, (image.shape[2], image.shape[3]))
     return torch.cat([image * angle.cos(), image * angle.sin()], dim=1)
 
 
 class RandomEllipses(Dataset[Item]):
-    """Parameters of phantom `index`: a function of seed and index, the same on every machine and in every worker."""
+    """Parameters of random phantoms; each depends on seed and index only, not on the machine or the worker."""
 
     def __init__(self, length: int, seed: int, variant: Variant):
         self.length, self.seed, self.variant = length, seed, variant
@@ -159,9 +167,9 @@ class RandomEllipses(Dataset[Item]):
 
 
 class FreshIndices(DistributedSampler[Any]):
-    """Epoch e gives the indices e n .. (e + 1) n - 1, shared out to the ranks: no phantom comes in two epochs.
+    """Epoch e has the indices e n .. (e + 1) n - 1, divided among the ranks: no phantom appears in two epochs.
 
-    (A run that is resumed inside an epoch starts that epoch's phantoms again.)
+    A run resumed within an epoch repeats the phantoms of that epoch.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -172,19 +180,19 @@ class FreshIndices(DistributedSampler[Any]):
 class EllipsesDataModule(LightningDataModule):
     """Phantoms for `fit` and `validate`, `(batch, channels, size, size)` in [0, 1].
 
-    The loader hands out ellipse parameters only; images are made where the batch is used, on the GPU if there is one.
+    The loader yields ellipse parameters only; images are rendered on the device that uses the batch.
 
     Args:
         image_size: height and width in pixels.
         channels: 1 for real phantoms, 2 for complex ones (real, imaginary) with a smooth random phase.
-        variant: "uniform" or "disk", see `draw_ellipses`; "wide": both, and most of them as `scanned` would show them,
-            the better prior for anatomy.
-        crop: train on random windows of this many pixels, which teach more for the same cost than whole phantoms.
-        whole: share of batches, with `crop`, that are whole phantoms, as few as cost as much as the windows do;
-            the large scales are learnt from them.
-        batch_size: images of a batch, on each device.
-        epoch_size: phantoms of what counts as an epoch.
-        validation_size: number of held-out phantoms, always the same ones.
+        variant: "uniform" or "disk", see `draw_ellipses`; "wide" mixes both and renders most of them as `scanned`,
+            which gives a better prior for anatomy.
+        crop: train on random windows of this height and width, which teach more for the same cost than whole phantoms.
+        whole: with `crop`, the fraction of batches that are whole phantoms, from which the network learns large scales;
+            they have fewer images, so that they cost as much as a batch of windows.
+        batch_size: images per batch, on each device.
+        epoch_size: phantoms per epoch.
+        validation_size: number of held-out phantoms, always the same.
         num_workers: processes that draw ellipses; 0 draws them in the training process.
     """
 
@@ -202,7 +210,7 @@ class EllipsesDataModule(LightningDataModule):
     ):
         super().__init__()
         if crop is not None and not 0 < crop <= image_size:
-            raise InputError(f"data.crop is {crop}; it must lie between 1 and data.image_size = {image_size}")
+            raise InputError(f"data.crop is {crop}; it must be between 1 and data.image_size = {image_size}")
         self.image_size, self.channels, self.variant = image_size, channels, variant
         self.crop, self.whole = crop, whole
         self.batch_size, self.epoch_size, self.validation_size = batch_size, epoch_size, validation_size

@@ -1,4 +1,4 @@
-"""A volume and what a scanner would have measured of it."""
+"""A volume and its simulated measurement."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,9 @@ from ddip_pl.volumes.files import read_volume, volume_name
 from ddip_pl.volumes.frame import Frame
 from ddip_pl.volumes.slices import AnatomicalPlane, cut, fit, to_unit_interval
 
-MEASUREMENT = 0x5CA7  # keeps the noise of the measurement apart from that of sampling
-SIZE = 128  # rows and columns of a reconstruction, where neither the user nor a prior has a size
-SMALLEST = 4  # rows and columns of an image that can be compared with another
+MEASUREMENT = 0x5CA7  # makes the measurement noise independent of the sampling noise
+SIZE = 128  # rows and columns of a reconstruction if neither the user nor a prior sets them
+SMALLEST = 4  # fewest rows and columns for which the metrics are defined
 
 
 class VolumeDataModule(MeasurementDataModule):
@@ -27,16 +27,16 @@ class VolumeDataModule(MeasurementDataModule):
 
     Args:
         path: NIfTI or HDF5 file, or folder with a DICOM series or `.npy` slices, see `read_volume`.
-        operator: makes the measurement operator for a volume `(slices, height, width)`, for example `ParallelBeamCT`
-            with its angles. An operator of another norm than 1 is divided by its norm.
+        operator: creates the measurement operator for a volume `(slices, height, width)`, for example `ParallelBeamCT`
+            with its angles. It is divided by its norm.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1].
         plane: of the slices.
-        slices: number of slices, the central ones; by default all.
-        first: index of the first slice, where not the central ones are wanted.
-        window: intensities that become 0 and 1; by default the smallest, and the 99.9th percentile.
-        size: height and width of the reconstruction, one number where they are the same (CT needs that); by default the
-            prior's, or 128 for a method without one.
-        enlarge: scale slices that are smaller than that until they fill it; otherwise they are padded, pixel for pixel.
+        slices: number of slices, by default all.
+        first: index of the first slice; by default the slices are the central ones.
+        window: intensities that become 0 and 1; by default the minimum and the 99.9th percentile.
+        size: height and width of the reconstruction, or one number for both (CT needs square images); by default the
+            prior's, or 128 for a method without a prior.
+        enlarge: enlarge smaller slices to `size`; otherwise they are padded.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class VolumeDataModule(MeasurementDataModule):
     ):
         super().__init__()
         if not 0 <= sigma_y < float("inf"):
-            raise InputError(f"data.sigma_y is {sigma_y}; give a standard deviation of at least 0")
+            raise InputError(f"data.sigma_y is {sigma_y}; expected a finite standard deviation of at least 0")
         if size is not None and min(np.atleast_1d(size)) < 1:
             raise InputError(f"data.size is {size}; give at least 1 pixel")
         self.path, self.operator, self.sigma_y, self.plane = Path(path), operator, sigma_y, plane
@@ -65,13 +65,16 @@ class VolumeDataModule(MeasurementDataModule):
         self.scans = [self.simulate(self.size or method.image_size or SIZE)]
 
     def simulate(self, size: ImageSize) -> Scan:
-        """Read the volume and measure it; the noise depends on the seed of `seed_everything` only.
+        """Read the volume and measure it. The noise depends only on the seed given to `seed_everything`.
 
-        Where the operator has complex images, the volume is given a smooth random phase, the same in all slices. The
+        If the operator takes complex images, the volume gets a smooth random phase, the same in all slices. The
         reference is 0 where nothing is measured.
 
         Args:
             size: height and width of the images.
+
+        Raises:
+            InputError: the volume or the settings cannot be used.
         """
         volume = read_volume(self.path)
         window = self.window or (float(volume.data.min()), float(np.percentile(volume.data, 99.9)))
@@ -81,12 +84,15 @@ class VolumeDataModule(MeasurementDataModule):
         frame = Frame(volume_name(self.path), affine @ to_slices, window, margin, volume.units, volume.header)
         if min(frame.unpad(x).shape[-2:]) < SMALLEST:
             rows, columns = images.shape[1:]
-            raise InputError(f"slices of {rows} x {columns} pixels; they need {SMALLEST} rows and columns at data.size")
+            raise InputError(
+                f"slices of {rows} x {columns} pixels; scaled to data.size they have fewer than {SMALLEST} rows or "
+                "columns; give a larger data.size"
+            )
         operator = self.operator((len(x), *x.shape[2:])).normalised()
         generator = torch.Generator().manual_seed(torch.initial_seed() ^ MEASUREMENT)
         if operator.channels == 2:
             offset = 2 * torch.pi * torch.rand(1, generator=generator)
-            phase = offset + torch.randn(1, 4, 4, generator=generator)  # as of the phantoms that priors learn from
+            phase = offset + torch.randn(1, 4, 4, generator=generator)  # as for the phantoms that priors are trained on
             x = with_phase(x, phase.expand(len(x), -1, -1))
         y = simulate(x, operator, self.sigma_y, generator)
         return Scan(Measurement(y, operator, self.sigma_y, reference=operator.visible(x)), frame)

@@ -1,1 +1,1 @@
-"""Figures of merit, and the picture of a volume."""
+"""Figures of merit, and pictures of volumes."""

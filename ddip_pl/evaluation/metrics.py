@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def by_slice(images: Tensor, reference: Tensor) -> list[dict[str, float]]:
     """Number, PSNR in dB and SSIM of each slice; images `(slices, channels, height, width)`, clipped to [0, 1].
 
-    SSIM has the 7 x 7 window that is customary for CT and MRI.
+    SSIM uses a uniform 7 x 7 window, as is usual for CT and MRI.
     """
     rows = []
     for i, (image, truth) in enumerate(zip(magnitude(images).clamp(0, 1), magnitude(reference), strict=True)):
@@ -30,12 +30,12 @@ def by_slice(images: Tensor, reference: Tensor) -> list[dict[str, float]]:
 
 
 def summary(images: Tensor, reference: Tensor, slices: Sequence[dict[str, float]] | None = None) -> dict[str, float]:
-    """PSNR of a volume, from the error of all voxels, and SSIM, the mean over its slices.
+    """PSNR over all voxels of a volume in dB, and SSIM as the mean over its slices.
 
     Args:
         images: `(slices, channels, height, width)`, clipped to [0, 1].
-        reference: the truth.
-        slices: what `by_slice` returns, where it has been computed already.
+        reference: the true images.
+        slices: what `by_slice` returns, if already computed.
     """
     psnr = peak_signal_noise_ratio(magnitude(images).clamp(0, 1), magnitude(reference), data_range=1.0)
     rows = by_slice(images, reference) if slices is None else slices
@@ -43,13 +43,13 @@ def summary(images: Tensor, reference: Tensor, slices: Sequence[dict[str, float]
 
 
 def perceptual_distance(images: Tensor, reference: Tensor) -> float | None:
-    """LPIPS (Zhang et al. 2018, AlexNet), the mean over slices; None without torchvision or its weights."""
+    """LPIPS (Zhang et al. 2018, AlexNet), mean over slices; None if torchvision or its weights are missing."""
     if find_spec("torchvision") is None:
         return None
     pair = [magnitude(x).clamp(0, 1).expand(-1, 3, -1, -1).split(8) for x in (images, reference)]
     try:
         total = sum(len(x) * lpips(x, truth, "alex", normalize=True) for x, truth in zip(*pair, strict=True))
     except (OSError, RuntimeError) as error:
-        log.warning("no LPIPS: %s", error)
+        log.warning("LPIPS is left out: %s", error)
         return None
     return float(total) / len(images)

@@ -1,4 +1,4 @@
-"""The picture of a volume: three planes of input, reconstruction, reference and error."""
+"""Pictures of volumes: three planes of input, reconstruction, reference and error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,14 @@ from torch import Tensor
 from ddip_pl.volumes.frame import magnitude
 
 PLANES = ("sagittal", "coronal", "axial")
-WIDTH, THINNEST = 2.8, 0.5  # of a panel, in inches; a stack of few slices is stretched to the second
+WIDTH, THINNEST = 2.8, 0.5  # width and smallest height of a panel, in inches
 
 
 def planes(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
-    """Central cuts of `(slices, rows, columns)`: a slice, and the two across the slices.
+    """Central cuts of `(slices, rows, columns)`: one slice, and two cuts across the slices.
 
-    They are seen as radiologists do: the patient's right, front and head are left or on top, whichever way the axes go.
+    They have the radiological orientation, however the axes run: the patient's right is on the left, front and head are
+    on top or on the left.
     """
     axes = affine[:3, 2::-1].T  # of slices, rows, columns
     turned = volume[tuple(slice(None, None, -1 if axis[np.abs(axis).argmax()] > 0 else 1) for axis in axes)]
@@ -28,7 +29,7 @@ def planes(volume: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
 def tri_planar(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The central cuts of `(slices, rows, columns)` in [0, 1], one below the other, as 8-bit grey `(height, width)`.
 
-    Slices are repeated as often, roughly, as they are thicker than pixels are wide. See `planes` for the arguments.
+    Slices are repeated so that the cuts across them have roughly the right proportions. See `planes` for the arguments.
     """
     width, _, thickness = np.linalg.norm(affine[:3, :3], axis=0)
     times = max(1, round(thickness / width))
@@ -50,8 +51,8 @@ def compare(
 
     Args:
         images: `(slices, channels, height, width)` in [0, 1] by name.
-        reference: the truth, of the same shape.
-        metrics: `psnr` and `ssim` of the images for their titles, where there is a reference.
+        reference: the true images, of the same shape.
+        metrics: `psnr` and `ssim` of each reconstruction for its title; used only with a reference.
         affine: `(4, 4)`, from (column, row, slice) to scanner coordinates in mm.
         path: image file to write.
     """
@@ -86,5 +87,5 @@ def compare(
 
 
 def grey(images: Tensor) -> np.ndarray:
-    """Images `(slices, channels, height, width)` as grey values `(slices, height, width)`; magnitude if complex."""
+    """Images `(slices, channels, height, width)` as grey values `(slices, height, width)`, magnitude if complex."""
     return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> s h w")

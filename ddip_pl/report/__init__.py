@@ -1,1 +1,1 @@
-"""`report.html`: a reconstruction to look at, in one file."""
+"""`report.html`: an interactive view of reconstructions in a single file."""

@@ -1,4 +1,4 @@
-"""Volumes as text that is small enough for a page: averaged, quantised, compressed."""
+"""Volumes as text small enough for a page: averaged, quantised, compressed."""
 
 import base64
 import zlib
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 from einops import reduce
 
-LEVELS = 4095  # of 12 bits; the lowest code, 0, stands for no value
+LEVELS = 4095  # largest 12-bit code; code 0 stands for no value
 
 
 def coarsen(data: np.ndarray, factor: int) -> np.ndarray:
-    """Means over cubes of `factor` voxels along each axis; the border is repeated where a cube hangs over it."""
+    """Means over cubes of `factor` voxels along each axis; cubes that cross the border repeat its voxels."""
     edge = [(0, -length % factor) for length in data.shape]
     padded = np.pad(data, edge, mode="edge")
     return reduce(padded, "(x i) (y j) (z k) -> x y z", "mean", i=factor, j=factor, k=factor)
 
 
 def quantise(data: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Codes of 12 bits over the range of the finite values.
+    """Quantise finite values to 12-bit codes.
 
     Returns:
-        Codes as uint16, and `low` and `step`: a code c > 0 stands for `low + step * c`, off by at most `step / 2`, and
-        0 for a voxel without a finite value.
+        Codes as uint16, and `low` and `step`: a code c > 0 stands for `low + step * c`, with an error of at most
+        `step / 2`; 0 stands for a voxel without a finite value.
     """
     finite = np.isfinite(data)
     smallest, largest = (float(data[finite].min()), float(data[finite].max())) if finite.any() else (0.0, 0.0)
@@ -34,8 +34,8 @@ def quantise(data: np.ndarray) -> tuple[np.ndarray, float, float]:
 def pack(data: np.ndarray) -> dict[str, Any]:
     """A volume `(x, y, z)` as JSON.
 
-    Codes follow each other with x fastest; each is written as its difference to the one before, all low bytes first and
-    then all high bytes, which compresses to half of what the codes themselves do.
+    Codes are stored with x fastest, each as its difference from the previous one, all low bytes before all high bytes:
+    this compresses to half the size of the codes themselves.
     """
     codes, low, step = quantise(data)
     flat = codes.ravel(order="F")

@@ -1,4 +1,4 @@
-"""What a report shows, and the writing of its page."""
+"""The contents of a report, and its HTML page."""
 
 import html
 import json
@@ -17,8 +17,8 @@ from nibabel.processing import resample_from_to
 
 from ddip_pl.report.pack import coarsen, pack
 
-BUDGET = 15_000_000  # bytes of a page
-COARSEST = 64  # voxels along an axis that are averaged
+BUDGET = 15_000_000  # size of a page, in bytes
+COARSEST = 64  # most voxels along an axis to average
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Shown:
 
     Attributes:
         name: of the method.
-        image: the volume, its first axes columns, rows, slices.
-        metrics: figures of merit, cost and origin; `units` of the voxels is among them.
-        slices: figures of merit of each slice, with its number under `slice`.
-        trajectory: figures of each step, with its number under `step`.
+        image: the volume, with axes columns, rows, slices.
+        metrics: figures of merit, cost and origin, including the `units` of the voxels.
+        slices: figures of merit of each slice, with its number as `slice`.
+        trajectory: figures of each step, with its number as `step`.
         config: settings, YAML.
     """
 
@@ -44,13 +44,13 @@ class Shown:
 
 @dataclass
 class Case:
-    """Reconstructions of one volume from one task, to be seen side by side.
+    """Reconstructions of one volume in one task, shown side by side.
 
     Attributes:
         task: name of the task.
         volume: name of the volume.
-        runs: reconstructions; the last one is shown first.
-        reference: the truth, where it is known.
+        runs: reconstructions; the last one is selected when the page opens.
+        reference: the true volume, if known.
     """
 
     task: str
@@ -60,12 +60,12 @@ class Case:
 
 
 def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
-    """Write the page, with volumes as fine as its budget of bytes allows.
+    """Write the page, with volumes as fine as the size limit of a page allows.
 
     Args:
         path: HTML file to write.
         title: heading of the page.
-        cases: what can be chosen on it, the first one shown first.
+        cases: the volumes to choose from; the first is shown when the page opens.
     """
     folder = files("ddip_pl.report")
     parts = {name: (folder / name).read_text() for name in ("page.html", "style.css", "viewer.js")}
@@ -83,7 +83,7 @@ def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
 
 
 def as_json(case: Case, factor: int) -> dict[str, Any]:
-    """A case for the viewer: all volumes on one RAS+ grid, which is that of the reference or of the largest run."""
+    """A case for the viewer: all volumes on one RAS+ grid, taken from the reference or the run with the most slices."""
     template = case.reference or max((run.image for run in case.runs), key=lambda image: image.shape[2])
     grid = nib.as_closest_canonical(template)  # type: ignore[attr-defined]
     shape = [-(-length // factor) for length in grid.shape]
@@ -111,26 +111,26 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
 
 
 def display_window(case: Case) -> list[float]:
-    """Values for black and white: the range of the reference, or without one that of the last run but for outliers."""
+    """Values for black and white: the range of the reference or, without one, of the last run without outliers."""
     shown = np.asarray((case.reference or case.runs[-1].image).dataobj)
     shown = shown[np.isfinite(shown)]
     return np.percentile(shown, (0, 100) if case.reference else (0.1, 99.9)).tolist() if shown.size else [0.0, 1.0]
 
 
 def on_grid(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
-    """Voxels of an image on another grid, each the nearest one, NaN outside."""
+    """Voxels of an image on another grid by nearest neighbour, NaN outside."""
     moved = resample_from_to(image, (grid.shape, grid.affine), order=0, mode="grid-constant", cval=np.nan)
     return np.asarray(moved.dataobj, dtype=np.float32)
 
 
 def places(run: Shown, grid: Nifti1Image, axis: int, factor: int) -> list[dict[str, float]]:
-    """Figures of each slice, with the index on the grid where it lies."""
+    """Figures of each slice, with its index on the grid as `place`."""
     step, first = (np.linalg.inv(grid.affine) @ run.image.affine)[axis, 2:]
     return [row | {"place": round(first + step * row["slice"]) // factor} for row in run.slices]
 
 
 def plain(value: Any) -> Any:
-    """The same with infinity and NaN as text, which JSON has no numbers for."""
+    """The same with infinity and NaN as text, since JSON has no numbers for them."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list):

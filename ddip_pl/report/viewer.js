@@ -34,11 +34,11 @@ const OPAQUE = 0xff000000;
 const cases = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 let shown; // the case
-let run; // the one of its runs whose figures are shown
+let run; // the run of this case whose figures are shown
 let sort = { column: null, descending: true };
 const view = { left: "", right: "", divider: 0, position: [0, 0, 0], level: 0.5, width: 1, gain: 5 };
 
-/** An element with attributes (functions listen to events) and children; text stays text. */
+/** An element with attributes (functions become event listeners) and children; strings become text, never HTML. */
 function element(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "circle"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -65,7 +65,7 @@ const number = (value, digits) => {
 
 // ---------------------------------------------------------------------------------------------------------- volumes
 
-/** Undo what `pack` did: base64, zlib, bytes in two halves, differences. */
+/** The inverse of `pack`: base64, zlib, low and high bytes, differences. */
 async function unpack(volume) {
   if (volume.values) return;
   const packed = Uint8Array.from(atob(volume.codes), (letter) => letter.charCodeAt(0));
@@ -85,7 +85,7 @@ const indexOf = ([x, y, z]) => x + shown.shape[0] * (y + shown.shape[1] * z);
 const inMillimetres = ([x, y, z]) => shown.affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
 const spacing = () => [0, 1, 2].map((axis) => Math.hypot(...shown.affine.slice(0, 3).map((row) => row[axis])));
 
-/** All that can be looked at, by key: volumes, and their errors where there is a reference. */
+/** Everything a side can show, by key: volumes and, with a reference, their errors. */
 function choices() {
   const ofRuns = (kind, label) =>
     shown.runs.map((volume, i) => ({ key: `${kind} ${i}`, kind, label: label(volume.name), volume }));
@@ -102,7 +102,7 @@ const choice = (key) => choices().find((each) => each.key === key);
 
 // --------------------------------------------------------------------------------------------------------- painting
 
-/** 256 colours between anchors, as the four bytes of a pixel. */
+/** 256 colours interpolated between anchors, each as the four bytes of a pixel. */
 function ramp(anchors) {
   const colours = anchors.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   return Uint32Array.from({ length: 256 }, (_, i) => {
@@ -114,14 +114,14 @@ function ramp(anchors) {
 }
 const RAMPS = Object.fromEntries(Object.entries(COLOURS).map(([kind, anchors]) => [kind, ramp(anchors)]));
 
-/** Values that the two ends of the ramp stand for. */
+/** The values at the two ends of the ramp. */
 function ends(kind) {
   if (kind === "image") return [view.level - view.width / 2, view.level + view.width / 2];
   const largest = (shown.window[1] - shown.window[0]) / view.gain;
   return [kind === "signed" ? -largest : 0, largest];
 }
 
-/** The colour of a voxel by its index. */
+/** A function from the index of a voxel to its colour. */
 function painter({ kind, volume }) {
   const [low, high] = ends(kind), colours = RAMPS[kind];
   const colour = (value) => colours[clamp(Math.round((255 * (value - low)) / (high - low)), 0, 255)];
@@ -149,7 +149,7 @@ function paint(canvas, { normal, across, up }, colourOf) {
   canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), columns, rows), 0, 0);
 }
 
-let drawn = {}; // what each canvas shows, so that only what has changed is painted
+let drawn = {}; // what each canvas shows, so that only changes are painted
 
 function draw() {
   for (const side of ["left", "right"]) {
@@ -188,7 +188,7 @@ function redraw() {
   pending = true;
 }
 
-/** Position, and what every volume has there. */
+/** The position of the crosshair and the value of every volume there. */
 function drawReadout(millimetres) {
   const index = indexOf(view.position), truth = shown.reference ? valueAt(shown.reference, index) : NaN;
   const unit = shown.units ? ` ${shown.units}` : "";
@@ -209,10 +209,10 @@ function drawReadout(millimetres) {
   );
 }
 
-/** Decimals that show a thousandth of the window. */
+/** Number of decimals that resolves a thousandth of the window. */
 const digitsOf = () => clamp(Math.ceil(3 - Math.log10(shown.window[1] - shown.window[0] || 1)), 0, 9);
 
-/** The colours of both sides and what their ends stand for. */
+/** The colour scales of both sides with the values at their ends. */
 function drawScales() {
   const sides = [...new Set([view.left, view.right])].map(choice);
   const kinds = [...new Set(sides.map((side) => side.kind))];
@@ -250,7 +250,7 @@ function buildPlane(plane) {
   };
   plane.stage = element("div", {
     class: "stage", tabindex: 0, role: "application",
-    "aria-label": `${name} plane. Arrow keys move the crosshair, Page Up and Page Down the slice.`,
+    "aria-label": `${name} plane. Arrow keys move the crosshair, Page Up and Page Down change the slice.`,
     pointerdown: (event) => {
       if (event.button) return;
       const box = plane.stage.getBoundingClientRect();
@@ -287,7 +287,7 @@ function buildPlane(plane) {
     element("figcaption", {}, element("span", {}, name), plane.place), plane.stage, plane.slider);
 }
 
-/** Planes in proportion to each other; a thin stack has two of them beside the axial one, a thick one all in a row. */
+/** Scale the planes in proportion. A thin stack has two of them beside the axial one, otherwise all are in a row. */
 function layOut() {
   const lengths = spacing().map((step, axis) => step * shown.shape[axis]);
   for (const plane of PLANES) {
@@ -323,7 +323,7 @@ function setDivider(percent) {
 
 function buildWindow() {
   const [low, high] = shown.window, range = high - low || 1;
-  // A file need not say that its values are Hounsfield units, but nothing else goes that far below 0.
+  // Files may omit the units, but only Hounsfield units go that far below 0.
   const hounsfield = shown.units === "HU" || (!shown.units && low <= -500);
   const presets = { Full: [(low + high) / 2, range], ...(hounsfield ? HOUNSFIELD : {}) };
   byId("presets").replaceChildren(...Object.entries(presets).map(([name, [level, width]]) =>
@@ -362,7 +362,7 @@ function buildChoices() {
 
 const heading = (label, unit) => (unit ? `${label} (${unit})` : label);
 
-/** Figures of merit of all runs; the head sorts, a row chooses the run. */
+/** Figures of merit of all runs; a click on a heading sorts, a click on a row selects the run. */
 function buildFigures() {
   const columns = Object.entries(COLUMNS).filter(([name]) => shown.runs.some((each) => each.metrics[name]));
   const rank = (each) => {
@@ -426,7 +426,7 @@ function buildCurves() {
     curves.push(chart(`${heading(label, unit)} by slice`, unit ?? "", "slice", lines, places));
   }
   const quantities = new Set(run.trajectory.flatMap(Object.keys)).difference(new Set(["step", "t"]));
-  const stem = (column) => column.replace(/_(before|after)$/, ""); // the inner steps; both come into one chart
+  const stem = (column) => column.replace(/_(before|after)$/, ""); // of the gradient steps; both share one chart
   for (const name of new Set([...quantities].map(stem))) {
     const words = name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
     const { label, unit, scale = 1 } = COLUMNS[name] ?? { label: words };
@@ -441,7 +441,7 @@ function buildCurves() {
   byId("curves").replaceChildren(...curves);
 }
 
-/** Round values between two numbers, or powers of ten where the axis is logarithmic. */
+/** Round values between two numbers, or powers of ten on a logarithmic axis. */
 function ticks(low, high, logarithmic) {
   if (logarithmic) {
     const first = Math.ceil(low), count = Math.floor(high) - first + 1, every = Math.ceil(count / 4);
@@ -452,7 +452,7 @@ function ticks(low, high, logarithmic) {
   return Array.from({ length: 6 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((tick) => tick <= high);
 }
 
-/** Lines over slices or steps; a quantity that spans more than a decade and a half is drawn logarithmically. */
+/** Lines over slices or steps; the axis is logarithmic if the values span more than a factor of 30. */
 function chart(title, unit, over, lines, { pick, extent }) {
   const [width, height, left, bottom, top, right] = [320, 150, 46, 20, 8, 8];
   const values = lines.flatMap((line) => line.points.map(([, y]) => y)).filter((y) => typeof y === "number");
@@ -472,7 +472,7 @@ function chart(title, unit, over, lines, { pick, extent }) {
   const one = extent ? 1 : 0; // slices count from 1
   const chosen = lines.find((line) => line.chosen) ?? lines[0], others = lines.filter((line) => line !== chosen);
   const readout = element("output"), dot = element("circle", { class: "dot", r: 3.5, visibility: "hidden" });
-  const moving = `--from: ${left}px; --span: ${width - left - right}px`; // with the crosshair
+  const moving = `--from: ${left}px; --span: ${width - left - right}px`; // the line follows the crosshair
   const label = `${title} of ${chosen.name}`;
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     ...ticks(low, high, logarithmic).flatMap((tick) => {
@@ -540,7 +540,7 @@ async function showCase(chosen) {
   byId("subtitle").textContent = [...names, `${shown.shape.join(" × ")} voxels of ${steps} mm`].join(" · ");
   byId("coarse").hidden = shown.factor === 1;
   const cube = Array(3).fill(shown.factor).join(" × ");
-  byId("coarse").textContent = `Shown coarser than it is, each voxel the mean of ${cube}. The files have all of them.`;
+  byId("coarse").textContent = `At reduced resolution: each voxel is the mean of ${cube}. The files have all voxels.`;
   view.position = shown.shape.map((length) => Math.floor(length / 2));
   view.left = "image 0";
   if (shown.runs.length === 1 && shown.reference) view.left = "reference";
@@ -551,7 +551,7 @@ async function showCase(chosen) {
   draw();
 }
 
-/** The theme is that of the system until the switch says otherwise. */
+/** The page follows the system's theme until the switch is used. */
 function buildTheme() {
   const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.style.colorScheme ? root.style.colorScheme === "dark" : system.matches);
@@ -596,7 +596,7 @@ function start() {
 start().then(
   () => document.body.classList.add("ready"),
   (error) => {
-    byId("message").textContent = `This page cannot be shown: ${error.message}. A browser of 2024 or later is needed.`;
+    byId("message").textContent = `Cannot show this page: ${error.message}. It needs a browser from 2024 or later.`;
     byId("message").hidden = false;
     throw error;
   },

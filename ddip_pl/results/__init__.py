@@ -1,1 +1,1 @@
-"""Reconstructed volumes, the folders that they are written to, and comparisons of them."""
+"""Reconstructed volumes, their folders, and comparisons of runs."""

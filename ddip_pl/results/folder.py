@@ -1,4 +1,4 @@
-"""The folder of a reconstructed volume, `<run>/<volume>/`: what is in it, under which names."""
+"""The folder of a reconstructed volume, `<run>/<volume>/`: its files and their names."""
 
 import csv
 import json
@@ -26,17 +26,17 @@ HDF5, DICOM = "reconstruction.h5", "dicom"
 LORA = "lora"
 PLANES, PAGE = "figures/planes.png", "report.html"
 
-NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON does not have, as `plain` writes them
+NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON lacks, as `plain` writes them
 
 
 @dataclass(frozen=True)
 class Run:
-    """A reconstructed volume as its folder has it.
+    """A reconstructed volume, read from its folder.
 
     Attributes:
         folder: of the volume.
         metrics: figures of merit, cost and origin.
-        trajectory: figures of each step, without those that a step does not have.
+        trajectory: figures of each step; a step may lack some.
         slices: figures of merit of each slice; empty without a reference.
     """
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """Task and volume: runs that have both in common can be compared."""
+        """Task and volume; runs that share both can be compared."""
         return self.metrics["task"], self.folder.name
 
     @property
@@ -62,13 +62,13 @@ class Run:
 
     @property
     def reference(self) -> Nifti1Image | None:
-        """The truth, where it is known."""
+        """The reference volume, if there is one."""
         path = self.folder / REFERENCE
         return Nifti1Image.from_filename(path) if path.is_file() else None
 
 
 def finished(folder: Path) -> list[Path]:
-    """Folders of the finished volumes in or below a folder; unfinished ones have a name that begins with a dot."""
+    """Folders of all finished volumes in or below a folder. The names of unfinished ones begin with a dot."""
     paths = (path.parent for path in folder.rglob(METRICS))
     return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
     try:
         metrics = json.loads((folder / METRICS).read_text())
         if not isinstance(metrics, dict) or not {"task", "method"} <= set(metrics):
-            raise ValueError(f"{METRICS} names no task and method")
+            raise ValueError(f"{METRICS} has no task or no method")
         names = {name: metrics.pop(name) for name in ("task", "method")}
         figures = {name: float(value) if value in NOT_FINITE else value for name, value in metrics.items()}
         slices = folder / SLICES
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_case(runs: Sequence[Run]) -> Case:
-    """Runs of one task and volume for a page; the reference is that of the run with the most slices."""
+    """Runs of one task and volume for a page, with the reference of the run that has the most slices."""
     shown = [
         Shown(run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text())
         for run in runs
@@ -104,7 +104,7 @@ def read_case(runs: Sequence[Run]) -> Case:
 
 
 def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None:
-    """Write everything that `read_run` and `read_case` read, to a folder that exists."""
+    """Write everything that `read_run` and `read_case` read to an existing folder."""
     (folder / METRICS).write_text(json.dumps(plain(shown.metrics), indent=2, allow_nan=False) + "\n")
     (folder / CONFIG).write_text(shown.config)
     write_table(folder / TRAJECTORY, shown.trajectory)
@@ -118,15 +118,15 @@ def check_replaceable(folder: Path) -> None:
     """Refuse to replace anything but the results of an earlier run.
 
     Raises:
-        InputError: there is something else at that place.
+        InputError: `folder` exists and is something else.
     """
     if folder.exists() and not (folder / METRICS).is_file():
-        raise InputError(f"{folder} exists and holds no results of ours; choose another --output")
+        raise InputError(f"{folder} exists and is not a ddip-pl result; choose another --output")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `folder` when everything in it has been written.
+    """A temporary folder that replaces `folder` once everything has been written.
 
     Raises:
         InputError: see `check_replaceable`.
@@ -143,9 +143,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:
-    """Images `(slices, channels, height, width)` without margin as an HDF5 file that `read_volume` reads.
+    """Write unpadded images `(slices, channels, height, width)` as an HDF5 file that `read_volume` reads.
 
-    Complex images are in a second dataset, `complex`, with their phase.
+    Complex images are also written with their phase, as a second dataset `complex`.
     """
     with h5py.File(path, "w") as file:
         file["reconstruction"] = frame.in_units(images)
@@ -158,13 +158,13 @@ def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, float]]:
-    """Rows of numbers from a CSV file; a row has no entry where a cell is empty."""
+    """Rows of numbers from a CSV file; empty cells are left out."""
     with path.open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Rows of numbers as CSV; what a row does not have is left empty."""
+    """Write rows of numbers as CSV; a cell is empty if its row lacks the value."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

@@ -1,4 +1,4 @@
-"""Runs side by side, as curves and as a gallery of images."""
+"""Comparison of runs, as curves and as a gallery of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from ddip_pl.results.folder import Run
 from ddip_pl.results.tables import by_subject
 
 PANEL = 3.6  # inches
-WIDTH, ZOOM = 3.0, 0.3  # of a panel of the gallery, in inches; of the enlarged section, as a share of the image
+WIDTH, ZOOM = 3.0, 0.3  # of a gallery panel, in inches; of the enlarged section, as a fraction of the image
 
 
 def curves(runs: Sequence[Run], path: Path) -> None:
-    """One line of panels a task and volume: quality against time, residual along the trajectory, PSNR of each slice."""
+    """One row of panels per task and volume: quality against time, residual along the trajectory, PSNR by slice."""
     subjects = list(by_subject(runs))
     figure = Figure(figsize=(3.6 * PANEL, PANEL * len(subjects)), layout="constrained")
     lines = figure.subplots(len(subjects), 3, squeeze=False)
@@ -46,10 +46,10 @@ def curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def gallery(rivals: Mapping[str, Run], path: Path) -> None:
-    """One row a method: central slice with a section enlarged, the cut across the slices, and the error.
+    """One row per method: central slice with a section enlarged, cut across the slices, and error.
 
     Args:
-        rivals: tests of one volume by method; they may have fewer slices, central ones, than the longest.
+        rivals: tests of one volume by method; some may cover only the central slices.
         path: image file to write.
     """
     volumes = {name: voxels(run.image) for name, run in rivals.items()}
@@ -79,7 +79,7 @@ def gallery(rivals: Mapping[str, Run], path: Path) -> None:
 
 
 def enlarged(ax: Any, image: np.ndarray, low: float, high: float) -> None:
-    """An image, with a section from its middle twice as large in a corner."""
+    """An image, with a section from its middle enlarged in a corner."""
     ax.imshow(image, cmap="gray", vmin=low, vmax=high)
     rows, columns = (int(length * ZOOM) for length in image.shape)
     top, left = int(0.3 * image.shape[0]), int(0.35 * image.shape[1])
@@ -92,7 +92,7 @@ def enlarged(ax: Any, image: np.ndarray, low: float, high: float) -> None:
 
 
 def centre(length: int, count: int) -> slice:
-    """The central `count` of `length` slices, as the data module takes them."""
+    """The central `count` of `length` slices, as the data modules select them."""
     first = (length - count) // 2
     return slice(first, first + count)
 

@@ -28,17 +28,17 @@ from ddip_pl.volumes.frame import Frame, magnitude
 
 @dataclass(frozen=True)
 class Result:
-    """A reconstructed volume and how it came about.
+    """A reconstructed volume and how it was obtained.
 
     Attributes:
-        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured. A NumPy array where the
-            measurement was given as one, see `reconstruct`.
-        measurement: what they were reconstructed from.
-        trajectory: figures of each step (diffusion step, or iteration of a baseline), `seconds` among them.
-        weights: the adapted weights; empty where nothing was adapted.
-        frame: where the volume belongs.
+        images: `(slices, channels, height, width)`, with padding; 0 where nothing is measured. A NumPy array if
+            `reconstruct` was given one.
+        measurement: the data that they were reconstructed from.
+        trajectory: figures of each step (diffusion step or iteration of a baseline), including `seconds`.
+        weights: the adapted weights; empty if the method adapts none.
+        frame: see `Frame`.
         peak_memory_bytes: see `peak_memory`.
-        prior: file of the prior, if there was one.
+        prior: file of the prior, if there is one.
     """
 
     images: Tensor | np.ndarray
@@ -50,13 +50,13 @@ class Result:
     prior: str | None = None
 
     def to(self, device: torch.device | str) -> Result:
-        """The same on another device; Lightning calls it for what `predict` returns."""
+        """The same on another device. Lightning calls this on what `predict` returns."""
         measurement, weights = self.measurement.to(device), self.weights.to(device)
         return replace(self, images=self.tensor.to(device), measurement=measurement, weights=weights)
 
     @property
     def seconds(self) -> float:
-        """Time of all steps, in whichever process they ran."""
+        """Time of all steps, including those before a run was resumed."""
         return sum(row["seconds"] for row in self.trajectory)
 
     @property
@@ -71,13 +71,13 @@ class Result:
 
     @property
     def reference(self) -> Tensor | None:
-        """The true images without padding, 0 where nothing is measured; None where they are not known."""
+        """The true images without padding, 0 where nothing is measured; None if unknown."""
         reference = self.measurement.reference
         return None if reference is None else self.frame.unpad(self.measurement.operator.visible(reference))
 
     @cached_property
     def direct(self) -> Result:
-        """The direct inversion `A^+ y` of the same measurement, to compare with."""
+        """The direct inversion `A^+ y` of the same measurement, for comparison."""
         operator = self.measurement.operator
         images = operator.visible(operator.pseudo_inverse(self.measurement.y))
         return Result(images, self.measurement, frame=self.frame)
@@ -86,21 +86,21 @@ class Result:
         """Figures of merit of the volume.
 
         Args:
-            reference: the true images, of the shape of `images`; by default those of the measurement.
+            reference: the true images, with the shape of `images`; by default those of the measurement.
 
         Returns:
-            `psnr` in dB, `ssim` and, where torchvision is there, `lpips`, if there is a reference; relative `residual`;
-            `discrepancy`, unless the measurement is free of noise.
+            With a reference: `psnr` in dB, `ssim` and, if torchvision is installed, `lpips`. Always: the relative
+            `residual`. If `sigma_y` is not 0: `discrepancy`.
 
         Raises:
-            InputError: the reference has another shape.
+            InputError: the reference has another shape, or is complex.
         """
         if reference is None:
             return dict(self._metrics)
         truth = torch.as_tensor(reference)
         if truth.ndim != 4 or truth.is_complex() or magnitude(truth).shape != magnitude(self.tensor).shape:
             raise InputError(
-                f"the reference is {tuple(truth.shape)} {truth.dtype}; expected real numbers of the shape of the "
+                f"the reference is {tuple(truth.shape)} {truth.dtype}; expected real numbers with the shape of the "
                 f"reconstruction, {tuple(self.images.shape)}"
             )
         return replace(self, measurement=replace(self.measurement, reference=truth.to(self.tensor))).metrics()
@@ -126,7 +126,7 @@ class Result:
         return [] if self.reference is None else by_slice(self.volume, self.reference)
 
     def facts(self) -> dict[str, Any]:
-        """Figures of merit, also of the direct inversion (`input_...`), cost, and how the volume was made."""
+        """Figures of merit of the volume and of the direct inversion (`input_...`), cost, settings and versions."""
         measurement = self.measurement
         return {
             **self.metrics(),
@@ -149,7 +149,7 @@ class Result:
         }
 
     def shown(self, name: str, metrics: dict[str, Any] | None = None, config: str = "") -> Shown:
-        """The volume for a page.
+        """The volume as a report shows it.
 
         Args:
             name: of the method.
@@ -170,12 +170,12 @@ class Result:
         dicom: bool = False,
         hdf5: bool = False,
     ) -> None:
-        """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a page.
+        """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
 
-        The folder appears when it is complete, and not before.
+        The folder appears only once it is complete.
 
         Args:
-            folder: of the volume; it replaces results of an earlier run.
+            folder: of the volume; results of an earlier run in it are replaced.
             task: name of the task.
             method: name of the method.
             config: settings of the run, YAML.
@@ -183,7 +183,7 @@ class Result:
             hdf5: write the volume as an HDF5 file too, complex images with their phase.
 
         Raises:
-            InputError: there is something else in the folder, or DICOM cannot express where the volume is.
+            InputError: the folder exists and is not a result, or DICOM cannot express the orientation of the volume.
         """
         volume, frame = self.volume, self.frame
         reference = None if self.reference is None else frame.nifti(self.reference)

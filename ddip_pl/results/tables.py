@@ -1,4 +1,4 @@
-"""Runs side by side, as text, Markdown and CSV."""
+"""Comparison of runs, as text, Markdown and CSV."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 from ddip_pl.errors import InputError
 from ddip_pl.results.folder import Run, finished, read_run
 
-TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and text of each metric
+TABLE: dict[str, tuple[str, Callable[[float], str]]] = {  # heading and format of each metric
     "slices": ("slices", "{:.0f}".format),
     "psnr": ("PSNR", "{:.2f} dB".format),
     "ssim": ("SSIM", "{:.3f}".format),
@@ -28,29 +28,34 @@ COLUMNS = (
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All volumes in and below these folders, none twice, sorted by task and volume, otherwise in the order given.
+    """All volumes in and below these folders without duplicates, sorted by task and volume, then in the given order.
 
     Raises:
-        InputError: there is no finished volume in one of them, or its files cannot be read.
+        InputError: a folder has no finished volume, or its files cannot be read.
     """
     runs: dict[Path, Run] = {}
     for folder in folders:
         paths = finished(folder)
         if not paths:
-            raise InputError(f"run {folder}: no metrics.json in there; give folders that ddip-pl test or predict wrote")
+            raise InputError(f"run {folder}: no metrics.json in it; give folders written by ddip-pl test or predict")
         runs |= {path.resolve(): read_run(path) for path in paths}
     return sorted(runs.values(), key=lambda run: run.subject)
 
 
 def read_tests(folder: Path, methods: Sequence[str]) -> list[Run]:
-    """All volumes below a folder that have a reference, by task and volume, methods in the given order, then others."""
+    """All volumes in or below a folder that have a reference, sorted by task and volume, then method.
+
+    Args:
+        folder: to search.
+        methods: names of methods in the wanted order; others follow.
+    """
     runs = [run for run in map(read_run, finished(folder)) if "psnr" in run.metrics]
     order = {method: place for place, method in enumerate(methods)}
     return sorted(runs, key=lambda run: (run.subject, order.get(run.method, len(order))))
 
 
 def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str, Run]]]:
-    """Runs of each task and volume by method, with the run's folder added where several have the same."""
+    """Runs of each task and volume by method; runs with the same method are labelled with their folder too."""
     for subject, group in groupby(runs, key=lambda run: run.subject):
         rivals = list(group)
         methods = [run.method for run in rivals]
@@ -64,14 +69,14 @@ def by_subject(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], dict[str,
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
-    """For each task and volume a table of what its runs have, one line each; the best PSNR and SSIM are bold."""
+    """For each task and volume a table of its runs, one row per run; the best PSNR and SSIM are bold."""
     views = []
     for subject, rivals in by_subject(runs):
         metrics = [run.metrics for run in rivals.values()]
         shown = {name: how for name, how in TABLE.items() if any(name in m for m in metrics)}
         if len({m.get("slices") for m in metrics}) == 1:
             shown.pop("slices", None)
-        if "discrepancy" in shown:  # tells more than the residual, which is in the CSV
+        if "discrepancy" in shown:  # more informative than the residual, which is still in the CSV
             shown.pop("residual", None)
         view = Table(title=", ".join(subject), title_justify="left", box=SIMPLE_HEAD)
         view.add_column("method", overflow="fold", min_width=14)
@@ -94,10 +99,10 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def markdown(rivals: Mapping[str, Run]) -> str:
-    """Tests of one volume as a table like the paper's Table 2; the best PSNR and SSIM are bold."""
+    """Tests of one volume as a Markdown table like the paper's Table 2; the best PSNR and SSIM are bold."""
     best = {name: max(run.metrics[name] for run in rivals.values()) for name in ("psnr", "ssim")}
     lines = [
-        "| method | PSNR (dB) | SSIM | LPIPS | slices | seconds a slice | adapted parameters | peak memory (GB) |",
+        "| method | PSNR (dB) | SSIM | LPIPS | slices | seconds per slice | adapted parameters | peak memory (GB) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for label, run in rivals.items():
@@ -118,7 +123,7 @@ def markdown(rivals: Mapping[str, Run]) -> str:
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """The metrics of all runs with all digits, and their folders."""
+    """Write the metrics of all runs at full precision, and their folders."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["task", "volume", "method", *COLUMNS, "folder"])

@@ -1,1 +1,1 @@
-"""Measured data, one file a format."""
+"""Measured data, one module per file format."""

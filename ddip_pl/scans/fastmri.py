@@ -15,22 +15,22 @@ from ddip_pl.volumes.slices import span
 def read_fastmri(file: h5py.File, slices: int | None, first: int | None) -> Recording:
     """Read `kspace (slices, [coils,] readout, lines)`, `ismrmrd_header` and `mask`.
 
-    The mask, of as many values as there are lines, is in test data only. Lines without any value have not been
-    measured, either.
+    Only the test data contain a mask, with one value per line. Lines and readout positions that are 0 everywhere count
+    as not measured too.
 
     Raises:
-        InputError: something is missing or does not fit.
+        InputError: a dataset is missing or inconsistent.
     """
     kspace = file["kspace"]
     if not isinstance(kspace, h5py.Dataset) or kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
         given = f"{kspace.shape} of {kspace.dtype}" if isinstance(kspace, h5py.Dataset) else "a group"
         raise InputError(f"kspace is {given}; expected (slices, coils, ky, kx) or (slices, ky, kx), complex")
     if "ismrmrd_header" not in file:
-        raise InputError("no dataset 'ismrmrd_header', which has the field of view of fastMRI's kspace")
+        raise InputError("no dataset 'ismrmrd_header'; fastMRI files give the field of view there")
     header = parse_header(file["ismrmrd_header"][()])
     if header.trajectory != "cartesian" or header.matrix[2] != 1:
         raise InputError(
-            f"a {header.trajectory} trajectory with {header.matrix[2]} partitions; fastMRI's files have Cartesian 2D "
+            f"a {header.trajectory} trajectory with {header.matrix[2]} partitions; fastMRI files contain Cartesian 2D "
             "slices"
         )
     chosen = span(len(kspace), first, slices, "the file")

@@ -1,4 +1,4 @@
-"""Files with what a scanner measured: our own HDF5 layout and others, told apart by what is in them."""
+"""Files of measured data: our own HDF5 layout and others, recognised by their content."""
 
 from pathlib import Path
 
@@ -14,22 +14,22 @@ from ddip_pl.scans.scan import Scan
 
 
 def read_scan(path: str | Path, slices: int | None = None, first: int | None = None, calibration: int = 24) -> Scan:
-    """Read what a scanner measured: HDF5 of our own layout, of ISMRMRD or of fastMRI, or a NumPy array of k-space.
+    """Read measured data: HDF5 in our own layout, ISMRMRD's or fastMRI's, or k-space as a NumPy array.
 
-    Several coils without maps are calibrated by ESPIRiT. See docs/measurements.md.
+    ESPIRiT estimates the coil maps if the file has several coils but no maps. See docs/measurements.md.
 
     Args:
         path: the file.
-        slices: number of slices, the central ones; by default all.
-        first: index of the first slice, where not the central ones are wanted.
-        calibration: width of the centre of k-space that coil maps are calibrated from, at most.
+        slices: number of slices, by default all.
+        first: index of the first slice; by default the slices are the central ones.
+        calibration: largest width of the k-space centre that coil maps are estimated from.
 
     Returns:
-        The measurement of an image in the units of the scanner, of any intensity; `sigma_y` is nan where the file has
-        none. And the frame of the image.
+        The measurement and the frame of its image. Intensities are in the scanner's units, in no particular range;
+        `sigma_y` is nan if the file does not give it.
 
     Raises:
-        InputError: the file is missing, damaged or of no known format, or something in it does not fit.
+        InputError: the file is missing, damaged, of unknown format or inconsistent.
     """
     try:
         return read_recording(Path(path), slices, first).scan(calibration)
@@ -38,11 +38,11 @@ def read_scan(path: str | Path, slices: int | None = None, first: int | None = N
 
 
 def read_recording(path: Path, slices: int | None, first: int | None) -> Recording:
-    """What is in a file, see `read_scan`; messages do not name the file."""
+    """Read a file, see `read_scan`. Error messages do not name the file."""
     if not path.is_file():
         raise InputError("no such file; give HDF5 (.h5), or k-space as a NumPy array (.npy)")
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
-        raise InputError("an image, and no measurement; ddip-pl test or ddip-pl simulate take it")
+        raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
     if path.suffix == ".npy":
         return read_array(path, slices, first)
     try:
@@ -54,8 +54,8 @@ def read_recording(path: Path, slices: int | None, first: int | None) -> Recordi
             if is_ismrmrd(file):
                 return read_ismrmrd(file, slices, first)
             raise InputError(
-                "neither our attribute 'operator' nor fastMRI's dataset 'kspace' nor ISMRMRD's group with 'xml' and "
-                f"'data'; it has {contents(file)}; see docs/measurements.md"
+                "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI), no group with 'xml' "
+                f"and 'data' (ISMRMRD); the file has {contents(file)}; see docs/measurements.md"
             )
     except (OSError, RuntimeError) as error:
-        raise InputError(f"damaged, or no HDF5 file ({reason(error)})") from error
+        raise InputError(f"damaged, or not an HDF5 file ({reason(error)})") from error

@@ -1,4 +1,4 @@
-"""Our own files with measurements: HDF5 in the layout that docs/measurements.md documents."""
+"""Our own measurement files: HDF5 in the layout described in docs/measurements.md."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-import ddip_pl.physics  # noqa: F401 (whose operators are found by their kind)
+import ddip_pl.physics  # noqa: F401 (its operators are found by their kind)
 from ddip_pl.errors import InputError
 from ddip_pl.physics.description import numbers
 from ddip_pl.physics.measurement import Measurement
@@ -23,22 +23,23 @@ COMMON = (
     "version", "operator", "name", "units", "sigma_y", "rescale_slope", "rescale_intercept", "slice_spacing", "margin",
     "data", "affine",
 )  # fmt: skip
-SLICES = "slices"  # first axis of data where each slice is measured by itself
-PER_SLICE = 3  # axes of an array that may have one part for each slice
+SLICES = "slices"  # first axis of the data of an operator that measures each slice separately
+PER_SLICE = 3  # an array with at least this many axes may have one entry per slice
 
 
 def write_measurement(path: str | Path, measurement: Measurement, frame: Frame) -> None:
-    """Write a measurement in the units of the scanner: `y` times `operator.unit` and the width of the `window`.
+    """Write a measurement in the scanner's units: `y` times `operator.unit` and the width of the `window`.
 
-    Its reconstructions will have the intensities of `window` again. The reference is not written.
+    Reconstructions from the file have the intensities of `window` again. The reference is not written.
 
     Raises:
-        InputError: there is no layout for the operator, or not for such pixels, or another file is in the way.
+        InputError: the operator, or its pixel size, has no file layout; `path` is another kind of file; or it cannot be
+            written.
     """
     path = Path(path)
     content = layout(measurement, frame)
     if path.exists() and not is_own(path):
-        raise InputError(f"{path} exists and holds no measurement of ours; choose another name")
+        raise InputError(f"{path} exists and is not a ddip-pl measurement; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
@@ -52,7 +53,7 @@ def write_measurement(path: str | Path, measurement: Measurement, frame: Frame) 
 
 
 def layout(measurement: Measurement, frame: Frame) -> dict[str, Any]:
-    """What the file of a measurement holds: arrays, which become datasets, and attributes."""
+    """Contents of a measurement's file: arrays become datasets, everything else attributes."""
     operator, (low, high) = measurement.operator, frame.window
     width, height, _ = frame.spacing
     description = operator.describe((height, width))
@@ -68,7 +69,7 @@ def layout(measurement: Measurement, frame: Frame) -> dict[str, Any]:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is one of ours."""
+    """Whether a file has our own layout."""
     try:
         with h5py.File(path) as file:
             return "operator" in file.attrs
@@ -77,36 +78,36 @@ def is_own(path: Path) -> bool:
 
 
 def contents(file: h5py.Group) -> str:
-    """Names and shapes of the datasets of a file."""
+    """Names and shapes of the first datasets in a file."""
     found: list[str] = []
     file.visititems(lambda name, item: found.append(f"'{name}' {item.shape}") if hasattr(item, "shape") else None)
     return ", ".join(found[:8]) or "no datasets"
 
 
 def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recording:
-    """Read a file of ours; messages do not name it.
+    """Read a file in our own layout. Error messages do not name the file.
 
     Raises:
-        InputError: something is missing, or does not fit.
+        InputError: an entry is missing or inconsistent.
     """
     attributes, name = dict(file.attrs), str(file.attrs.get("name", Path(file.filename).stem))
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and is_numeric(item)}
     [version] = numbers(attributes, "version", 1, (VERSION,))
     if version != VERSION:
-        raise InputError(f"layout {version:g}, this ddip-pl reads {VERSION}; update the older of both")
+        raise InputError(f"layout version {version:g}, but this ddip-pl reads {VERSION}; update whichever is older")
     if not name or name.startswith(".") or Path(name).name != name:
-        raise InputError(f"attribute 'name' is {name!r}; expected one that a folder can have")
+        raise InputError(f"attribute 'name' is {name!r}; expected a valid folder name")
     if "data" not in datasets:
-        raise InputError(f"no dataset 'data' of numbers; it has {contents(file)}")
+        raise InputError(f"no numeric dataset 'data'; the file has {contents(file)}")
     operator = operator_of(str(attributes["operator"]))
     if operator.axes[:1] != (SLICES,) and (slices, first) != (None, None):
-        raise InputError("slices that are measured together; leave out data.slices and data.first")
+        raise InputError("the slices were measured together; leave out data.slices and data.first")
     data = datasets["data"]
     depth = data.shape[0] if data.ndim else 0
     chosen = span(depth, first, slices, "the file")
 
     def of_chosen(values: h5py.Dataset) -> Any:
-        """An array that all slices have in common, or the part of the chosen ones."""
+        """An array shared by all slices, or the chosen slices' part of one with an entry per slice."""
         each = values.ndim >= PER_SLICE and len(values) == depth > 1
         return values[chosen if each else ()]
 
@@ -136,12 +137,12 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
 
 
 def is_numeric(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset is of numbers."""
+    """Whether a dataset contains numbers."""
     return dataset.dtype.kind in "biufc"
 
 
 def operator_of(kind: str) -> type[LinearOperator]:
-    """The operator of a kind.
+    """The operator class of this kind.
 
     Raises:
         InputError: there is none.
@@ -150,14 +151,14 @@ def operator_of(kind: str) -> type[LinearOperator]:
     found = {cls.kind: cls for cls in classes if cls.__dict__.get("kind")}
     if kind not in found:
         raise InputError(
-            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of your "
-            "own operator first"
+            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module that "
+            "defines your own operator first"
         )
     return found[kind]
 
 
 def subclasses(cls: type[LinearOperator]) -> Iterator[type[LinearOperator]]:
-    """All of them, the subclasses of a class after itself."""
+    """All direct and indirect subclasses, each before its own."""
     for each in cls.__subclasses__():
         yield each
         yield from subclasses(each)

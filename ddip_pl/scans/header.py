@@ -1,4 +1,4 @@
-"""The ISMRMRD header, which describes k-space; fastMRI's files have one, too."""
+"""The ISMRMRD header, which describes k-space. fastMRI files have one too."""
 
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -15,12 +15,12 @@ class Encoding:
     """How k-space was encoded, along x (readout), y (lines) and z (partitions).
 
     Attributes:
-        matrix: samples.
-        encoded: field of view of these, in mm.
-        wanted: field of view that is to be reconstructed, in mm.
-        trajectory: "cartesian", or another.
-        centre: line and partition of the zero frequency; by default in the middle.
-        embedded: whether the lines that calibrate the coils are part of the image's k-space.
+        matrix: number of samples.
+        encoded: their field of view, in mm.
+        wanted: field of view to reconstruct, in mm.
+        trajectory: "cartesian" or any other.
+        centre: line and partition of the zero frequency, by default the middle ones.
+        embedded: whether the calibration lines are part of the image's k-space.
     """
 
     matrix: tuple[int, int, int]
@@ -32,7 +32,7 @@ class Encoding:
 
     @property
     def spacing(self) -> float:
-        """Of slices or partitions, in mm."""
+        """Distance between slices or partitions, in mm."""
         return self.wanted[2] if self.matrix[2] == 1 else self.encoded[2] / self.matrix[2]
 
     def beside(self, axis: int, length: int) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def parse_header(xml: str | bytes) -> Encoding:
     """Read an ISMRMRD header.
 
     Raises:
-        InputError: it is no such header, or has several encodings.
+        InputError: it is not a valid header, or has several encodings.
     """
     try:
         found = ElementTree.fromstring(xml).findall(f"{NAMESPACE}encoding")
@@ -74,8 +74,10 @@ def parse_header(xml: str | bytes) -> Encoding:
             embedded=value("parallelImaging", "calibrationMode") == "embedded",
         )
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"no ISMRMRD header with one encodedSpace and reconSpace ({reason(error)})") from error
+        raise InputError(
+            f"not an ISMRMRD header with a single encodedSpace and reconSpace ({reason(error)})"
+        ) from error
     numbers = np.array([*header.matrix, *header.encoded, *header.wanted])
     if not ((numbers > 0) & (numbers < np.inf)).all():
-        raise InputError(f"the header has matrix sizes and fields of view {numbers}; expected them positive")
+        raise InputError(f"the header has matrix sizes and fields of view {numbers}; expected positive ones")
     return header

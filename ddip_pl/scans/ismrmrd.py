@@ -1,4 +1,4 @@
-"""ISMRMRD's own HDF5 files (Inati et al. 2017), read by the package `ismrmrd`."""
+"""ISMRMRD's HDF5 files (Inati et al. 2017), read with the package `ismrmrd`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +17,19 @@ from ddip_pl.scans.oversampling import UNITS, without_oversampling
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.slices import span
 
-Line = Any  # ismrmrd.Acquisition, one readout of all coils; the package has no types
+Line = Any  # ismrmrd.Acquisition, one readout of all coils; the package is untyped
 
 NO_IMAGE = (
     "NOISE_MEASUREMENT", "NAVIGATION_DATA", "PHASECORR_DATA", "HPFEEDBACK_DATA", "RTFEEDBACK_DATA", "DUMMYSCAN_DATA",
     "SURFACECOILCORRECTIONSCAN_DATA", "PHASE_STABILIZATION_REFERENCE", "PHASE_STABILIZATION",
 )  # fmt: skip
-ONE_IMAGE = ("contrast", "phase", "repetition", "set")  # counters that tell images of the same place apart
+ONE_IMAGE = ("contrast", "phase", "repetition", "set")  # counters that distinguish images of the same place
 LPS_TO_RAS = np.array([-1, -1, 1])
-UNEVEN = 0.02  # of slices, in units of their distance
+UNEVEN = 0.02  # largest deviation of a slice from even spacing, as a fraction of the spacing
 
 
 def is_ismrmrd(file: h5py.File) -> bool:
-    """Whether a file has ISMRMRD's groups."""
+    """Whether a file contains ISMRMRD scans."""
     return bool(_groups(file))
 
 
@@ -38,28 +38,27 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
 
 
 def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Recording:
-    """One image of several 2D slices, Cartesian or with a trajectory, or of a 3D slab, Cartesian.
+    """Read one image: 2D slices, Cartesian or along a trajectory, or a Cartesian 3D slab.
 
-    What was not measured for the image is left out: noise, navigators, calibration that is no part of it. Values that
-    were measured several times are averaged. Echoes lie where `center_sample` says; slices follow each other along
-    `slice_dir`.
+    Readouts that do not belong to the image are skipped: noise, navigators, separate calibration. Values measured
+    several times are averaged. `center_sample` gives the centre of each echo; slices are sorted along `slice_dir`.
 
     Raises:
-        InputError: the package is missing, the file is damaged, or it holds something else.
+        InputError: the package is missing, the file is damaged, or its content is not supported.
     """
     name, groups = Path(file.filename).stem, _groups(file)
     if len(groups) > 1:
         names = ", ".join(group.name.strip("/") for group in groups)
-        raise InputError(f"several scans ({names}); expected one, copy it to a file of its own")
+        raise InputError(f"several scans ({names}); expected one, copy it to a separate file")
     try:
         import ismrmrd
         from ismrmrd.file import Container
     except ImportError as error:
-        raise InputError("ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'") from error
+        raise InputError("ISMRMRD files need a package that is missing; pip install 'ddip-pl[ismrmrd]'") from error
     try:
         xml, lines = groups[0]["xml"][0], Container(groups[0]).acquisitions[:]
-    except Exception as error:  # a damaged file can make the reader stumble over anything
-        raise InputError(f"damaged, or no ISMRMRD raw data ({reason(error)})") from error
+    except Exception as error:  # on a damaged file the reader may raise anything
+        raise InputError(f"damaged, or not ISMRMRD raw data ({reason(error)})") from error
 
     def flagged(line: Line, flag: str) -> bool:
         return line.is_flag_set(getattr(ismrmrd, f"ACQ_IS_{flag}"))
@@ -68,14 +67,14 @@ def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Reco
     left_out = NO_IMAGE if header.embedded else (*NO_IMAGE, "PARALLEL_CALIBRATION")
     lines = [line for line in lines if not any(flagged(line, flag) for flag in left_out)]
     if not lines:
-        raise InputError("no readouts of an image; expected more than noise and calibration")
+        raise InputError("no image readouts; expected more than noise and calibration")
     if any(flagged(line, "REVERSE") for line in lines):
-        raise InputError("readouts in both directions (EPI), which would need a phase correction; not read")
+        raise InputError("readouts in both directions (EPI), which need a phase correction; not supported")
     for counter in ONE_IMAGE:
         if count := len({getattr(line.idx, counter) for line in lines}) - 1:
-            raise InputError(f"{count + 1} values of the counter '{counter}'; expected one image only")
+            raise InputError(f"{count + 1} values of the counter '{counter}'; expected a single image")
     if len(coils := {line.active_channels for line in lines}) > 1:
-        raise InputError(f"readouts of {sorted(coils)} coils; expected all of the same ones")
+        raise InputError(f"readouts of {sorted(coils)} coils; expected the same coils in all")
 
     planes = [[line for line in lines if line.idx.slice == i] for i in sorted({line.idx.slice for line in lines})]
     planes, affine = _in_place(planes, header)
@@ -96,10 +95,10 @@ def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Reco
 
 
 def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Line]], np.ndarray | None]:
-    """Slices in their order along `slice_dir`, and the affine from (line, sample, slice) of the encoded image to mm.
+    """Slices sorted along `slice_dir`, and the affine from (line, sample, slice) of the encoded image to mm.
 
-    The position of a slice is that of pixel `n // 2`, the origin of the Fourier transform. There is no affine where the
-    file has no directions.
+    A slice's position is the position of its pixel `n // 2`, the origin of the Fourier transform. The affine is None if
+    the file gives no directions.
     """
     heads = [plane[0] for plane in planes]
     directions = np.array([[head.read_dir[:], head.phase_dir[:], head.slice_dir[:]] for head in heads], np.float64)
@@ -107,7 +106,10 @@ def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Lin
     if not directions.any():
         return planes, None
     if not np.allclose(directions @ directions[0].T, np.eye(3), atol=1e-2) or not np.isfinite(positions).all():
-        raise InputError("read_dir, phase_dir, slice_dir that differ among slices, or are not perpendicular")
+        raise InputError(
+            "read_dir, phase_dir, slice_dir differ between slices or are not perpendicular; expected the same "
+            "orthonormal ones in all"
+        )
     order = np.argsort(positions @ directions[0, 2], kind="stable")
     planes, positions = [planes[i] for i in order], positions[order]
     read, phase, normal = directions[0]
@@ -117,7 +119,7 @@ def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Lin
         expected = positions[0] + np.arange(len(planes))[:, None] * step
         if np.linalg.norm(positions - expected, axis=1).max() > UNEVEN * np.linalg.norm(step):
             along = ", ".join(f"{place:.4g}" for place in positions @ normal)
-            raise InputError(f"slices at {along} mm along slice_dir; expected even distances")
+            raise InputError(f"slices at {along} mm along slice_dir; expected even spacing")
     x, y, z = header.matrix
     affine = np.eye(4)
     affine[:3, :3] = np.stack([phase * header.encoded[1] / y, read * header.encoded[0] / x, step], axis=1)
@@ -127,12 +129,12 @@ def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Lin
 
 
 def _samples(line: Line) -> np.ndarray:
-    """Values `(coils, samples)` that are not to be discarded."""
+    """Values `(coils, samples)` without those marked as discarded."""
     return line.data[:, line.discard_pre : line.number_of_samples - line.discard_post]
 
 
 def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """K-space `(slices, coils, readout, lines, partitions)`, and where it was measured, without the coils."""
+    """K-space `(slices, coils, readout, lines, partitions)` and its mask, which has no axis of coils."""
     x, y, z = header.matrix
     data = np.zeros((len(planes), planes[0][0].active_channels, x, y, z), np.complex64)
     count = np.zeros((len(planes), x, y, z), np.int32)
@@ -145,8 +147,8 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray
             if not (0 <= start < stop <= x and 0 <= row < y and 0 <= partition < z):
                 raise InputError(
                     f"line {line.idx.kspace_encode_step_1}, partition {line.idx.kspace_encode_step_2}, "
-                    f"{line.number_of_samples} samples with number {line.center_sample} in the centre; expected them "
-                    f"inside of the header's matrix of {x} x {y} x {z}"
+                    f"{line.number_of_samples} samples with sample {line.center_sample} in the centre; expected all "
+                    f"inside the header's matrix of {x} x {y} x {z}"
                 )
             data[i, :, start:stop, row, partition] += samples
             count[i, start:stop, row, partition] += 1
@@ -157,14 +159,14 @@ def _slab(
     name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
     slices: int | None, first: int | None,
 ) -> Recording:  # fmt: skip
-    """Slices of a slab, along an axis of k-space that is complete: the partitions if they are, or else the readout."""
+    """Slices of a slab along a fully sampled axis of k-space: the partitions if possible, otherwise the readout."""
     data, mask = _on_grid(planes, header)
     x, y, z = header.matrix
     axis = 2 if (mask == mask[..., :1]).all() else 0
     if axis == 0 and (mask != mask[:, :1]).any():
         raise InputError(
-            "lines that are measured in some of the partitions only, and partial echoes; expected all "
-            "partitions, or all samples, of each"
+            "some lines are not measured in all partitions, and some echoes are partial; expected each line to have "
+            "all partitions or all samples"
         )
     before, after = header.beside(axis, header.matrix[axis])
     chosen = span(header.matrix[axis] - before - after, first, slices, "the file")
@@ -189,19 +191,19 @@ def _slab(
 def _along_trajectory(
     name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None
 ) -> Recording:
-    """Samples with positions, in cycles per pixel or per field of view: ISMRMRD leaves it open."""
+    """Samples along a trajectory. Its positions are in cycles per pixel or per field of view: ISMRMRD allows both."""
     size, field = header.matrix[0], header.encoded[0]
     if header.matrix[1] != size or abs(header.encoded[1] - field) > 1e-3 * field:
-        raise InputError(f"encoded matrix {header.matrix}, {header.encoded} mm; expected it to be square")
+        raise InputError(f"encoded matrix {header.matrix}, {header.encoded} mm; expected a square one")
     if any(line.trajectory_dimensions < 2 for plane in planes for line in plane):
-        raise InputError(f"a {header.trajectory} scan without the positions of its samples; add them (traj)")
+        raise InputError(f"a {header.trajectory} scan without sample positions; add them (traj)")
     orders = [sorted(plane, key=lambda line: line.idx.kspace_encode_step_1) for plane in planes]
     positions = [
         np.concatenate([line.traj[line.discard_pre : line.number_of_samples - line.discard_post, :2] for line in plane])
         for plane in orders
     ]
     if any(each.shape != positions[0].shape or np.abs(each - positions[0]).max() > 1e-4 for each in positions):
-        raise InputError("trajectories that differ among slices; choose one of them (data.first)")
+        raise InputError("the trajectories of the slices differ; choose a single slice (data.first, data.slices)")
     trajectory = positions[0].astype(np.float64)
     if np.abs(trajectory).max() <= 0.5 * (1 + 1e-6):
         trajectory *= size  # from cycles per pixel

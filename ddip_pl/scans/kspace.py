@@ -1,4 +1,4 @@
-"""What files of k-space may leave out: the mask, and the maps of several coils."""
+"""What k-space files may leave out: the mask and the coil maps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,21 +17,21 @@ from ddip_pl.physics.sampling import measured_centre
 from ddip_pl.physics.sensitivity import calibrated_maps
 from ddip_pl.physics.trajectory import covered_centre
 
-SMALLEST_CALIBRATION = 8  # of ESPIRiT
+SMALLEST_CALIBRATION = 8  # width of the k-space centre that ESPIRiT needs
 
 
 def completed(description: Mapping[str, Any], data: np.ndarray, calibration: int) -> Description:
-    """The description of an MRI operator with mask and coil maps in it.
+    """Add the mask and the coil maps that the description of an MRI operator lacks.
 
-    Without a mask, what is not 0 in any coil is measured. Without maps, several coils are calibrated by ESPIRiT.
+    The mask marks values that are non-zero in at least one coil. ESPIRiT estimates the maps of several coils.
 
     Args:
         description: see `LinearOperator.describe`.
         data: k-space, `(slices, coils, ky, kx)` or, along a trajectory, `(slices, coils, samples)`.
-        calibration: width of the centre of k-space that maps are calibrated from, at most.
+        calibration: largest width of the k-space centre that maps are estimated from.
 
     Raises:
-        InputError: mask or trajectory do not fit, or there is no centre that is measured well enough.
+        InputError: the mask or the trajectory does not match the data, or the measured k-space centre is too small.
     """
     found = dict(description)
     cartesian = data.ndim == 4
@@ -45,7 +45,7 @@ def completed(description: Mapping[str, Any], data: np.ndarray, calibration: int
 
 
 def calibrate(description: Description, kspace: Tensor, most: int) -> Tensor:
-    """Coil maps from the centre of Cartesian k-space that is measured in all slices, at most so wide."""
+    """Coil maps from the centre of Cartesian k-space that is measured in all slices, at most `most` wide."""
     slices, _, height, width = kspace.shape
     mask = checked_mask(torch.from_numpy(np.asarray(description["mask"]) != 0), (slices, height, width))
     size = measured_centre(mask, most)
@@ -54,7 +54,7 @@ def calibrate(description: Description, kspace: Tensor, most: int) -> Tensor:
 
 
 def calibrate_gridded(description: Description, kspace: Tensor, most: int) -> Tensor:
-    """Coil maps from the centre of k-space that a trajectory covers, at most so wide, after gridding each coil."""
+    """Coil maps from the k-space centre that a trajectory covers, at most `most` wide, after gridding each coil."""
     slices, coils, samples = kspace.shape
     one = NonCartesianMRI.from_description(description, (slices * coils, 1, samples))
     size = covered_centre(one.trajectory.T, one.shape[1], most)
@@ -65,17 +65,17 @@ def calibrate_gridded(description: Description, kspace: Tensor, most: int) -> Te
 
 
 def check_calibration(size: int, most: int) -> None:
-    """Refuse a centre of k-space that is too small for ESPIRiT.
+    """Check that the k-space centre is large enough for ESPIRiT.
 
     Args:
-        size: width of the measured centre.
-        most: what the user allows.
+        size: width of the centre that can be used.
+        most: largest width that the user allows.
 
     Raises:
         InputError: it is too small.
     """
     if size < SMALLEST_CALIBRATION:
         raise InputError(
-            f"coil maps are calibrated from a fully measured centre of k-space, at least {SMALLEST_CALIBRATION} wide; "
+            f"coil maps are estimated from a fully measured k-space centre, at least {SMALLEST_CALIBRATION} wide; "
             f"here it is {size} (data.calibration {most}); give coil_maps in the file"
         )

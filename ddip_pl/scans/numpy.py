@@ -12,15 +12,15 @@ from ddip_pl.volumes.slices import span
 
 
 def read_array(path: Path, slices: int | None, first: int | None) -> Recording:
-    """Read `(coils, ky, kx)` of one slice or `(slices, coils, ky, kx)`, 0 where not measured; pixels of 1 mm.
+    """Read `(coils, ky, kx)` of one slice or `(slices, coils, ky, kx)`, 0 where not measured. Pixels are 1 mm wide.
 
     Raises:
-        InputError: it is no such array.
+        InputError: the file cannot be read, or has too few slices.
     """
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"damaged, or no NumPy array ({reason(error)})") from error
+        raise InputError(f"damaged, or not a NumPy array ({reason(error)})") from error
     data = data[None] if data.ndim == 3 else data
     chosen = span(len(data), first, slices, "the file") if data.ndim else slice(None)
     description = {"field_of_view": data.shape[-2:]}

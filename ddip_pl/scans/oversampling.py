@@ -1,4 +1,4 @@
-"""K-space of a larger field of view than is to be reconstructed, as scanners measure it."""
+"""Scanners measure a larger field of view than is reconstructed; this crops it."""
 
 import numpy as np
 
@@ -14,17 +14,17 @@ READOUT = (2,)
 def without_oversampling(
     name: str, data: np.ndarray, mask: np.ndarray, header: Encoding, affine: np.ndarray | None = None
 ) -> Recording:
-    """K-space of the field of view that is to be reconstructed.
+    """K-space of the field of view to reconstruct.
 
-    The readout is cropped in image space and transformed back. That is impossible before the reconstruction along lines
-    of which some are missing, and along a readout that is not complete; there the `margin` crops the image afterwards.
+    A fully sampled readout is cropped in image space and transformed back. Along an incomplete readout, and along the
+    lines, this is impossible before the reconstruction: there the `margin` crops the image afterwards.
 
     Args:
         name: of the scan.
         data: `(slices, coils, readout, lines)`, complex.
         mask: `(slices, readout, lines)`, bool.
         header: of the file.
-        affine: of the image as encoded.
+        affine: of the encoded image.
     """
     rows, columns = data.shape[2:]
     (top, bottom), (left, right) = header.beside(0, rows), header.beside(1, columns)

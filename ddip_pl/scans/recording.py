@@ -1,4 +1,4 @@
-"""What a scanner measured, in its own units: what every format is read into, and what becomes a `Scan`."""
+"""Measured data in the scanner's units: every format is read into a `Recording`, which becomes a `Scan`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Recording:
     """Measured data and how they were measured; see docs/measurements.md.
 
     Attributes:
-        name: of the scan; its results are filed under it.
+        name: of the scan, and of the folder with its results.
         operator: class of the operator.
-        data: measured values, of the operator's `axes`.
-        description: of the operator, see `LinearOperator.describe`; of k-space, mask and coil maps may be missing. Its
-            `pixel_size` or `field_of_view`, in mm, gives the size of a pixel, or else `affine` does.
-        sigma_y: standard deviation of the noise in the units of `data`; nan where it is not known.
+        data: measured values, with the operator's `axes`.
+        description: of the operator, see `LinearOperator.describe`; for k-space, mask and coil maps may be missing. Its
+            `pixel_size` or `field_of_view`, in mm, gives the pixel size; without them `affine` does.
+        sigma_y: standard deviation of the noise in the units of `data`; nan if unknown.
         affine: `(4, 4)`, from (column, row, slice) of the reconstruction without its margin to scanner coordinates in
-            mm (RAS+); by default the image lies around the origin.
+            mm (RAS+); by default the image is centred at the origin.
         slice_spacing: in mm, for scans without affine.
-        margin: rows above and below, columns left and right of the reconstruction that are not to be written.
+        margin: rows above and below, columns left and right of the image, removed before the result is written.
         units: of the written intensities, which are `slope` times the reconstructed ones, plus `intercept`.
         slope: see `units`.
         intercept: see `units`.
@@ -54,13 +54,13 @@ class Recording:
     intercept: float = 0.0
 
     def scan(self, calibration: int = 24) -> Scan:
-        """The measurement in the scale of the unit-norm operator, of an image in the units of the scanner.
+        """The measurement in the scale of the unit-norm operator, with the image in the scanner's units.
 
         Args:
-            calibration: width of the centre of k-space that coil maps are calibrated from, at most.
+            calibration: largest width of the k-space centre that coil maps are estimated from.
 
         Raises:
-            InputError: something does not fit.
+            InputError: the data are invalid or inconsistent with the description.
         """
         self.check()
         description = self.description
@@ -73,7 +73,11 @@ class Recording:
         return Scan(Measurement(self.measured(operator, unit), operator, self.sigma_y / unit), frame)
 
     def check(self) -> None:
-        """What is asked of any data: axes, finite values, something but 0 in each slice, numbers that make sense."""
+        """Check the axes, that all values are finite and no slice is all zero, and the settings that scale the image.
+
+        Raises:
+            InputError: one of these fails.
+        """
         axes = self.operator.axes
         if self.data.ndim != len(axes):
             raise InputError(f"data of shape {self.data.shape}; expected {len(axes)} axes ({', '.join(axes)})")
@@ -92,7 +96,11 @@ class Recording:
             raise InputError(f"affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
 
     def pixel(self, operator: LinearOperator) -> tuple[float, float]:
-        """Height and width of a pixel, in mm."""
+        """Height and width of a pixel, in mm.
+
+        Raises:
+            InputError: one of them, or the slice spacing, is missing or not positive.
+        """
         _, rows, columns = operator.shape
         if "field_of_view" in self.description:
             height, width = numbers(self.description, "field_of_view", 2)
@@ -107,21 +115,29 @@ class Recording:
         return height, width
 
     def frame(self, operator: LinearOperator, height: float, width: float) -> Frame:
-        """Where the image belongs, whose pixels have this height and width in mm."""
+        """The frame of an image whose pixels have this height and width in mm.
+
+        Raises:
+            InputError: the margin leaves no pixels.
+        """
         slices, rows, columns = operator.shape
         top, bottom, left, right = self.margin
         if min(self.margin) < 0 or top + bottom >= rows or left + right >= columns:
             raise InputError(f"margin {self.margin} leaves nothing of {rows} x {columns} pixels")
         affine = self.affine
-        if affine is None:  # around the origin; columns to the right, rows down, slices up
+        if affine is None:  # centred at the origin; columns to the right, rows down, slices up
             affine = np.diag([width, -height, self.slice_spacing, 1.0])
             kept = columns - left - right, rows - top - bottom, slices
             affine[:3, 3] = -affine[:3, :3] @ [(count - 1) / 2 for count in kept]
         return Frame(self.name, affine, (self.intercept, self.intercept + self.slope), self.margin, self.units)
 
     def measured(self, operator: LinearOperator, unit: float) -> torch.Tensor:
-        """`data / unit` in the shape and of the type of what the operator measures."""
-        part = operator.select(slice(operator.coupled))  # the first slice, or all where they are measured together
+        """`data / unit` with the shape and type of the operator's measurements.
+
+        Raises:
+            InputError: the data have another type or size.
+        """
+        part = operator.select(slice(operator.coupled))  # the first slice, or all if they are measured together
         like = part(part.zeros())
         kinds, values = ("c", "complex") if like.is_complex() else ("biuf", "real")
         if self.data.dtype.kind not in kinds:

@@ -1,1 +1,1 @@
-"""Image volumes: their files, and where they belong."""
+"""Image volumes: their files and their place in scanner coordinates."""

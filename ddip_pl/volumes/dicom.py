@@ -1,4 +1,4 @@
-"""DICOM series to volumes, and volumes to derived series."""
+"""Reads volumes from DICOM series, and writes volumes as derived series."""
 
 import datetime
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from ddip_pl.errors import InputError, reason
 from ddip_pl.volumes.volume import Volume, as_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point to the patient's left and back
-OFF = 0.1  # of the slice spacing: what positions in files are off a regular grid, which are often rounded
-# Axes of columns, rows and slices in which images are shown upright, by where the slices follow each other.
+OFF = 0.1  # tolerance of slice positions, as a fraction of the spacing; files often round them
+# Directions of columns, rows and slices that show images upright, by the direction of the slices.
 UPRIGHT = {"S": "LPS", "I": "LPS", "A": "LIP", "P": "LIP", "L": "PIR", "R": "PIR"}
-# What a derived series has in common with its source: patient, study, frame of reference, and how it was acquired.
+# Attributes that a derived series shares with its source: patient, study, frame of reference, acquisition.
 COMMON = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight",
     "PatientIdentityRemoved", "DeidentificationMethod", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
@@ -34,7 +34,7 @@ COMMON = (
     "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "InversionTime", "EchoTrainLength", "FlipAngle",
     "MagneticFieldStrength", "RescaleType", "WindowCenter", "WindowWidth",
 )  # fmt: skip
-# What must be there, and may be empty.
+# Attributes that must be present but may be empty.
 EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer",
@@ -44,15 +44,15 @@ EMPTY = (
 def read_dicom(folder: Path, series: str = "") -> Volume:
     """Read a series of single-frame DICOM images from a folder and its sub-folders; other files are ignored.
 
-    Slices are put in order by their positions, which also give the slice spacing. Values are rescaled (CT: HU).
+    Slices are sorted by position, which also gives the slice spacing. Values are rescaled (CT: HU).
 
     Args:
         folder: with the files.
-        series: number or UID of the series, where there are several.
+        series: number or UID of the series, needed if there are several.
 
     Raises:
-        InputError: there is no series or it is not clear which is wanted; slices are missing, come twice, do not belong
-            together or do not say where they lie; pixels cannot be decoded; else see `as_volume`.
+        InputError: there is no series, or several to choose from; slices are missing, duplicated, inconsistent or
+            without a position; pixels cannot be decoded; or see `as_volume`.
     """
     try:
         headers, affine = arrange(choose(folder, series))
@@ -65,15 +65,15 @@ def read_dicom(folder: Path, series: str = "") -> Volume:
 
 
 def choose(folder: Path, series: str) -> list[Dataset]:
-    """Headers of all slices of a series, see `read_dicom`."""
+    """Headers of all slices of the chosen series, see `read_dicom`."""
     found: dict[str, list[Dataset]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and is_dicom(path):
             try:
                 header = dcmread(path, stop_before_pixels=True)
                 if "Rows" in header or "Image Storage" in header.file_meta.MediaStorageSOPClassUID.name:
-                    found.setdefault(str(header.SeriesInstanceUID), []).append(header)  # no report, no directory
-            except Exception as error:  # a damaged file can make the reader stumble over anything
+                    found.setdefault(str(header.SeriesInstanceUID), []).append(header)  # not a report or directory
+            except Exception as error:  # on a damaged file the reader may raise anything
                 raise InputError(f"{path} is not a readable DICOM file ({reason(error)})") from error
     if not found:
         raise InputError("no DICOM images and no .npy slices in this folder")
@@ -82,21 +82,21 @@ def choose(folder: Path, series: str) -> list[Dataset]:
     chosen = [headers for name, (uid, headers) in zip(names, found.items(), strict=True) if series in (name, uid)]
     if chosen or (len(found) == 1 and not series):
         return (chosen or list(found.values()))[0]
-    there = ", ".join(
+    available = ", ".join(
         f"{name} ({headers[0].get('SeriesDescription') or 'no description'}, {len(headers)} slices)"
         for name, headers in zip(names, found.values(), strict=True)
     )
     wanted = f"no series {series}" if series else f"{len(found)} series"
-    raise InputError(f"{wanted}; choose one as {folder}:NUMBER; series there: {there}")
+    raise InputError(f"{wanted}; choose one as {folder}:NUMBER; available series: {available}")
 
 
 def arrange(headers: Sequence[Dataset]) -> tuple[list[Dataset], np.ndarray]:
-    """Slices in the order of their positions, and the affine `(4, 4)` from (column, row, slice) to mm (RAS+)."""
+    """Slices sorted by position, and the affine `(4, 4)` from (column, row, slice) to mm (RAS+)."""
     for header in headers:
         if "SharedFunctionalGroupsSequence" in header or int(header.get("NumberOfFrames") or 1) > 1:
             raise InputError(f"{header.filename} is multi-frame DICOM; convert it to NIfTI first")
         if header.get("SamplesPerPixel", 1) != 1:
-            raise InputError(f"{header.filename} is a colour image, expected grey values")
+            raise InputError(f"{header.filename} is a colour image, expected greyscale")
     common = {}
     for tag, count in {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}.items():
         values = [numbers(header, tag, count) for header in headers]
@@ -105,7 +105,7 @@ def arrange(headers: Sequence[Dataset]) -> tuple[list[Dataset], np.ndarray]:
                 here, there = (
                     f"{one.tolist()} in {of.filename}" for one, of in ((values[0], headers[0]), (value, header))
                 )
-                raise InputError(f"{tag} is {here} and {there}; a volume has the same in all slices")
+                raise InputError(f"{tag} is {here} and {there}; expected the same in all slices")
         common[tag] = values[0]
     row, column = common["ImageOrientationPatient"].reshape(2, 3)
     if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=1e-2):
@@ -129,37 +129,39 @@ def arrange(headers: Sequence[Dataset]) -> tuple[list[Dataset], np.ndarray]:
 
 
 def check_regular(headers: Sequence[Dataset], positions: np.ndarray, step: np.ndarray, normal: np.ndarray) -> None:
-    """Refuse slices, in order, that come twice, are missing or do not follow each other in regular steps."""
+    """Refuse sorted slices that are duplicated, missing or not regularly spaced."""
     gaps = np.diff(positions @ normal)
     usual = float(np.median(gaps))
     same = gaps < 1e-3
     between = [f"{a.filename} and {b.filename}" for a, b in pairwise(headers)]
     if same.any():
-        raise InputError(f"{between[same.argmax()]} lie at the same position, as {same.sum()} pairs do; leave one each")
+        raise InputError(
+            f"{between[same.argmax()]} are at the same position ({same.sum()} such pairs); remove one of each"
+        )
     if (gap := gaps.max()) > 1.5 * usual:
-        apart = f"{between[gaps.argmax()]} lie {gap:.4g} mm apart, other slices {usual:.4g} mm"
+        apart = f"{between[gaps.argmax()]} are {gap:.4g} mm apart, other slices {usual:.4g} mm"
         raise InputError(f"{apart}; {round(gap / usual) - 1} slices are missing there")
     off = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1)
     if off.max() > OFF * usual:
         raise InputError(
-            f"slices do not follow each other in regular steps: {headers[int(off.argmax())].filename} is "
-            f"{off.max():.3g} mm off, slices are {usual:.4g} mm apart; resample them first"
+            f"slices are not regularly spaced: {headers[int(off.argmax())].filename} is {off.max():.3g} mm off, "
+            f"slices are {usual:.4g} mm apart; resample them first"
         )
 
 
 def numbers(header: Dataset, tag: str, count: int) -> np.ndarray:
-    """Values of an attribute that must be there."""
+    """Values of an attribute that must be present."""
     try:
         values = np.array(header.get(tag), dtype=float).reshape(count)
     except (TypeError, ValueError):
         values = np.array(np.nan)
     if not np.isfinite(values).all():
-        raise InputError(f"{header.filename} has no {tag}; without it there is no place in a volume")
+        raise InputError(f"{header.filename} has no {tag}; without it the slice cannot be placed in a volume")
     return values
 
 
 def check_decoder(syntax: UID) -> None:
-    """Refuse pixels that cannot be decoded here."""
+    """Refuse a compression that no installed package can decode."""
     try:
         if not get_decoder(syntax).is_available:
             raise InputError(f'no decoder for {syntax.name}; pip install "pylibjpeg[all]"')
@@ -171,14 +173,14 @@ def pixels(header: Dataset) -> np.ndarray:
     """Rescaled values of a slice, `(columns, rows)` float32."""
     try:
         image = dcmread(str(header.filename))
-        with np.errstate(over="ignore"):  # is refused as infinite later
+        with np.errstate(over="ignore"):  # `as_volume` refuses infinite values
             return apply_modality_lut(image.pixel_array, image).T.astype(np.float32)
     except Exception as error:  # as above
-        raise InputError(f"pixels of {header.filename} are not readable ({reason(error)})") from error
+        raise InputError(f"pixels of {header.filename} cannot be read ({reason(error)})") from error
 
 
 def check_writable(affine: np.ndarray) -> None:
-    """Refuse places that DICOM cannot express.
+    """Refuse an affine that DICOM cannot express.
 
     Raises:
         InputError: rows and columns are not perpendicular.
@@ -186,7 +188,7 @@ def check_writable(affine: np.ndarray) -> None:
     row, column = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
     if abs(row @ column) > 1e-4:
         raise InputError(
-            "rows and columns of the volume are not perpendicular, as those of DICOM are; leave out --dicom"
+            "rows and columns of the volume are not perpendicular, which DICOM cannot express; leave out --dicom"
         )
 
 
@@ -195,14 +197,14 @@ def write_dicom(
 ) -> None:
     """Write a volume as a derived DICOM series: a new folder with `0001.dcm`, `0002.dcm`, ...
 
-    Images are turned upright; the values are rounded to 65536 levels between the smallest and the largest.
+    Images are turned upright; values are rounded to 65536 levels between the smallest and the largest.
 
     Args:
-        folder: for the files.
-        data: `(columns, rows, slices)`, axes along or against any of the patient's.
+        folder: for the files; it must not exist.
+        data: `(columns, rows, slices)`, in any orientation.
         affine: `(4, 4)`, from indices of `data` to scanner coordinates in mm (RAS+).
-        source: header of a slice of the series that the volume is derived from, which belongs to the same patient and
-            study; without one the images are secondary captures of nobody.
+        source: header of a slice of the series that the volume is derived from; the new series gets its patient and
+            study. Without one the images are secondary captures without a patient.
         description: of the series and how it was derived.
 
     Raises:
@@ -236,7 +238,7 @@ def write_dicom(
 
 
 def derived_header(source: Dataset | None, description: str) -> Dataset:
-    """What all slices of a derived series have in common, but for its geometry and its scale."""
+    """Attributes that all slices of a derived series share, except geometry and scale."""
     header, now = Dataset(), datetime.datetime.now()
     for tag in EMPTY:
         setattr(header, tag, "")
@@ -258,11 +260,11 @@ def derived_header(source: Dataset | None, description: str) -> Dataset:
 
 
 def units(header: Dataset) -> str:
-    """Of rescaled values, where a header says."""
+    """Units of the rescaled values; empty if the header does not give them."""
     rescaled = str(header.get("RescaleType") or ("HU" if header.get("Modality") == "CT" else ""))
     return "" if rescaled == "US" else rescaled  # US: unspecified
 
 
 def rounded(value: float) -> float:
-    """A number as it stands in a DICOM file, in 16 characters."""
+    """A number as DICOM stores it, in at most 16 characters."""
     return float(format_number_as_ds(float(value)))

@@ -1,4 +1,4 @@
-"""Image files to volumes."""
+"""Reads volumes from image files."""
 
 import re
 from pathlib import Path
@@ -13,17 +13,17 @@ from ddip_pl.volumes.volume import Volume, as_volume
 
 HDF5 = (".h5", ".hdf5", ".hdf")
 
-MEASURED = ", and no volume; ddip-pl predict --config configs/task/measured.yaml takes it"
+MEASURED = ", not a volume; use ddip-pl predict --config configs/task/measured.yaml"
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a volume, turned to RAS+ orientation, from whatever lies at `path`.
+    """Read a volume of any supported format, turned to RAS+ orientation.
 
     `scan.nii`, `scan.nii.gz`: NIfTI, see `read_nifti`. `folder`, `folder:SERIES`: a DICOM series, see `read_dicom`, or
     slices as `.npy` files, see `read_slices`. `scan.h5`, `scan.h5:DATASET`: HDF5, see `read_hdf5`.
 
     Raises:
-        InputError: it is missing, unreadable or not one whole 3D volume of finite numbers; see these functions.
+        InputError: it is missing, unreadable or not a complete 3D volume of finite numbers; see these functions.
     """
     place, choice = split(path)
     if place.is_dir():
@@ -33,7 +33,7 @@ def read_volume(path: str | Path) -> Volume:
     if place.suffix.lower() == ".npy" and place.is_file() and is_kspace(place):
         raise InputError(f"volume {path}: k-space{MEASURED}")
     if place.suffix.lower() in (".dcm", ".npy") and place.is_file():
-        raise InputError(f"volume {path}: a single slice; give the folder that its volume lies in")
+        raise InputError(f"volume {path}: a single slice; give the folder with all slices of the volume")
     return read_nifti(path)
 
 
@@ -46,13 +46,13 @@ def is_kspace(path: Path) -> bool:
 
 
 def split(path: str | Path) -> tuple[Path, str]:
-    """`folder:SERIES` and `file:DATASET` as path and choice; the choice is empty where none is made."""
+    """`folder:SERIES` and `file:DATASET` as path and choice; the choice is empty if none is made."""
     place, _, choice = str(path).rpartition(":")
     return (Path(place), choice) if place and Path(place).exists() and not Path(path).exists() else (Path(path), "")
 
 
 def volume_name(path: str | Path) -> str:
-    """What the results of a volume are filed under: the name of its file or folder, and the choice made in it."""
+    """Name of a volume, and of the folder with its results: its file or folder and the choice made in it."""
     place, choice = split(path)
     name = place.resolve().name.removesuffix(".gz")
     stem = Path(name).stem if Path(name).suffix.lower() in (".nii", *HDF5) else name
@@ -63,7 +63,7 @@ def read_nifti(path: str | Path) -> Volume:
     """Read a NIfTI file, turned to RAS+ orientation.
 
     Raises:
-        InputError: the file is missing or unreadable, is no 3D volume, or holds NaN, infinity or one value only.
+        InputError: the file is missing or unreadable, or see `as_volume`.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +72,7 @@ def read_nifti(path: str | Path) -> Volume:
         with nib.imageglobals.ErrorLevel(30):  # type: ignore[attr-defined]  # or voxel sizes of 0 or less become 1
             image = nib.load(path)  # type: ignore[attr-defined]
         data, affine = np.asarray(image.dataobj), image.affine  # type: ignore[attr-defined]
-    except Exception as error:  # a damaged file can make the reader stumble over anything
+    except Exception as error:  # on a damaged file the reader may raise anything
         raise InputError(f"volume {path}: not a readable NIfTI file ({reason(error)})") from error
     return as_volume(path, data, affine)
 
@@ -80,12 +80,12 @@ def read_nifti(path: str | Path) -> Volume:
 def read_slices(folder: Path) -> Volume:
     """Read axial slices from `000.npy`, `001.npy`, ..., each `(rows, columns)`, as published for the AAPM challenge.
 
-    There is no geometry in such files: voxels are taken for 1 mm wide. As viewers show them, slices have the patient's
-    front in the first row and right side in the first column; the first slice is the lowest.
+    These files have no geometry: voxels are assumed to be 1 mm wide. Slices have the patient's front in the first row
+    and right side in the first column, as viewers show them; the first slice is the lowest.
 
     Raises:
-        InputError: a file is unreadable or no 2D array, slices differ in size, or a number is missing or comes twice;
-            else see `as_volume`.
+        InputError: a file is unreadable or not a 2D array, slices differ in size, or a number is missing or duplicated;
+            or see `as_volume`.
     """
     files: dict[int, Path] = {}
     for file in sorted(folder.glob("*.npy")):
@@ -111,15 +111,15 @@ def read_slices(folder: Path) -> Volume:
 
 
 def read_hdf5(path: Path, dataset: str = "") -> Volume:
-    """Read a 3D dataset of an HDF5 file, by default the only one there is.
+    """Read a 3D dataset of an HDF5 file, by default the only one.
 
-    Its attribute `affine`, `(4, 4)`, leads from its indices to scanner coordinates in mm (RAS+). Without one the axes
-    are slices, rows and columns of axial images, oriented as in `read_slices`, and the attribute `voxel_size` gives the
-    lengths along them in mm, by default 1. The attribute `units` names the units of the values.
+    The attribute `affine`, `(4, 4)`, maps indices to scanner coordinates in mm (RAS+). Without it the axes are slices,
+    rows and columns of axial images, oriented as in `read_slices`, and the attribute `voxel_size` gives the spacing
+    along them in mm, by default 1. The attribute `units` names the units of the values.
 
     Raises:
-        InputError: the file is missing or unreadable, it is not clear which dataset is wanted, or an attribute cannot
-            be used; else see `as_volume`.
+        InputError: the file is missing or unreadable, the dataset is missing or ambiguous, or an attribute is invalid;
+            or see `as_volume`.
     """
     if not path.is_file():
         raise InputError(f"volume {path}: no such file")
@@ -132,9 +132,9 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
             volumes = [name for name, item in found.items() if item.ndim == 3 and item.dtype.kind in "iuf"]
             name = dataset.strip("/") or (volumes[0] if len(volumes) == 1 else "")
             if name not in found:
-                there = ", ".join(f"{name} {item.shape} {item.dtype}" for name, item in found.items()) or "none"
+                available = ", ".join(f"{name} {item.shape} {item.dtype}" for name, item in found.items()) or "none"
                 wanted = f"no dataset {name}" if name else f"{len(volumes)} 3D datasets of real numbers"
-                raise InputError(f"volume {path}: {wanted}; choose one as {path}:NAME; datasets there: {there}")
+                raise InputError(f"volume {path}: {wanted}; choose one as {path}:NAME; available datasets: {available}")
             data, attributes = found[name][()], dict(found[name].attrs)
     except InputError:
         raise
@@ -144,14 +144,14 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
         voxel_size = np.broadcast_to(np.asarray(attributes.get("voxel_size", 1), dtype=float), 3)
         affine = np.asarray(attributes.get("affine", stack(voxel_size)), dtype=float)
     except ValueError as error:
-        raise InputError(f"volume {path}: affine or voxel_size of {name} cannot be used ({reason(error)})") from error
+        raise InputError(f"volume {path}: affine or voxel_size of {name} is invalid ({reason(error)})") from error
     if not (voxel_size > 0).all():
         raise InputError(f"volume {path}: voxel_size of {name} is {voxel_size.tolist()}; expected mm above 0")
     return as_volume(f"{path}:{name}", np.asarray(data), affine, str(attributes.get("units", "")))
 
 
 def stack(voxel_size: np.ndarray) -> np.ndarray:
-    """Affine `(4, 4)` of axial images (slice, row, column) as viewers show them, from their spacings in mm."""
+    """Affine `(4, 4)` from (slice, row, column) of axial images, as viewers show them, with this spacing in mm."""
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = *(voxel_size * (1, -1, -1)), 1
     return affine

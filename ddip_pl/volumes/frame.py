@@ -1,4 +1,4 @@
-"""Where an image belongs: its place in the world, its units, and the padding around it."""
+"""Where an image belongs: its place in scanner coordinates, its units and its padding."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """What turns images `(slices, channels, height, width)` in [0, 1] back into the volume that they are of.
+    """Turns images `(slices, channels, height, width)` in [0, 1] back into a volume in scanner coordinates.
 
     Attributes:
-        name: of the volume; its results are filed under it.
-        affine: `(4, 4)`, from (column, row, slice) of the image without its margin to scanner coordinates in mm.
+        name: of the volume, and of the folder with its results.
+        affine: `(4, 4)`, from (column, row, slice) of the image without its margin to scanner coordinates in mm (RAS+).
         window: intensities that 0 and 1 stand for, in `units`.
-        margin: rows above and below, columns left and right that are padding and not image.
-        units: of the intensities, where they are known.
-        header: of the DICOM series that the volume was read from, if it was, for series derived from it.
+        margin: rows above and below, columns left and right that are padding.
+        units: of the intensities; empty if unknown.
+        header: of the DICOM series that the volume was read from, if any; a derived series copies from it.
     """
 
     name: str = "volume"
@@ -37,12 +37,12 @@ class Frame:
     header: Dataset | None = None
 
     def to(self, device: object) -> Frame:
-        """Itself, on whichever device: Lightning moves a batch by the method `to` of its parts."""
+        """Itself: there is nothing to move, but Lightning calls `to` on each part of a batch."""
         return self
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """From column to column, row to row and slice to slice, in mm."""
+        """Distance between columns, rows and slices, in mm."""
         column, row, slice_ = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(column), float(row), float(slice_)
 
@@ -52,15 +52,15 @@ class Frame:
         return images[..., top : images.shape[-2] - bottom, left : images.shape[-1] - right]
 
     def in_units(self, images: Tensor) -> np.ndarray:
-        """Images without margin as an array `(columns, rows, slices)` in `units`, complex ones by magnitude."""
+        """Unpadded images as an array `(columns, rows, slices)` in `units`, complex ones as magnitude."""
         low, high = self.window
         return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> w h s") * (high - low) + low
 
     def nifti(self, images: Tensor) -> Nifti1Image:
-        """Images without margin as a NIfTI image, in place and in `units`."""
+        """Unpadded images as a NIfTI image in `units`."""
         return nib.Nifti1Image(self.in_units(images), self.affine)  # type: ignore[attr-defined]
 
 
 def magnitude(images: Tensor) -> Tensor:
-    """Real images as they are, complex ones (two channels) by magnitude; `(slices, 1, height, width)`."""
+    """Real images unchanged, complex ones (two channels) as magnitude; `(slices, 1, height, width)`."""
     return images if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Slices of a volume as images: chosen, turned upright, brought to a size and to [0, 1]."""
+"""Slices of a volume as images: selected, turned upright, resized and scaled to [0, 1]."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ AXES = {"axial": "z y x", "coronal": "y z x", "sagittal": "x z y"}  # slices, ro
 
 
 def span(depth: int, first: int | None, count: int | None, what: str, kind: str = "slices") -> slice:
-    """Range of the wanted slices.
+    """Range of the selected slices.
 
     Args:
-        depth: number of slices there are.
+        depth: number of slices available.
         first: index of the first slice; by default the slices are the central ones.
-        count: number of slices, by default all.
-        what: what has them, for the message.
-        kind: kind of slices, for the message.
+        count: number of slices, by default all from `first` on.
+        what: what the slices belong to, for the error message.
+        kind: what they are called there.
 
     Raises:
         InputError: there are not that many.
@@ -36,16 +36,17 @@ def span(depth: int, first: int | None, count: int | None, what: str, kind: str 
 
 
 def cut(volume: Volume, plane: AnatomicalPlane, first: int | None, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Slices of a volume as upright images, and where they lie.
+    """Slices of a volume as upright images, and their place.
 
     Args:
         volume: see `Volume`.
         plane: of the slices.
         first: index of the first slice; by default the slices are the central ones.
-        count: number of slices, by default all.
+        count: number of slices, by default all from `first` on.
 
     Returns:
-        Images `(slices, rows, columns)`, patient's front or top up; affine `(4, 4)` from (column, row, slice) to mm.
+        Images `(slices, rows, columns)` with the patient's front or head up; affine `(4, 4)` from (column, row, slice)
+        to scanner coordinates in mm (RAS+).
 
     Raises:
         InputError: there are not that many slices.
@@ -60,7 +61,7 @@ def cut(volume: Volume, plane: AnatomicalPlane, first: int | None, count: int | 
 
 
 def to_unit_interval(data: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Map the intensities of `window` to [0, 1] and clip those outside of it.
+    """Map the intensities of `window` to [0, 1] and clip the rest.
 
     Raises:
         InputError: the window is empty, or the image is constant inside it.
@@ -71,24 +72,22 @@ def to_unit_interval(data: np.ndarray, window: tuple[float, float]) -> np.ndarra
     image = np.clip((data - low) / (high - low), 0, 1)
     if image.min() == image.max():
         raise InputError(
-            f"the slices are constant inside data.window {window}; they have values {data.min()} .. {data.max()}"
+            f"the slices are constant inside data.window {window}; their values are {data.min()} .. {data.max()}"
         )
     return image
 
 
 def fit(images: Tensor, size: tuple[int, int], enlarge: bool) -> tuple[Tensor, tuple[int, int, int, int], np.ndarray]:
-    """Bring images `(slices, 1, rows, columns)` to a size, in proportion, and pad the rest with 0.
-
-    Larger images are shrunk; smaller ones are enlarged with `enlarge`, and only padded without.
+    """Resize images to fit into `size`, keep their proportions, and pad the rest with 0.
 
     Args:
-        images: in [0, 1].
+        images: `(slices, 1, rows, columns)` in [0, 1].
         size: height and width in pixels.
-        enlarge: see above.
+        enlarge: enlarge smaller images too; otherwise they are only padded.
 
     Returns:
         The images; their margin `(top, bottom, left, right)`; the affine `(4, 4)` from (column, row, slice) of the new
-        image without its margin to the same of the old one.
+        image without its margin to (column, row, slice) of the old image.
     """
     height, width = size
     old = images.shape[-2:]

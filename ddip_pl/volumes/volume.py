@@ -15,9 +15,9 @@ class Volume:
     """An image volume.
 
     Attributes:
-        data: `(x, y, z)` float32; axes point to the patient's right, front and top (RAS+).
-        affine: `(4, 4)`, from indices to scanner coordinates in mm.
-        units: of the values, "HU" for example; empty where the file does not say.
+        data: `(x, y, z)` float32; axes point to the patient's right, front and head (RAS+).
+        affine: `(4, 4)`, from indices to scanner coordinates in mm (RAS+).
+        units: of the values, for example "HU"; empty if the file does not give them.
         header: of the first slice, if the volume is a DICOM series.
     """
 
@@ -35,27 +35,28 @@ class Volume:
 def as_volume(
     path: str | Path, data: np.ndarray, affine: np.ndarray, units: str = "", header: Dataset | None = None
 ) -> Volume:
-    """What a file holds as a volume, turned to RAS+ orientation.
+    """Check the content of a file and turn it to RAS+ orientation.
 
     Args:
-        path: of the file, for messages.
+        path: of the file, for error messages.
         data: three axes in any order; more axes of length 1 may follow.
         affine: `(4, 4)`, from indices of `data` to scanner coordinates in mm.
         units: see `Volume`.
         header: see `Volume`.
 
     Raises:
-        InputError: it is no 3D volume of real numbers, holds NaN, infinity or one value only, or has no voxel size.
+        InputError: it is not a 3D volume of real numbers, contains NaN or infinity, is constant, or has an invalid
+            affine.
     """
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.kind == "c":
-        raise InputError(f"volume {path}: complex voxels, expected real ones; save the magnitude first")
+        raise InputError(f"volume {path}: complex voxels, expected real numbers; save the magnitude first")
     if data.dtype.kind not in "biuf":
         raise InputError(f"volume {path}: voxels of type {data.dtype}, expected real numbers")
     if data.ndim != 3:
         raise InputError(f"volume {path}: {data.ndim} dimensions {data.shape}, expected 3; extract one volume first")
-    with np.errstate(over="ignore"):  # becomes infinite and is found below
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is found below
         data = data.astype(np.float32)
     if bad := int(np.count_nonzero(~np.isfinite(data))):
         raise InputError(f"volume {path}: {bad} voxels are NaN or infinite; replace them first")
@@ -68,7 +69,7 @@ def as_volume(
 
 
 def is_affine(affine: np.ndarray) -> bool:
-    """Whether an array is a matrix from indices to places, each index to another place."""
+    """Whether an array is an invertible `(4, 4)` matrix from indices to coordinates."""
     if np.shape(affine) != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)

@@ -1,4 +1,4 @@
-"""What loggers get of a run, read back from the files that they leave; and sweeps of runs."""
+"""What loggers record of a run, read back from their files; and sweeps of runs."""
 
 import csv
 import itertools
@@ -32,7 +32,7 @@ CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
 
 @pytest.fixture(autouse=True, scope="module")
 def offline(tmp_path_factory):
-    """No run leaves this machine, and none leaves anything in the user's home."""
+    """Keep runs offline and out of the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
@@ -272,8 +272,8 @@ def test_nothing_is_logged_unless_it_is_asked_for(phantom_volume, monkeypatch):
     ("arguments", "message"),
     [
         (("--wandb", "sometimes"), "wandb"),
-        (("--images_every", "0"), "images_every is 0; give at least 1 step"),
-        (("--wandb", "online"), "call `wandb login`, or give --wandb offline"),
+        (("--images_every", "0"), "images_every is 0; give at least 1"),
+        (("--wandb", "online"), "run `wandb login`, or give --wandb offline"),
     ],
 )
 def test_bad_settings(phantom_volume, capsys, monkeypatch, arguments, message):
@@ -339,7 +339,7 @@ def test_log_of_a_training():
 
 
 def points(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """All of a grid."""
+    """All points of a grid."""
     parameters = sweep["parameters"]
     return [
         dict(zip(parameters, v, strict=True)) for v in itertools.product(*(p["values"] for p in parameters.values()))
@@ -388,7 +388,7 @@ def test_a_point_of_a_sweep_runs(folder, phantom_volume, tiny_prior, monkeypatch
     name = "model.adaptation.init_args.slices"
     command = command_of(sweep, {name: 2}, monkeypatch)
     small = ("--data.slices", "3", "--model.prior", str(tiny_prior), "--model.sampler.steps", "1", "--output", "out")
-    wandb.teardown()  # or what the agent has put into the environment is not heard of
+    wandb.teardown()  # otherwise W&B ignores what the agent has put into the environment
     assert run(*command[2:], *small) == 0
     log = Log(Path("out"))
     assert log.run["run_id"] == "point"

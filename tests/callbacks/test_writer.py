@@ -1,4 +1,4 @@
-"""When `VolumeWriter` refuses, and what it leaves; the results themselves are written by `Result.save`."""
+"""When `VolumeWriter` refuses to write, and the folders it leaves; `Result.save` writes the results themselves."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_written_is_refused_before_the_run(tmp_path: Path, traine
     assert list(tmp_path.iterdir()) == []
     writer.on_test_start(trainer, None)
     (tmp_path / "a" / "b" / "head").mkdir()
-    with pytest.raises(InputError, match="holds no results of ours"):
+    with pytest.raises(InputError, match="is not a ddip-pl result"):
         writer.on_test_batch_start(trainer, None, Scan(result.measurement, result.frame), 0)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""`ddip-pl benchmark`: what is run, skipped and continued, and the report."""
+"""`ddip-pl benchmark`: which runs start, are skipped or resumed, and the report."""
 
 import csv
 import json
@@ -101,7 +101,7 @@ def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
     job.start()
     (folder / "out" / "last.ckpt").touch()
     job.start()
-    job.settings["data.slices"] = 5  # not the run that the checkpoint is of
+    job.settings["data.slices"] = 5  # the checkpoint is from a run with other settings
     job.start()
     checkpoint = ["--ckpt_path", str(folder / "out" / "last.ckpt")]
     assert [call[-2:] == checkpoint for call in calls] == [False, True, False]
@@ -133,7 +133,7 @@ def test_missing_volume_is_refused_before_anything_runs(folder):
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_ablations_name_settings_that_exist(path, phantom_volume, monkeypatch, capsys):
-    """Each variation is parsed by the command line as a run of its own."""
+    """The command line parses each variation as a separate run."""
     for job in benchmark.plan([TASK], [path], [phantom_volume], {}, Path("out")):
         monkeypatch.setattr(sys, "argv", ["ddip-pl", *job.arguments, "--print_config"])
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The command line: whole runs, and what it says about input that cannot be used."""
+"""The command line: whole runs, and error messages about bad input."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def volume(folder: Path) -> np.ndarray:
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
-    """All that lies in a folder: content of files by path, None for folders."""
+    """Everything in a folder: the content of files by path, None for folders."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -299,7 +299,7 @@ def test_settings_refer_to_each_other(reconstruct):
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs `ddip-pl` in a process of its own: Lightning writes to what was standard error when it was imported."""
+    """Run `ddip-pl` in a separate process: Lightning writes to the standard error of the time of its import."""
     command = [sys.executable, "-m", "ddip_pl.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -328,7 +328,7 @@ def test_configs_of_the_package_are_found_from_any_folder(run, phantom_volume):
     assert run("test", *given, "--output", "out")[0] == 0
     assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "fbp"
     Path("configs/method").mkdir(parents=True)
-    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # those that are here come first
+    Path("configs/method/fbp.yaml").write_text("method: mine\nmodel: DirectInverse")  # local files take precedence
     assert run("test", *given, "--output", "out")[0] == 0
     assert json.loads(Path("out/phantom/metrics.json").read_text())["method"] == "mine"
 
@@ -352,7 +352,7 @@ def test_fit_leaves_a_prior_that_test_can_use(run, reconstruct):
     assert max(volume(folder).shape) == 16
 
 
-# --- faults of ours -----------------------------------------------------------------------------------------
+# --- internal errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -364,7 +364,7 @@ def test_a_fault_of_ours_is_one_line_and_leaves_no_empty_folder(run, phantom_vol
     given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out")
     code, _, error = run("test", *DDS, *given, *(["--debug"] if debug else []))
     assert code == 1
-    assert error.endswith("ddip-pl: a fault of ddip-pl: RuntimeError('a fault'); with --debug it says where\n")
+    assert error.endswith("ddip-pl: internal error: RuntimeError('a fault'); add --debug for a traceback\n")
     assert ("Traceback" in error) == debug
     assert not Path("new").exists()
 
@@ -446,7 +446,7 @@ def bad(tmp_path_factory, tiny_prior) -> Path:
 
 
 ADAPTATION = "--model.adaptation.init_args."
-# What is given on top of a run that would do, and what the line must say about it.
+# Arguments added to a valid run, and what the error line must contain.
 BAD_INPUT = {
     "missing volume": (["--data.path", "{bad}/none.nii"], "{bad}/none.nii: no such file"),
     "folder as volume": (["--data.path", "{bad}/occupied"], "{bad}/occupied: no DICOM images and no .npy slices"),
@@ -469,7 +469,7 @@ BAD_INPUT = {
     "unknown plane": (["--data.plane", "oblique"], "oblique"),
     "more slices than there are": (["--data.slices", "99"], "data.slices is 99; the volume has 6 axial slices"),
     "no slices": (["--data.slices", "0"], "data.slices is 0"),
-    "slices behind the last": (["--data.first", "6"], "data.first is 6"),
+    "slices after the last": (["--data.first", "6"], "data.first is 6"),
     "size zero": (["--data.size", "0"], "data.size is 0"),
     "size too small": (["--data.size", "2"], "slices of 28 x 32 pixels"),
     "negative noise": (["--data.sigma_y", "-0.1"], "data.sigma_y is -0.1"),
@@ -569,8 +569,11 @@ BAD_INPUT = {
         "output folder {bad}/text.yaml/out: cannot be written",
     ),
     "output is a file": (["--output", "{bad}/text.yaml"], "output folder {bad}/text.yaml: cannot be written"),
-    "other files in the way": (["--output", "{bad}/occupied"], "{bad}/occupied/phantom exists and holds no results"),
-    "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and holds no results"),
+    "other files in the way": (
+        ["--output", "{bad}/occupied"],
+        "{bad}/occupied/phantom exists and is not a ddip-pl result",
+    ),
+    "file in the way": (["--output", "{bad}/file in the way"], "phantom exists and is not a ddip-pl result"),
     "missing checkpoint": (["--ckpt_path", "{bad}/none.ckpt"], "ckpt_path {bad}/none.ckpt"),
     "text as checkpoint": (["--ckpt_path", "{bad}/text.ckpt"], "ckpt_path {bad}/text.ckpt"),
     "reference to nowhere in a text": (["--config", "model: {batch_size: '${model.nowhere}'}"], "key 'model.nowhere'"),
@@ -598,7 +601,7 @@ WITHOUT = {
 
 @pytest.fixture
 def refused(run, folder, bad, monkeypatch):
-    """Checks that a command ends with one line on standard error, before anything long starts, and writes nothing."""
+    """Check that a command ends with one line on standard error before any long work, and writes nothing."""
 
     def started(*_: object) -> None:
         raise AssertionError("the long part of the run has started")
@@ -641,7 +644,7 @@ def test_single_slice_for_an_estimator_that_couples_slices(run, phantom_volume, 
 
 
 def test_console_of_bad_input(phantom_volume, tiny_prior):
-    """What only the last step before sampling finds out is said in one line, too."""
+    """Errors found only just before sampling are printed in one line too."""
     given = ("--data.path", phantom_volume, "--model.prior", tiny_prior, "--output", "out", "--data.slices", "1")
     done = process("predict", *D3IP, *given)
     assert done.returncode == 2

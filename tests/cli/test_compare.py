@@ -16,7 +16,7 @@ DDS, TV = {"psnr": 33.456, "ssim": 0.91}, {"psnr": 31.2, "ssim": 0.92}
 
 
 def save_run(folder: Path, method: str, figures: dict[str, float], task: str = "sv_ct", volume: str = "head") -> Path:
-    """A run's folder with the files that a comparison reads."""
+    """Write a run's folder with the files that a comparison reads."""
     path = folder / volume
     path.mkdir(parents=True)
     known = {"task": task, "method": method, "seconds": 12.34, "residual": 1e-3, "peak_memory_bytes": 5e8}
@@ -99,7 +99,7 @@ def test_curves_show_what_the_runs_tell(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda folder: None, "no metrics.json in there"),
+        (lambda folder: None, "no metrics.json in it"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("{"), "cannot be read"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("[]"), "cannot be read"),
         (lambda folder: (save_run(folder, "dds", DDS) / "head/metrics.json").write_text("{}"), "cannot be read"),

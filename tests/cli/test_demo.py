@@ -1,4 +1,4 @@
-"""The demonstration, small: all methods run and are reported side by side."""
+"""A small demo: all methods run and are compared."""
 
 import json
 import re

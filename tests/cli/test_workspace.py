@@ -1,4 +1,4 @@
-"""The dashboard, as it would be sent to W&B."""
+"""The dashboard that would be sent to W&B."""
 
 from typing import Any
 

@@ -86,7 +86,7 @@ def kspace(phantom_volume) -> Scan:
 
 
 def save_kspace(path: Path, scan: Scan, factor: float = 1.0) -> None:
-    """As a scanner would: values alone."""
+    """Save only the values, as a scanner would."""
     measurement, _ = scan
     np.save(path, factor * measurement.operator.scale * measurement.y.numpy())
 
@@ -108,7 +108,7 @@ def test_the_brightest_voxels_become_one(kspace):
 
 def test_an_image_of_nothing(kspace):
     measurement, frame = kspace
-    with pytest.raises(InputError, match="measurement phantom: its image is 0 nearly everywhere"):
+    with pytest.raises(InputError, match="measurement phantom: the image is 0 nearly everywhere"):
         scale_to_prior(Scan(replace(measurement, y=0 * measurement.y), frame))
 
 
@@ -178,7 +178,7 @@ def test_noise_level(make, sigma_y):
 
 
 def test_noise_level_of_coils_that_differ():
-    """It is the root mean square, so that it is right for the sum over all coils."""
+    """The estimate is the root mean square over the coils, which is right for the sum over all of them."""
     operator = SENSE((3, 64, 64), torch.ones(64, 64), Birdcage(4))
     levels = torch.tensor([0.01, 0.02, 0.05, 0.1]).view(-1, 1, 1)
     y = levels * torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
@@ -198,28 +198,28 @@ def test_outliers_do_not_count(make):
 def test_no_noise_level():
     operator = ParallelBeamCT((1, 16, 16), 4, detectors=4)
     y = torch.ones(1, 1, 4, 4)
-    with pytest.raises(InputError, match=r"some: its noise level cannot be estimated; give data\.sigma_y"):
+    with pytest.raises(InputError, match=r"some: the noise level cannot be estimated; give data\.sigma_y"):
         noise_level(measured_by(operator, y))
 
 
 class Identity(LinearOperator):
-    """A modality with nothing but what it must have."""
+    """An operator with only the required methods."""
 
     def forward(self, x):
         return x
 
 
 def test_no_noise_level_by_default():
-    with pytest.raises(InputError, match="some: its noise level cannot be estimated"):
+    with pytest.raises(InputError, match="some: the noise level cannot be estimated"):
         noise_level(measured_by(Identity((1, 4, 4)), torch.ones(1, 1, 4, 4)))
 
 
 def test_where_the_noise_level_comes_from(kspace):
-    """What the user gives, or else the file, or else the data."""
+    """`sigma_y` comes from the user, otherwise from the file, otherwise from the data."""
     write_measurement("scan.h5", replace(kspace.measurement, sigma_y=0.5), kspace.frame)
     assert MeasuredDataModule("scan.h5", sigma_y=0.3).read(Path("scan.h5")).measurement.sigma_y == 0.3
     of_file, frame = MeasuredDataModule("scan.h5").read(Path("scan.h5"))
-    brighter = np.ptp(kspace.frame.window) / np.ptp(frame.window)  # by how much than the image that was measured
+    brighter = np.ptp(kspace.frame.window) / np.ptp(frame.window)  # than the measured image, by this factor
     assert of_file.sigma_y == pytest.approx(0.5 * brighter, rel=1e-3)
     with h5py.File("scan.h5", "a") as file:
         del file.attrs["sigma_y"]
@@ -263,7 +263,7 @@ def test_calibrated_maps_are_those_of_espirit(kspace):
 
 
 def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
-    """Lines 10 to 21 are: 12 around the centre."""
+    """All slices have lines 10 to 21: 12 around the centre."""
     widths = []
     monkeypatch.setattr(sensitivity, "espirit", lambda k, width: (widths.append(width), torch.ones_like(k))[1])
     save_kspace(Path("scan.npy"), kspace)
@@ -278,7 +278,7 @@ def test_the_calibration_region_is_what_is_fully_measured(kspace, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sv_ct", "fan_beam_ct", "csmri", "radial_mri", "mri_3d"])
 def test_from_volume_to_file_to_volume(run, phantom_volume, name):
-    """What is reconstructed of the file is what is reconstructed of the volume, in its place and its units."""
+    """The file gives the same reconstruction as the volume, in the same place and units."""
     size = ("--data.size", 64)
     given = (*task(name), "--data.path", phantom_volume, "--data.slices", 3, *size)
     code, out, error = run("simulate", *given, "--output", "scan.h5")
@@ -339,7 +339,7 @@ def test_several_files(run, kspace):
 
 
 def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
-    """All are read before the run, to find those that cannot be used, and again in their turn."""
+    """Every file is read before the run, to find bad ones, and again when it is reconstructed."""
     for name in "abc":
         save_kspace(Path(f"{name}.npy"), Scan(kspace.measurement[:1], kspace.frame))
     reads = []
@@ -356,7 +356,7 @@ def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):
 # --- bad input ------------------------------------------------------------------------------------------------
 
 BAD_SETTINGS = {
-    "test": (["--data.path", "scan.npy"], "no truth to compare with; use ddip-pl predict"),
+    "test": (["--data.path", "scan.npy"], "no reference to compare with; use ddip-pl predict"),
     "no file": ([], "data.path"),
     "no files": (["--data.path", "[]"], "data.path has []"),
     "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
@@ -387,7 +387,7 @@ def test_bad_settings(run, kspace, case):
 BAD_SIMULATION = {
     "no output": ([], "output"),
     "a volume that is none": (["--data.path", "none.nii", "--output", "a.h5"], "none.nii: no such file"),
-    "another file in the way": (["--output", "notes.txt"], "notes.txt exists and holds no measurement of ours"),
+    "another file in the way": (["--output", "notes.txt"], "notes.txt exists and is not a ddip-pl measurement"),
     "pixels that are not square": (["--data.plane", "coronal", "--output", "a.h5"], "sinograms need square ones"),
     "a setting of no volume": (["--data.calibration", "24", "--output", "a.h5"], "calibration"),
     "unknown setting": (["--model.steps", "24", "--output", "a.h5"], "model.steps"),

@@ -243,7 +243,7 @@ def test_window_takes_low_to_the_level_and_high_to_one(low: float, high: float, 
 
 
 def test_shading_multiplies_the_image_by_a_smooth_field_before_the_window() -> None:
-    # Bright all over, but for a hole in the middle without which there would be no background.
+    # Bright everywhere except for a hole in the middle, which is the background.
     ellipses = torch.tensor([[[1, 5, 5, 0, 0, 0], [-1, 0.2, 0.2, 0, 0, 0]]], dtype=torch.float64)
     shading = torch.from_numpy(np.random.default_rng(1).normal(0, 0.3, (4, 4)))
     image = scan(ellipses, 64, (0.0, 0.25, 4.25, 0.0), shading)[0, 0].double()
@@ -278,7 +278,7 @@ def test_scanned_phantoms_lie_between_their_level_and_one() -> None:
     assert images.max() == 1
     assert images.min() == 0
     assert (images.amin((1, 2, 3)) >= look[:, 3] - 1e-6).all()
-    assert (images == 1).float().mean() < 0.2  # what lies above the window
+    assert (images == 1).float().mean() < 0.2  # pixels above the window
     assert images.std((1, 2, 3)).min() > 0.02
 
 
@@ -308,7 +308,7 @@ Population = tuple[Variant, np.ndarray, np.ndarray]
 
 
 def same(sample: np.ndarray, distribution: object) -> bool:
-    """Kolmogorov-Smirnov: a wrong distribution of so many samples has a p-value of zero."""
+    """Kolmogorov-Smirnov test: with this many samples a wrong distribution has a p-value of zero."""
     return bool(stats.kstest(sample, distribution.cdf).pvalue > 1e-3)  # type: ignore[attr-defined]
 
 
@@ -356,7 +356,7 @@ def test_parameters_are_independent(population: Population) -> None:
 
 @pytest.fixture(scope="module")
 def wide() -> dict[str, np.ndarray]:
-    """What is drawn for 1500 phantoms of the wide family."""
+    """The random parameters of 1500 phantoms of the wide family."""
     dataset = RandomEllipses(1500, 0, "wide")
     items = [dataset[i] for i in range(1500)]
     return {name: np.stack([item[name] for item in items]) for name in items[0]}
@@ -406,7 +406,7 @@ def test_shading_is_gaussian_of_a_strength_that_varies(wide: dict[str, np.ndarra
 
 
 def data_module(rank: int = 0, ranks: int = 1, training: bool = True, **arguments: Any) -> EllipsesDataModule:
-    """Data of one of several processes, as the trainer sees it."""
+    """The data module of one of several processes."""
     module = EllipsesDataModule(**{"image_size": 16, "batch_size": 4, "epoch_size": 16} | arguments)
     module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, training=training)  # type: ignore[assignment]
     return module
@@ -543,7 +543,7 @@ def test_every_window_can_be_drawn() -> None:
     ramp = torch.linspace(-1, 1, 16)
     module = data_module(image_size=16, crop=14, epoch_size=200, batch_size=200)
     batch = next(iter(module.train_dataloader()))
-    # One tiny disc in the middle pixel tells where each window was cut out.
+    # One tiny disc in the middle pixel shows where each window was cut out.
     batch["ellipses"] = torch.zeros(200, 1, 6, dtype=torch.float64)
     batch["ellipses"][:, 0] = torch.tensor([1, 0.05, 0.05, ramp[8], ramp[8], 0])
     places = {tuple(image[0].nonzero()[0].tolist()) for image in module.on_after_batch_transfer(batch, 0)}
@@ -585,4 +585,4 @@ def test_validation_is_on_whole_phantoms() -> None:
 def test_crop_outside_the_image_is_refused_in_one_line(crop: int) -> None:
     with pytest.raises(InputError) as error:
         EllipsesDataModule(image_size=16, crop=crop)
-    assert str(error.value) == f"data.crop is {crop}; it must lie between 1 and data.image_size = 16"
+    assert str(error.value) == f"data.crop is {crop}; it must be between 1 and data.image_size = 16"

@@ -1,4 +1,4 @@
-"""From a volume to its measurement and back: geometry, noise, and the written volume on top of the input."""
+"""From a volume to its measurement and back: geometry, noise, and a written volume aligned with the input."""
 
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_noise_is_white_and_has_the_level_asked_for(data, sigma_y):
     operator = measurement.operator
     noise = measurement.y - operator(measurement.reference)
     count = noise.numel()
-    assert operator.scale > 10  # else the scale of the noise could not be told from that of the physical operator
+    assert operator.scale > 10  # otherwise the test could not tell the scale of the noise from the physical operator's
     assert noise.std().item() == pytest.approx(sigma_y, rel=4 / (2 * count) ** 0.5)
     assert abs(noise.mean().item()) < 4 * sigma_y / count**0.5
     per_slice = noise.flatten(1).std(1)
@@ -154,7 +154,7 @@ def test_size_of_the_user_or_else_of_the_method(phantom_volume, size, expected):
 
 
 class Brighter(LinearOperator):
-    """Seven times the image, without its upper half."""
+    """Measures the lower half of the image, times seven."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 7 * x[..., x.shape[2] // 2 :, :]
@@ -171,7 +171,7 @@ def test_an_operator_of_any_norm(phantom_volume):
 
 
 def test_the_reference_is_zero_where_nothing_is_measured(phantom_volume):
-    """Yet it is measured like the volume itself."""
+    """It is still measured like the volume itself."""
     maps = torch.ones(1, 2, 32, 32, dtype=torch.complex64)
     maps[..., :16] = 0
     operator = partial(SENSE, mask=torch.ones(32, 32), maps=maps)
@@ -190,11 +190,11 @@ def test_the_measurement_moves_and_the_frame_stays(data):
     assert moved.frame is scan.frame
 
 
-# --- end to end: what is written lies on top of what was read ------------------------------------------------
+# --- end to end: the written volume is aligned with the input ------------------------------------------------
 
 
 def written(path: Path, **settings: object) -> Volume:
-    """The volume that is written when the reconstruction is perfect."""
+    """The volume written if the reconstruction is perfect."""
     measurement, frame = VolumeDataModule(str(path), CT, 0.0, **settings).simulate(32)
     nib.save(frame.nifti(frame.unpad(measurement.reference)), path.parent / "reconstruction.nii.gz")
     image = nib.load(path.parent / "reconstruction.nii.gz")
@@ -213,7 +213,7 @@ def test_written_volume_overlays_the_input(tmp_path, plane):
     """No image is shrunk here, so that each voxel of the input has its own in the reconstruction."""
     values = np.random.default_rng(1).uniform(-900, 1900, (20, 27, 9)).astype(np.float32)
     values[0, 0, 0], values[-1, -1, -1] = -1500, 2500  # outside the window
-    flipped = AFFINE @ np.diag([-1, -1, 1, 1.0])  # LPS+, as DICOM has it
+    flipped = AFFINE @ np.diag([-1, -1, 1, 1.0])  # LPS+, as in DICOM
     nib.save(nib.Nifti1Image(values, flipped), tmp_path / "volume.nii.gz")
     depth = values.shape[DEPTH_AXIS[plane]]
 
@@ -232,7 +232,7 @@ def test_written_volume_overlays_the_input(tmp_path, plane):
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("shape", [(50, 44, 47), (20, 23, 18)])
 def test_written_volume_overlays_the_input_that_was_scaled(tmp_path, plane, shape):
-    """A linear ramp survives scaling, but for its border; a shift of a quarter voxel would be seen."""
+    """A linear ramp survives scaling except at its border; a shift of a quarter voxel would fail the test."""
     ramp = np.indices(shape).transpose(1, 2, 3, 0) @ np.array([3.0, 2.0, 5.0])
     nib.save(nib.Nifti1Image(ramp.astype(np.float32), AFFINE), tmp_path / "ramp.nii")
     result = written(tmp_path / "ramp.nii", plane=plane, window=(0.0, 500.0))
@@ -246,7 +246,7 @@ def test_written_volume_overlays_the_input_that_was_scaled(tmp_path, plane, shap
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, plane):
-    """As NIfTI and as DICOM, each voxel at the place where the slices of the scanner have it."""
+    """As NIfTI and as DICOM, each voxel stays at its place in the scanner."""
     values = np.random.default_rng(1).uniform(0, 1000, (20, 27, 9)).astype(np.float32)
     turn = np.array([[0.96, 0.28, 0], [-0.168, 0.576, -0.8], [-0.224, 0.768, 0.6]])
     affine = np.eye(4)

@@ -1,4 +1,4 @@
-"""Figures of merit against NumPy and SciPy, and the picture."""
+"""Figures of merit against NumPy and SciPy, and pictures."""
 
 import itertools
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_perceptual_distance_where_it_can_be_had(
     def no_weights(*_: object, **__: object) -> Tensor:
         raise OSError("no route to host")
 
-    images, truth = (x.repeat(4, 1, 1, 1)[:11] for x in pair)  # more than a batch
+    images, truth = (x.repeat(4, 1, 1, 1)[:11] for x in pair)  # more than one batch
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     assert perceptual_distance(images, truth) is None
     monkeypatch.setattr(metrics, "find_spec", lambda name: name)
@@ -115,4 +115,4 @@ def test_perceptual_distance_where_it_can_be_had(
     assert perceptual_distance(images, truth) == pytest.approx(expected, rel=1e-5)
     monkeypatch.setattr(metrics, "lpips", no_weights)
     assert perceptual_distance(images, truth) is None
-    assert "no LPIPS: no route to host" in caplog.text
+    assert "LPIPS is left out: no route to host" in caplog.text

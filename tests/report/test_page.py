@@ -1,4 +1,4 @@
-"""The report: what it holds by Python alone, and what it shows in a browser."""
+"""The report: its data, checked in Python, and what it shows in a browser."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def image(seed: int, low: float = -1000, high: float = 1000, shape: tuple[int, .
 
 
 def runs_of(count: int = 2) -> list[Shown]:
-    """The first is nearest to the truth, and slowest."""
+    """Runs of which the first is best and slowest."""
     return [
         Shown(
             f"method {i}", image(i),
@@ -58,7 +58,7 @@ def case_of(volume: str = "phantom") -> Case:
 
 
 def unpacked(packed: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-    """What the page says that the voxels are."""
+    """The voxels that the page contains."""
     content = np.frombuffer(zlib.decompress(base64.b64decode(packed["codes"])), np.uint8).astype(np.uint16)
     low, high = content.reshape(2, -1)
     codes = np.cumsum(low + 256 * high, dtype=np.uint16)
@@ -123,7 +123,7 @@ def test_volumes_are_those_of_the_files_turned_to_the_patient() -> None:
 
 
 def test_a_coarse_grid_lies_where_the_fine_one_does() -> None:
-    """The centre of the volume has the same place in the scanner on both."""
+    """The centre of the volume has the same place in the scanner on both grids."""
     fine, coarse = (as_json(Case("t", "v", [Shown("a", image(0, shape=(8, 6, 4)))]), factor) for factor in (1, 2))
     assert coarse["shape"] == [4, 3, 2]
     centre = [np.array(grid["affine"]) @ [*(np.array(grid["shape"]) - 1) / 2, 1] for grid in (fine, coarse)]
@@ -240,7 +240,7 @@ class Viewer:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self) -> None:
-        """Until the page is there and all is drawn."""
+        """Wait until the page is loaded and drawn."""
         self.driver.execute_async_script("""
             const done = arguments[0];
             const wait = () => document.body.classList.contains("ready") || !message.hidden
@@ -290,7 +290,7 @@ class Viewer:
         )
 
     def mouse(self, plane: str, kind: str, x: float, y: float) -> None:
-        """A mouse event at a place in a plane, in shares of its width and height."""
+        """A mouse event in a plane, at a fraction of its width and height."""
         box = self.box(plane)
         where = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "button": "left", "buttons": 1}
         self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "clickCount": 1, **where})
@@ -302,7 +302,7 @@ PLANES = ("sagittal", "coronal", "axial")  # by the axis across them
 
 @pytest.fixture
 def show(driver: Any, tmp_path: Path) -> Iterator[Callable[..., Viewer]]:
-    """Shows cases in the browser; nothing may be complained of or asked for in all of a test."""
+    """Show cases in the browser; the page must log no error and request nothing during a test."""
 
     def write_and_show(*cases: Case, title: str = "report", width: int = 1280, dark: bool = False) -> Viewer:
         write_page(tmp_path / "report.html", title, cases or [case_of()])
@@ -317,7 +317,7 @@ def show(driver: Any, tmp_path: Path) -> Iterator[Callable[..., Viewer]]:
 
 
 def expected(shown: Nifti1Image, plane: str, index: int, low: float, high: float) -> np.ndarray:
-    """Grey values of a plane as a doctor looks at it, right and front to the left, front and head up."""
+    """Grey values of a plane in radiological orientation: right and front to the left, front and head up."""
     data = nib.as_closest_canonical(shown).get_fdata()
     cut = data.take(index, axis=PLANES.index(plane)).T[::-1, ::-1]
     return np.clip(255 * (cut - low) / (high - low), 0, 255)

@@ -1,4 +1,4 @@
-"""Runs are read from their folders, into tables and pages."""
+"""Reading runs from their folders into tables and pages."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def image(seed: int, slices: int = 9) -> Nifti1Image:
 
 
 def save_run(folder: Path, method: str, slices: int = 9, **metrics: object) -> Path:
-    """A run's folder; figures of merit that are not given are the same for all."""
+    """Write a run's folder, with default metrics where none are given."""
     folder.mkdir(parents=True)
     known = {
         "task": "sv_ct", "method": method, "psnr": 30.0, "ssim": 0.9, "slices": slices, "seconds": 18.0,

@@ -1,4 +1,4 @@
-"""A reconstructed volume: its figures of merit, the direct inversion beside it, and the folder that it is saved to."""
+"""A reconstructed volume: its figures of merit, its direct inversion, and the folder it is saved to."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Half(LinearOperator):
-    """`A x = x / 2`, but for the first column, which is not measured."""
+    """`A x = x / 2`; the first column is not measured."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[..., 1:] / 2
@@ -118,7 +118,7 @@ def test_direct_inversion_is_0_where_nothing_is_measured() -> None:
 
 
 def test_quality_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is asked for and written: SSIM of each slice once, of the result and of the direct inversion."""
+    """However often the metrics are used, SSIM is computed once per slice of the result and of the direct inversion."""
     calls: list[str] = []
 
     def counted(name: str, function: Any) -> Any:
@@ -193,7 +193,7 @@ def test_results_are_replaced_and_nothing_else(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "notes.txt").write_text("dear to somebody\n")
-    with pytest.raises(InputError, match="holds no results of ours"):
+    with pytest.raises(InputError, match="is not a ddip-pl result"):
         make_result().save(folder)
     assert [path.name for path in tmp_path.rglob("*")] == ["head", "notes.txt"]
 

@@ -1,4 +1,4 @@
-"""Files with measurements: what is read is what a scanner measured; what cannot be read is an error of one line."""
+"""Measurement files: the data that are read are those that were measured; bad files give a one-line error."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def centred_fft(image: np.ndarray) -> np.ndarray:
 
 
 def blob(height: int, width: int, slices: int = 1) -> np.ndarray:
-    """Smooth complex images `(slices, height, width)`, another one in each slice, next to 0 at the border."""
+    """Smooth complex images `(slices, height, width)`, different in each slice, nearly 0 at the border."""
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     images = [np.exp(-((x - 0.1 * i) ** 2 + y**2) / 0.08) * (1 + 0.5 * np.sin(9 * x + 5 * y)) for i in range(slices)]
     return np.stack(images) * np.exp(1j * (0.5 + x + 0.5 * y))
@@ -39,7 +39,7 @@ def save(path: Path, datasets: dict[str, object], attributes: dict[str, object])
 
 
 def image_of(scan: Scan) -> np.ndarray:
-    """What is written when the pseudo-inverse is the reconstruction; complex where it is."""
+    """What is written if the pseudo-inverse is the reconstruction; complex images stay complex."""
     measurement, frame = scan
     x = frame.unpad(measurement.operator.visible(measurement.operator.pseudo_inverse(measurement.y)))
     low, high = frame.window
@@ -171,7 +171,7 @@ def test_the_density_of_the_samples_may_be_known(tmp_path):
 
 
 def test_coils_along_a_trajectory_are_calibrated(tmp_path):
-    """What is seen of the image with the calibrated maps is what is seen with the true ones."""
+    """The estimated maps give the same image as the true ones."""
     image, maps = blob(24, 24), Birdcage(4)(24).numpy()
     save(tmp_path / "scan.h5", spokes(maps * image[:, None], 40), RADIAL)
     scan = read_scan(tmp_path / "scan.h5", calibration=16)
@@ -233,7 +233,7 @@ def header(**changes: object) -> str:
 
 
 def fastmri(path: Path, image: np.ndarray, maps: np.ndarray | None, text: str, **datasets: np.ndarray) -> np.ndarray:
-    """A file as fastMRI has them; returns its k-space."""
+    """Write a file in fastMRI's format; returns its k-space."""
     kspace = centred_fft(image if maps is None else maps * image[:, None]).astype(np.complex64)
     with h5py.File(path, "w") as file:
         file["kspace"] = kspace
@@ -245,7 +245,7 @@ def fastmri(path: Path, image: np.ndarray, maps: np.ndarray | None, text: str, *
 
 
 def test_fastmri_of_one_coil(tmp_path):
-    """The readout is twice too long, the lines cover 200 mm of which 160 are wanted: image as NumPy crops it."""
+    """The readout is oversampled twice; the lines cover 200 mm, of which 160 are wanted. NumPy crops the reference."""
     image = blob(64, 40, 3)
     fastmri(tmp_path / "file1.h5", image, None, header())
     measurement, frame = scan = read_scan(tmp_path / "file1.h5")
@@ -396,19 +396,19 @@ def bad(tmp_path_factory) -> Path:
     return folder
 
 
-# File, and what the line must say.
+# File name, and what the error line must contain.
 BAD_FILES = {
-    "scan.nii.gz": "an image, and no measurement; ddip-pl test or ddip-pl simulate take it",
+    "scan.nii.gz": "an image, not a measurement; use ddip-pl test or ddip-pl simulate",
     "none.h5": "none.h5: no such file; give HDF5",
-    "truncated.h5": "truncated.h5: damaged, or no HDF5 file",
-    "text only.h5": "text only.h5: damaged, or no HDF5 file",
-    "sinogram.h5": "no dataset 'data' of numbers; it has 'angles' (90,), 'sinogram' (4, 90, 101)",
-    "unknown.h5": "nor ISMRMRD's group with 'xml' and 'data'; it has 'images/volume' (4, 90, 101)",
+    "truncated.h5": "truncated.h5: damaged, or not an HDF5 file",
+    "text only.h5": "text only.h5: damaged, or not an HDF5 file",
+    "sinogram.h5": "no numeric dataset 'data'; the file has 'angles' (90,), 'sinogram' (4, 90, 101)",
+    "unknown.h5": "no group with 'xml' and 'data' (ISMRMRD); the file has 'images/volume' (4, 90, 101)",
     "no angles.h5": "no dataset 'angles' of numbers; next to the data it has no datasets",
     "no pixel.h5": "attribute 'pixel_size' is missing; expected 1 number",
     "text.h5": "attribute 'pixel_size' is wide; expected 1 number",
     "helical.h5": "attribute 'operator' is 'helical'; expected one of cartesian, ",
-    "version.h5": "layout 2, this ddip-pl reads 1",
+    "version.h5": "layout version 2, but this ddip-pl reads 1",
     "name.h5": "attribute 'name' is '../x'",
     "detectors first.h5": "(4, 101, 90) with 90 angles; expected (slices, angles, detectors); axis 2 looks like",
     "angles first.h5": "(90, 4, 101) with 90 angles; expected (slices, angles, detectors); axis 0 looks like",
@@ -441,17 +441,17 @@ BAD_FILES = {
     "k maps.h5": "coil maps of shape (1, 3, 44, 30); expected (2, 3, 30, 44), or one slice of it",
     "k maps of coils.h5": "coil maps of shape (1, 4, 30, 44); expected (2, 3, 30, 44)",
     "k maps of zero.h5": "coil maps of a slice are all zero",
-    "k centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0",
+    "k centre.h5": "coil maps are estimated from a fully measured k-space centre, at least 8 wide; here it is 0",
     "k fov.h5": "pixel size is -6.66667 mm",
     "k channels.h5": "1 image channels with 3 coils",
     "real.npy": "data of type float32; expected complex values",
     "plane.npy": "data of shape (30, 44); expected 4 axes",
-    "truncated.npy": "truncated.npy: damaged, or no NumPy array",
-    "f radial.h5": "a radial trajectory with 1 partitions; fastMRI's files have Cartesian 2D slices",
+    "truncated.npy": "truncated.npy: damaged, or not a NumPy array",
+    "f radial.h5": "a radial trajectory with 1 partitions; fastMRI files contain Cartesian 2D slices",
     "f 3d.h5": "a cartesian trajectory with 12 partitions",
-    "f header.h5": "no ISMRMRD header with one encodedSpace and reconSpace",
-    "f other.h5": "no ISMRMRD header with one encodedSpace and reconSpace (0 encodings)",
-    "f lengths.h5": "expected them positive",
+    "f header.h5": "not an ISMRMRD header with a single encodedSpace and reconSpace",
+    "f other.h5": "not an ISMRMRD header with a single encodedSpace and reconSpace (0 encodings)",
+    "f lengths.h5": "expected positive ones",
     "f mask.h5": "mask of 32 lines for kspace of shape (1, 64, 40); expected 40",
     "f real.h5": "kspace is (1, 64, 40) of float64; expected (slices, coils, ky, kx) or (slices, ky, kx), complex",
     "f no header.h5": "no dataset 'ismrmrd_header'",
@@ -472,7 +472,7 @@ BAD_FILES = {
     "r density.h5": "density compensation of shape (48,) for 576 samples",
     "r no density.h5": "density compensation of shape (576,) for 576 samples; expected one value for each, at least 0",
     "r maps.h5": "coil maps of shape (1, 3, 32, 32); expected (2, 3, 24, 24), or one slice of it",
-    "r centre.h5": "coil maps are calibrated from a fully measured centre of k-space, at least 8 wide; here it is 0 (",
+    "r centre.h5": "coil maps are estimated from a fully measured k-space centre, at least 8 wide; here it is 0 (",
     "r no trajectory.h5": "no dataset 'trajectory' of real numbers; next to the data it has no datasets",
     "r image.h5": "images of 3 x 3; expected square images, at least 4 x 4",
     "r pixel.h5": "pixel size is -2.5 mm",

@@ -1,4 +1,4 @@
-"""Our own files: what is written is read back, whatever the operator."""
+"""Our own files: whatever the operator, the measurement that is written is read back."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_round_trip(tmp_path, make):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.h5"]
 
     part, place = read_scan(tmp_path / "a" / "file.h5", slices=2, first=1)
-    same, x = part.operator.scale / found.operator.scale, 1500 * written.reference[1:3]  # it is the norm of two slices
+    same, x = part.operator.scale / found.operator.scale, 1500 * written.reference[1:3]  # the norm of only two slices
     torch.testing.assert_close(same * part.y, found.y[1:3])
     torch.testing.assert_close(same * part.residual(x), found[1:3].residual(x), rtol=1e-3, atol=0.1)
     np.testing.assert_allclose(place.affine @ [1, 2, 0, 1], AFFINE @ [1, 2, 1, 1])
@@ -106,7 +106,7 @@ def test_slices_that_are_measured_together(tmp_path):
     written, (found, frame) = written_and_read(tmp_path, operator)
     check_same(written, found)
     np.testing.assert_allclose(frame.affine, AFFINE)
-    with pytest.raises(InputError, match=r"slices that are measured together; leave out data\.slices and data\.first"):
+    with pytest.raises(InputError, match=r"the slices were measured together; leave out data\.slices and data\.first"):
         read_scan(tmp_path / "a" / "file.h5", slices=2)
 
 
@@ -115,7 +115,7 @@ def test_a_measurement_is_replaced_and_nothing_else(tmp_path):
     for _ in range(2):
         write_measurement(tmp_path / "file.h5", written, FRAME)
     (tmp_path / "notes.h5").write_text("dear to somebody")
-    with pytest.raises(InputError, match=r"notes\.h5 exists and holds no measurement of ours"):
+    with pytest.raises(InputError, match=r"notes\.h5 exists and is not a ddip-pl measurement"):
         write_measurement(tmp_path / "notes.h5", written, FRAME)
     assert (tmp_path / "notes.h5").read_text() == "dear to somebody"
     with pytest.raises(InputError, match=r"cannot be written"):
@@ -132,7 +132,7 @@ def test_pixels_that_are_not_square(tmp_path, name, what):
     assert not list(tmp_path.iterdir())
 
 
-# --- an operator of one's own ---------------------------------------------------------------------------------
+# --- a custom operator ----------------------------------------------------------------------------------------
 
 
 class Shading(LinearOperator):
@@ -162,7 +162,7 @@ class Shading(LinearOperator):
 
 @pytest.mark.parametrize("norm", [1.0, 7.0])
 def test_an_operator_of_ones_own(tmp_path, norm):
-    """Nothing but the class is needed, whatever its norm; here with gains of each slice."""
+    """The class is all that is needed, whatever its norm; here with gains for each slice."""
     gains = norm * torch.linspace(0.1, 1, 4 * 15 * 12).view(4, 1, 15, 12)
     operator = Shading(OBLONG, gains, "ours", np.arange(3.0))
     written, (found, frame) = written_and_read(tmp_path, operator.normalised())
@@ -234,7 +234,7 @@ EARLIER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", EARLIER)
 def test_files_of_the_first_version(tmp_path, name):
-    """In the layout as it has always been, by hand."""
+    """Written by hand in the layout of version 1."""
     written, (datasets, attributes) = measured(OPERATORS[name]()), EARLIER[name]
     ct = attributes["operator"].endswith("beam")
     unit = written.operator.scale * 1500 * (2.0 if ct else 1.0)

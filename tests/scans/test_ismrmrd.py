@@ -1,4 +1,4 @@
-"""ISMRMRD files, written by the package `ismrmrd` itself: what is read is the image that was measured, in its place."""
+"""ISMRMRD files, written by the package `ismrmrd` itself, give the image that was measured, in its place."""
 
 import builtins
 import re
@@ -46,7 +46,7 @@ EMBEDDED = """<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</ks
 
 
 def images(slices: int, height: int = X, width: int = Y) -> np.ndarray:
-    """Complex images `(slices, height, width)`, no two alike and not symmetric, in the middle half of the readout."""
+    """Complex images `(slices, height, width)`, all different and not symmetric, in the middle half of the readout."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((slices, height, width)) + 1j * rng.standard_normal((slices, height, width))
     image[:, : height // 4] = image[:, 3 * height // 4 :] = 0
@@ -109,7 +109,7 @@ def test_one_coil_several_slices(tmp_path):
 
 
 def test_where_the_slices_lie(tmp_path):
-    """Of the header's geometry, left and front turned to right and front (RAS+)."""
+    """The affine of the header's geometry, turned from LPS+ to RAS+."""
     path = save(tmp_path / "scan.h5", readouts(transform(images(3))[:, None]))
     _, frame = read_scan(path)
     read, phase, normal = (np.array(DIRECTIONS[name]) for name in ("read_dir", "phase_dir", "slice_dir"))
@@ -142,7 +142,7 @@ def test_without_directions_the_slices_keep_their_order(tmp_path):
 
 
 def test_several_coils(tmp_path):
-    """Calibrated from the centre; every second line outside of it is missing."""
+    """Coil maps are estimated from the centre; outside it every second line is missing."""
     y, x = np.linspace(-1, 1, 64)[:, None], np.linspace(-1, 1, 48)
     truth = np.exp(-((2 * x**2 + 5 * y**2) ** 2)) * (1 + 0.4 * np.sin(9 * x)) * np.exp(1j * (0.3 + x))
     maps = Birdcage(4)((64, 48)).numpy()[0]
@@ -181,7 +181,7 @@ def test_calibration_that_is_part_of_the_image(tmp_path):
 
 
 def test_averages(tmp_path):
-    """Two of one half of the lines, three of the other."""
+    """One half of the lines is measured twice, the other three times."""
     truth = images(1)
     lines = readouts(transform(truth)[:, None])
     for factor, average, chosen in ((3.0, 1, slice(None)), (-1.0, 2, slice(10, None))):
@@ -194,7 +194,7 @@ def test_averages(tmp_path):
 
 
 def test_a_partial_echo_with_samples_to_discard(tmp_path):
-    """The first 6 of 32 samples are missing, the next 2 and the last one are rubbish."""
+    """The first 6 of 32 samples are missing, the next 2 and the last one are discarded."""
     kspace = transform(images(1))[:, None]
     spoilt = kspace.copy()
     spoilt[:, :, 6:8] = spoilt[:, :, 31:] = 1e3
@@ -210,7 +210,7 @@ def test_a_partial_echo_with_samples_to_discard(tmp_path):
 
 
 def test_partial_fourier(tmp_path):
-    """The first four lines are missing, and the counter begins behind them."""
+    """The first four lines are missing, and the counter starts after them."""
     kspace = transform(images(1))[0]
     lines = [line(kspace[None, :, step], step - 4) for step in range(4, Y)]
     path = save(tmp_path / "a.h5", lines, header().replace("<center>10", "<center>6"))
@@ -221,7 +221,7 @@ def test_partial_fourier(tmp_path):
 
 @pytest.mark.parametrize("chosen", [{}, {"slices": 2, "first": 1}])
 def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
-    """Eight partitions of 5 mm, of which the header wants four."""
+    """Eight partitions of 5 mm, of which the header asks for four."""
     truth = images(8)
     kspace = transform(truth, (0, 1, 2))
     lines = [line(kspace[None, p, :, step], step, partition=p) for p in range(8) for step in range(Y) if step != 3]
@@ -238,7 +238,7 @@ def test_a_complete_3d_slab_becomes_slices(tmp_path, chosen):
 
 
 def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(tmp_path):
-    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header wants one."""
+    """Lines and partitions of a random pattern; eight partitions of 5 mm, of which the header asks for one."""
     truth = np.moveaxis(images(8), 0, 2)  # x, y, z
     measured = np.random.default_rng(1).random((Y, 8)) < 0.5
     kspace = transform(truth, (0, 1, 2)) * measured
@@ -261,7 +261,7 @@ def test_a_slab_with_undersampled_partitions_becomes_slices_across_the_readout(t
 
 @pytest.mark.parametrize("unit", [1 / (2 * np.pi), X / (2 * np.pi)], ids=["per pixel", "per field of view"])
 def test_radial(tmp_path, unit):
-    """Two slices, six spokes, positions as either of both; what is wanted is half the field of view."""
+    """Two slices, six spokes, positions in either unit; the header asks for half the field of view."""
     positions = Radial(6)(X)
     operator = NonCartesianMRI((2, X, X), positions)
     truth = images(2, X, X)
@@ -295,55 +295,55 @@ def radial(slices: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
 
 
 PATH = np.linspace(-0.5, 0.5, 16, dtype=np.float32).reshape(8, 2)
-# Readouts, header, and what the line must say.
+# Readouts, header, and what the error line must contain.
 BAD = {
-    "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no readouts of an image"),
+    "noise only": (lambda: changed(flags=["NOISE_MEASUREMENT"]), None, "no image readouts"),
     "EPI": (lambda: changed(flags=["REVERSE"]), None, "readouts in both directions (EPI)"),
     **{
         counter: (
             lambda counter=counter: [*changed(), line(np.ones((1, X)), 0, counters={counter: 1})], None,
-            f"2 values of the counter '{counter}'; expected one image only",
+            f"2 values of the counter '{counter}'; expected a single image",
         ) for counter in ("contrast", "phase", "repetition", "set")
     },
     "coils": (lambda: [*changed(), line(np.ones((2, X)), 0)], None, "readouts of [1, 2] coils"),
-    "a line outside": (lambda: [line(np.ones((1, X)), Y)], None, "line 20, partition 0, 32 samples with number 16"),
+    "a line outside": (lambda: [line(np.ones((1, X)), Y)], None, "line 20, partition 0, 32 samples with sample 16"),
     "a line before": (
         lambda: [line(np.ones((1, X)), 1)], header().replace("<center>10", "<center>12"), "line 1, partition 0",
     ),
-    "samples outside": (lambda: changed(center_sample=0), None, "32 samples with number 0 in the centre"),
-    "samples before": (lambda: changed(center_sample=20), None, "32 samples with number 20 in the centre"),
+    "samples outside": (lambda: changed(center_sample=0), None, "32 samples with sample 0 in the centre"),
+    "samples before": (lambda: changed(center_sample=20), None, "32 samples with sample 20 in the centre"),
     "partition outside": (lambda: [line(np.ones((1, X)), 1, partition=1)], None, "line 1, partition 1"),
-    "all discarded": (lambda: changed(discard_pre=X), None, "32 samples with number 16"),
+    "all discarded": (lambda: changed(discard_pre=X), None, "32 samples with sample 16"),
     "skew": (lambda: changed(read_dir=(0.6, 0.8, 0.0)), None, "or are not perpendicular"),
     "slices that are turned": (
         lambda: [*changed(), line(np.ones((1, X)), 0, 2, read_dir=DIRECTIONS["phase_dir"],
-                                  phase_dir=DIRECTIONS["read_dir"])], None, "that differ among slices",
+                                  phase_dir=DIRECTIONS["read_dir"])], None, "differ between slices",
     ),
     "a gap": (
         lambda: [*changed(), line(np.ones((1, X)), 0, 2, position=(7 + 0.8 * 30, -3.0, 11 - 0.6 * 30))], None,
-        "mm along slice_dir; expected even distances",
+        "mm along slice_dir; expected even spacing",
     ),
     "two slabs": (lambda: changed(), header(z=4), "2 slabs of 4 partitions, cartesian"),
     "partitions missing": (
         lambda: [line(np.ones((1, X - 2)), i, partition=p, center_sample=14) for p in range(4) for i in range(Y - p)],
-        header(z=4), "lines that are measured in some of the partitions only, and partial echoes",
+        header(z=4), "some lines are not measured in all partitions, and some echoes are partial",
     ),
     "stack of stars": (lambda: radial(trajectory=PATH), header("radial", z=4, y=X), "1 slabs of 4 partitions, radial"),
-    "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without the positions of its samples"),
+    "no trajectory": (lambda: radial(), header("radial", y=X), "a radial scan without sample positions"),
     "oblong": (lambda: radial(trajectory=PATH), header("spiral"), "encoded matrix (32, 20, 1)"),
     "trajectory too far": (
         lambda: radial(trajectory=40 * PATH), header("radial", y=X), "pixels of 12.5 mm hold at most 0.04 / mm",
     ),
     "trajectories": (
         lambda: [*radial(trajectory=PATH), *(line(np.ones((1, 8)), i, 1, trajectory=-PATH) for i in range(3))],
-        header("radial", y=X), "trajectories that differ among slices",
+        header("radial", y=X), "the trajectories of the slices differ",
     ),
     "nan": (lambda: [*changed(), line(np.full((1, X), np.nan), 3)], None, "NaN or infinite values in slice 0"),
-    "header": (lambda: changed(), "<xml>", "no ISMRMRD header"),
+    "header": (lambda: changed(), "<xml>", "not an ISMRMRD header"),
     "two encodings": (
         lambda: changed(), header().replace("</encoding>", "</encoding><encoding></encoding>"), "(2 encodings)",
     ),
-    "no field of view": (lambda: changed(), header().replace("<x>400</x>", "<x>0</x>"), "expected them positive"),
+    "no field of view": (lambda: changed(), header().replace("<x>400</x>", "<x>0</x>"), "expected positive ones"),
 }  # fmt: skip
 
 
@@ -393,7 +393,7 @@ def test_two_scans_in_a_file(tmp_path, refused):
 def test_no_acquisitions(tmp_path, refused):
     with h5py.File(tmp_path / "bad.h5", "w") as file:
         file["dataset/xml"], file["dataset/data"] = [header()], np.zeros(3)
-    refused(tmp_path / "bad.h5", "damaged, or no ISMRMRD raw data")
+    refused(tmp_path / "bad.h5", "damaged, or not ISMRMRD raw data")
 
 
 def test_without_the_package(tmp_path, refused, monkeypatch):
@@ -405,7 +405,7 @@ def test_without_the_package(tmp_path, refused, monkeypatch):
         return original(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    refused(path, "ISMRMRD is read by a package that is missing; pip install 'ddip-pl[ismrmrd]'")
+    refused(path, "ISMRMRD files need a package that is missing; pip install 'ddip-pl[ismrmrd]'")
 
 
 def test_more_slices_than_there_are(tmp_path):

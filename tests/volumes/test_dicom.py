@@ -1,4 +1,4 @@
-"""DICOM series: right values in the right place, series that others can read, and none that is not whole."""
+"""DICOM series: right values in the right place, files that others can read, and no incomplete series."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def save(
 
 
 def series(folder: Path, images: np.ndarray, orientation: Any = AXIAL, spacing: float = 2.5, **tags: Any) -> Path:
-    """`(slices, rows, columns)` along the normal from (-20, 31, 7) on; names have nothing to do with the order."""
+    """`(slices, rows, columns)` along the normal, from (-20, 31, 7); file names do not follow the order."""
     normal = np.cross(*orientation)
     names = np.random.default_rng(1).permutation(len(images))
     for index, image in enumerate(images):
@@ -173,7 +173,7 @@ def test_one_series_of_several(tmp_path):
     series(tmp_path / "b", images[1, :2], series="1.2.3.2", SeriesNumber=7, SeriesDescription=None)
     for choice, expected in (("2", images[0]), ("7", images[1, :2]), ("1.2.3.2", images[1, :2])):
         np.testing.assert_array_equal(read_volume(f"{tmp_path}:{choice}").data[::-1, ::-1].T, expected - 1024.0)
-    there = r"series there: 2 \(thorax, 6 slices\), 7 \(no description, 2 slices\)$"
+    there = r"available series: 2 \(thorax, 6 slices\), 7 \(no description, 2 slices\)$"
     refuse(tmp_path, f"2 series; choose one as {tmp_path}:NUMBER; {there}")
     refuse(f"{tmp_path}:3", f"no series 3; choose one as {tmp_path}:NUMBER; {there}")
     series(tmp_path / "c", images[2], series="1.2.3.3")  # has the number of the first
@@ -194,9 +194,9 @@ def refuse(path: str | Path, message: str) -> None:
 SLICE = levels(4, 5)
 OTHER_ORIENTATION = r"ImageOrientationPatient is \[1.0, .* in \S+0.dcm and \[0.0, 1.0.* in \S+2.dcm"
 OTHER_PIXELS = r"PixelSpacing is \[0.5, 0.7\] in \S+0.dcm and \[0.5, 0.8\] in \S+2.dcm"
-# What becomes of one slice of a good series at z = 0, 2, 4, 6, 8, 10 mm: the one at 4 mm is in 2.dcm.
+# Changes to one slice of a good series at z = 0, 2, 4, 6, 8, 10 mm; the slice at 4 mm is in 2.dcm.
 BAD = {
-    "position twice": ({"ImagePositionPatient": [0, 0, 6]}, r"2.dcm and \S+3.dcm lie at the same position, as 1 "),
+    "position twice": ({"ImagePositionPatient": [0, 0, 6]}, r"2.dcm and \S+3.dcm are at the same position .1 "),
     "between two others": ({"ImagePositionPatient": [0, 0, 5]}, "2.dcm is 1 mm off, slices are 2 mm apart"),
     "a little off": ({"ImagePositionPatient": [0, 0, 4.4]}, "2.dcm is 0.4 mm off, slices are 2 mm apart"),
     "off to the side": ({"ImagePositionPatient": [0.5, 0, 4]}, "2.dcm is 0.5 mm off, slices are 2 mm apart"),
@@ -210,8 +210,8 @@ BAD = {
     "several frames": ({"NumberOfFrames": 4}, "2.dcm is multi-frame DICOM; convert it"),
     "enhanced": ({"SharedFunctionalGroupsSequence": []}, "2.dcm is multi-frame DICOM; convert it"),
     "colour": ({"SamplesPerPixel": 3}, "2.dcm is a colour image"),
-    "too few pixels": ({"PixelData": b"\0" * 10}, "pixels of .*2.dcm are not readable"),
-    "no pixels": ({"PixelData": None}, "pixels of .*2.dcm are not readable"),
+    "too few pixels": ({"PixelData": b"\0" * 10}, "pixels of .*2.dcm cannot be read"),
+    "no pixels": ({"PixelData": None}, "pixels of .*2.dcm cannot be read"),
     "infinite slope": ({"RescaleSlope": 1e300}, "voxels are NaN or infinite"),
 }  # fmt: skip
 
@@ -231,8 +231,8 @@ def test_bad_slice(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ((3,), r"2.dcm and \S+4.dcm lie 4 mm apart, other slices 2 mm; 1 slices are missing there"),
-    ((2, 3), r"1.dcm and \S+4.dcm lie 6 mm apart, other slices 2 mm; 2 slices are missing there"),
+    ((3,), r"2.dcm and \S+4.dcm are 4 mm apart, other slices 2 mm; 1 slices are missing there"),
+    ((2, 3), r"1.dcm and \S+4.dcm are 6 mm apart, other slices 2 mm; 2 slices are missing there"),
 ])  # fmt: skip
 def test_missing_slices(tmp_path, missing, message):
     six(tmp_path)
@@ -245,12 +245,12 @@ def test_missing_slices(tmp_path, missing, message):
 def test_every_position_several_times(tmp_path, copies):
     for copy in range(copies):
         six(tmp_path / str(copy))
-    refuse(tmp_path, f"lie at the same position, as {6 * (copies - 1)} pairs do")
+    refuse(tmp_path, f"are at the same position .{6 * (copies - 1)} such pairs")
 
 
 def test_other_size(tmp_path):
     save(six(tmp_path) / "2.dcm", levels(4, 6), (0, 0, 4))
-    refuse(tmp_path, r"Columns is \[5.0\] in \S+0.dcm and \[6.0\] in \S+2.dcm; a volume has the same")
+    refuse(tmp_path, r"Columns is \[5.0\] in \S+0.dcm and \[6.0\] in \S+2.dcm; expected the same in all slices")
 
 
 @pytest.mark.parametrize(("tags", "message"), [
@@ -269,7 +269,7 @@ def test_constant_series(tmp_path):
 
 @pytest.mark.parametrize("length", [140, 200, 450, 700, 900, -10])
 def test_damaged_file(tmp_path, length):
-    """Wherever it breaks off: the volume does not lose its last slice."""
+    """Wherever the file is cut off, the volume does not silently lose its last slice."""
     path = six(tmp_path) / "5.dcm"
     path.write_bytes(path.read_bytes()[:length])
     refuse(tmp_path, "5.dcm")
@@ -364,7 +364,7 @@ def test_headers_of_a_derived_series(tmp_path):
     assert read_volume(tmp_path / "dicom").units == "HU"
     write_dicom(tmp_path / "again", source.data, source.affine, source.header)
     assert dcmread(tmp_path / "again" / "0001.dcm").SeriesInstanceUID != headers[0].SeriesInstanceUID
-    refuse(tmp_path, "3 series; .* 2 .thorax, 3 slices.")  # the source and what was derived of it are kept apart
+    refuse(tmp_path, "3 series; .* 2 .thorax, 3 slices.")  # the source and the derived series are separate
 
 
 def test_headers_without_a_source(tmp_path):
@@ -392,7 +392,7 @@ def test_a_constant_volume_can_be_written(tmp_path):
 
 def test_rows_and_columns_must_be_perpendicular(tmp_path):
     affine = np.eye(4)
-    affine[0, 2] = 0.3  # slices beside each other are no harm
+    affine[0, 2] = 0.3  # sheared slices do no harm
     check_writable(affine)
     affine[0, 1] = 0.3
     with pytest.raises(InputError, match="not perpendicular"):

@@ -1,4 +1,4 @@
-"""Image files to volumes: orientation, voxel size, and files that cannot be used."""
+"""Reading volumes: orientation, voxel size, and bad files."""
 
 import gzip
 from itertools import permutations, product
@@ -301,7 +301,7 @@ def test_dataset_of_an_hdf5_file(tmp_path):
     for name, expected in (("a", data[0]), ("group/b", data[1]), ("/group/b", data[1])):
         volume = read_volume(f"{path}:{name}")
         np.testing.assert_array_equal(volume.data, expected.transpose(2, 1, 0)[::-1, ::-1])
-    there = r"datasets there: a \(6, 4, 5\) float32, angles \(5,\) float32, group/b \(6, 4, 5\) float32, kspace"
+    there = r"available datasets: a \(6, 4, 5\) float32, angles \(5,\) float32, group/b \(6, 4, 5\) float32, kspace"
     refuse(path, f"2 3D datasets of real numbers; choose one as {path}:NAME; {there}")
     refuse(f"{path}:c", f"no dataset c; choose one as {path}:NAME; {there}")
     refuse(f"{path}:group", "no dataset group;")
@@ -310,27 +310,27 @@ def test_dataset_of_an_hdf5_file(tmp_path):
 
 
 def test_measurements_are_no_volumes(tmp_path):
-    """They are told apart before one of their datasets is taken for a volume."""
+    """They are recognised before one of their datasets is taken for a volume."""
     ours = write(tmp_path / "ours.h5", {"data": values(3, 4, 5)})
     with h5py.File(ours, "a") as file:
         file.attrs["operator"] = "parallel_beam"
     fastmri = write(tmp_path / "fastmri.h5", {"kspace": values(3, 4, 5), "ismrmrd_header": np.array(b"x")})
     for path in (ours, fastmri):
-        refuse(path, "a measurement, and no volume; ddip-pl predict --config configs/task/measured.yaml takes it")
+        refuse(path, "a measurement, not a volume; use ddip-pl predict --config configs/task/measured.yaml")
     np.save(tmp_path / "k.npy", values(2, 3, 4) * 1j)
-    refuse(tmp_path / "k.npy", "k-space, and no volume; ddip-pl predict")
+    refuse(tmp_path / "k.npy", "k-space, not a volume; use ddip-pl predict")
 
 
 BAD_HDF5 = {
     "4d": ({"image": values(2, 3, 4, 5)}, {}, "0 3D datasets.*image \\(2, 3, 4, 5\\)"),
-    "no datasets": ({}, {}, "datasets there: none"),
+    "no datasets": ({}, {}, "available datasets: none"),
     "nan": ({"image": hole(np.nan)}, {}, "image: 1 voxels are NaN"),
     "voxel size 0": ({"image": values(2, 3, 4)}, {"voxel_size": (1, 0, 1)}, "voxel_size of image is .1.0, 0.0, 1.0."),
     "negative voxel size": ({"image": values(2, 3, 4)}, {"voxel_size": -1}, "expected mm above 0"),
     "no voxel size": ({"image": values(2, 3, 4)}, {"voxel_size": np.nan}, "expected mm above 0"),
     "infinite voxel size": ({"image": values(2, 3, 4)}, {"voxel_size": np.inf}, "expected an invertible"),
-    "two voxel sizes": ({"image": values(2, 3, 4)}, {"voxel_size": (1, 1)}, "cannot be used"),
-    "text": ({"image": values(2, 3, 4)}, {"voxel_size": "wide"}, "cannot be used"),
+    "two voxel sizes": ({"image": values(2, 3, 4)}, {"voxel_size": (1, 1)}, "is invalid"),
+    "text": ({"image": values(2, 3, 4)}, {"voxel_size": "wide"}, "is invalid"),
     "affine 3x3": ({"image": values(2, 3, 4)}, {"affine": np.eye(3)}, "expected an invertible 4x4"),
     "affine of zeros": ({"image": values(2, 3, 4)}, {"affine": np.diag([1, 1, 0, 1])}, "expected an invertible 4x4"),
     "affine transposed": ({"image": values(2, 3, 4)}, {"affine": AFFINE.T}, "expected an invertible 4x4"),

@@ -1,4 +1,4 @@
-"""Slices of a volume: chosen, upright, brought to a size, in [0, 1]."""
+"""Slices of a volume: selected, turned upright, resized, scaled to [0, 1]."""
 
 import numpy as np
 import pytest
@@ -125,7 +125,7 @@ def test_values_stay_between_zero_and_one(rows, columns, seed):
 
 
 @given(size=st.tuples(*[st.integers(4, 40)] * 2), old=st.tuples(*[st.integers(4, 40)] * 2), enlarge=st.booleans())
-@example(size=(4, 4), old=(4, 37), enlarge=False)  # where the shorter side would be less than a pixel
+@example(size=(4, 4), old=(4, 37), enlarge=False)  # the shorter side would shrink to less than a pixel
 def test_height_and_width_may_differ(size, old, enlarge):
     fitted, (top, bottom, left, right), affine = fit(torch.ones(1, 1, *old), size, enlarge)
     assert fitted.shape == (1, 1, *size)
@@ -142,7 +142,7 @@ def test_height_and_width_may_differ(size, old, enlarge):
 
 
 def test_shrinking_averages_what_it_cannot_show():
-    checkerboard = torch.eye(2).repeat(48, 48)[None, None]  # left to interpolation, every third pixel would be seen
+    checkerboard = torch.eye(2).repeat(48, 48)[None, None]  # without antialiasing only every third pixel would count
     inner = fit(checkerboard, (32, 32), enlarge=False)[0][..., 2:-2, 2:-2]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.15, rtol=0)
 
