@@ -68,8 +68,11 @@ class Reconstruction(Method):
 
     def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> ReverseDiffusion:
         channels = measurement.operator.channels
-        if self.shipped and self.prior != SHIPPED_PRIORS[channels]:
-            self.use_prior(SHIPPED_PRIORS[channels])
+        if self.shipped:
+            if channels not in SHIPPED_PRIORS:
+                raise InputError(f"no shipped prior has {channels} image channels; give --model.prior")
+            if self.prior != SHIPPED_PRIORS[channels]:
+                self.use_prior(SHIPPED_PRIORS[channels])
         if self.denoiser.network.in_channels != channels:
             raise InputError(
                 f"the prior has {self.denoiser.network.in_channels} image channels, "
