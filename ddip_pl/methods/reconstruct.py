@@ -57,6 +57,15 @@ def reconstruct(
     """
     if changes and isinstance(method, Method):
         raise InputError(f"{', '.join(changes)} given beside a {type(method).__name__}; make the method with them")
+    if A.like.dtype != torch.float32:
+        raise InputError(
+            f"{type(A).__name__} is in {A.like.dtype}; reconstruct computes in single precision, call A.float()"
+        )
+    if A.range[0] * A.coupled != A.domain[0]:
+        raise InputError(
+            f"{type(A).__name__} makes {A.range} of {A.domain}; the first axis has to be as long as that of the "
+            f"slices, divided by `coupled`, which is {A.coupled}"
+        )
     tensor = as_tensor("y", y, A.range)
     unit = A.normalised()
     factor = unit.scale / A.scale
@@ -87,7 +96,9 @@ def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: they have another shape, or are not all finite numbers.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    if isinstance(values, np.ndarray):  # files may have the other byte order, which PyTorch has not
+        values = torch.from_numpy(np.ascontiguousarray(values, values.dtype.newbyteorder("=")))
+    tensor = values
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         given = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is a {type(values).__name__}"
         raise InputError(f"{name} {given}; the operator needs a tensor or an array of shape {shape}")
