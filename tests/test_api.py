@@ -221,3 +221,25 @@ def test_names_of_the_package() -> None:
     assert {"reconstruct", "load_method", "load_prior", "ParallelBeamCT", "Measurement", "Result"} <= set(dir(ddip_pl))
     with pytest.raises(AttributeError, match=r"attribute.*nothing"):
         ddip_pl.nothing  # noqa: B018
+
+
+class Total(LinearOperator):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True)
+
+
+def test_slices_measured_together_without_a_word_are_refused() -> None:
+    with pytest.raises(InputError, match="`coupled`, which is 1"):
+        ddip_pl.reconstruct(torch.ones(1, 1, 16, 16), Total((3, 16, 16)), 0.1)
+
+
+def test_double_precision_is_refused() -> None:
+    operator = ct().double()
+    with pytest.raises(InputError, match=r"float64; .*call A\.float\(\)"):
+        ddip_pl.reconstruct(operator(operator.zeros()), operator, 0.1)
+
+
+def test_the_other_byte_order() -> None:
+    y = measure(ct()).numpy()
+    found, expected = (ddip_pl.reconstruct(v, ct(), 1e-2, "fbp", progress=False) for v in (y.astype(">f4"), y))
+    assert np.array_equal(found.images, expected.images)

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.image
 import torch
+from einops import rearrange
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
@@ -20,8 +21,7 @@ def tile(images: Tensor) -> Tensor:
     magnitude = images.norm(dim=1) if images.shape[1] > 1 else images[:, 0]
     columns = math.ceil(math.sqrt(len(magnitude)))
     blank = magnitude.new_zeros(-len(magnitude) % columns, *magnitude.shape[1:])
-    rows = torch.cat([magnitude, blank]).unflatten(0, (-1, columns))
-    return rows.movedim(1, 2).flatten(2).flatten(0, 1)
+    return rearrange(torch.cat([magnitude, blank]), "(r c) h w -> (r h) (c w)", c=columns)
 
 
 class SampleImages(Callback):

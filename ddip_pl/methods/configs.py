@@ -12,13 +12,21 @@ from ddip_pl.errors import InputError
 PACKAGE = Path(__file__).parents[1]
 INSTALLED, CHECKOUT = PACKAGE / "configs", PACKAGE.parent / "configs"
 SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+CONFIG_OPTIONS = ("--config", "--tasks", "--methods")
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with `configs/...` replaced by the shipped file, unless it exists locally."""
-    found = []
+    """Command-line arguments with `configs/...` replaced by the shipped file, unless it exists locally.
+
+    After an option that takes configs, the name of a task, method or prior is enough: `--config sv_ct`.
+    """
+    found, last = [], ""
     for argument in arguments:
         option, equals, value = argument.rpartition("=")
+        last = option or (argument if argument.startswith("--") else last)
+        if last in CONFIG_OPTIONS and not Path(value).exists():
+            named = (f"configs/{kind}/{value}.yaml" for kind in ("task", "method", "prior"))
+            value = next((name for name in named if (SHIPPED / name.removeprefix("configs/")).is_file()), value)
         if value.startswith("configs/") and not Path(value).exists():
             shipped = SHIPPED / value.removeprefix("configs/")
             value = str(shipped) if shipped.is_file() else value

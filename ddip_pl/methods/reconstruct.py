@@ -57,6 +57,13 @@ def reconstruct(
     """
     if changes and isinstance(method, Method):
         raise InputError(f"{', '.join(changes)} given with a {type(method).__name__}; pass them to its constructor")
+    if A.like.dtype != torch.float32:
+        raise InputError(f"{type(A).__name__} is in {A.like.dtype}; reconstruct needs single precision, call A.float()")
+    if A.range[0] * A.coupled != A.domain[0]:
+        raise InputError(
+            f"{type(A).__name__} turns {A.domain} into {A.range}; set `coupled`, now {A.coupled}, to the number of slices "
+            "that are measured together"
+        )
     tensor = as_tensor("y", y, A.range)
     unit = A.normalised()
     factor = unit.scale / A.scale
@@ -87,7 +94,9 @@ def as_tensor(name: str, values: Array, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: the values have another shape or are not all finite.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+    if isinstance(values, np.ndarray):  # files may have the other byte order, which PyTorch has not
+        values = torch.from_numpy(np.ascontiguousarray(values, values.dtype.newbyteorder("=")))
+    tensor = values
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         given = f"has shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"is a {type(values).__name__}"
         raise InputError(f"{name} {given}; expected a tensor or an array of shape {shape}")

@@ -310,7 +310,7 @@ def as_count(name: str, value: Any) -> int:
 
 def as_length(name: str, value: Any) -> float:
     """A setting that must be positive and finite; raises `InputError` if it is not."""
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+    if not isinstance(value, (int, float, np.integer, np.floating)) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value!r}; expected a positive, finite number")
     return float(value)
 

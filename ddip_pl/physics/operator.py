@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class LinearOperator(nn.Module, ABC):
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = volume_shape(shape)
+        self.register_buffer("empty", torch.empty(0), persistent=False)  # follows `.to`, whatever else there is
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -153,13 +155,15 @@ class LinearOperator(nn.Module, ABC):
     @property
     def like(self) -> Tensor:
         """An empty tensor in the operator's precision, on its device."""
-        return next((b for b in self.buffers() if b.is_floating_point()), torch.empty(0)).new_empty(0)
+        *_, last = (tensor for tensor in chain(self.buffers(), self.parameters()) if tensor.is_floating_point())
+        return last.detach().new_empty(0)
 
     @cached_property
     def norm(self) -> float:
         """Spectral norm `||A||`, to about 0.1 %."""
         zeros = self.zeros()
-        return spectral_norm(lambda x: self.normal(x.to(zeros.device)), zeros.shape, zeros.dtype, tolerance=1e-6)
+        with torch.no_grad():
+            return spectral_norm(lambda x: self.normal(x.to(zeros.device)), zeros.shape, zeros.dtype, tolerance=1e-6)
 
     # --- other operators ------------------------------------------------------------------------------------------
 
@@ -189,7 +193,7 @@ class LinearOperator(nn.Module, ABC):
     def select(self, slices: Slices) -> LinearOperator:
         """The operator of some slices of the volume."""
         index = torch.arange(self.shape[0])[slices]
-        kept: dict[int, Any] = {id(buffer): buffer for buffer in self.buffers()}
+        kept: dict[int, Any] = {id(tensor): tensor for tensor in chain(self.buffers(), self.parameters())}
         for name in self.per_slice:
             buffer = getattr(self, name)
             kept[id(buffer)] = buffer if len(buffer) == 1 else buffer[slices]
@@ -272,7 +276,8 @@ class LinearOperator(nn.Module, ABC):
             The norm and the relative errors.
 
         Raises:
-            InputError: `forward` is not linear or not differentiable, or the adjoint is not its transpose.
+            InputError: `forward` is not linear or not differentiable, the adjoint is not its transpose, or more slices
+                are measured together than `coupled` says.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -289,13 +294,25 @@ class LinearOperator(nn.Module, ABC):
             linearity = relative(self(2 * x + u), 2 * ax + au)
             y = noise(ax)
             y = ax / ax.norm().clamp(min=TINY) + y / y.norm()  # pure noise is nearly orthogonal to everything
-            difference = abs(inner(ax, y) - inner(x, self.adjoint(y)))
+            back = self.adjoint(y)
+            if back.shape != x.shape:
+                raise InputError(
+                    f"{type(self).__name__} turns {tuple(x.shape)} into {tuple(ax.shape)}, and its adjoint turns that into "
+                    f"{tuple(back.shape)}; set coupled to the number of slices that are measured together"
+                )
+            difference = abs(inner(ax, y) - inner(x, back))
             adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
             wrong = relative(gradient, self.normal(x))
+            mixing = 0.0
+            if len(ax) * self.coupled == len(x):  # of every second group of slices alone, the others measure nothing
+                chosen = (torch.arange(len(ax), device=ax.device) % 2 == 0).float()
+                alone = self(x * self.per_image(chosen))
+                mixing = relative(alone, ax * chosen.view(-1, *[1] * (ax.ndim - 1)))
         for error, advice in (
             (linearity, "is not linear: A(2 x + u) and 2 A(x) + A(u) differ"),
             (adjointness, "has a wrong adjoint (leave it out to use automatic differentiation): it is off"),
             (wrong, "has a wrong gradient (that of 1/2 ||A x||^2 is A^T A x): it is off"),
+            (mixing, "measures slices together; set coupled to their number: what should be 0 is off"),
         ):
             if not error < EXACT:
                 raise InputError(f"{type(self).__name__} {advice} by {error:.1e} of its size; expected below {EXACT:g}")
@@ -374,7 +391,7 @@ class Composition(LinearOperator):
             )
         super().__init__(first.shape)
         self.second, self.first = second, first
-        self.channels, self.coupled = first.channels, first.coupled * second.coupled
+        self.channels, self.coupled = first.channels, min(first.coupled * second.coupled, len(first.zeros()))
         self.scale = first.scale * second.scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: 
 def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
     """Read a prior as a float32 network `network(x, t) -> eps` in evaluation mode.
 
+    The global random state stays as it is: a volume is the same whether or not its prior was loaded before.
+
     Args:
         path: our `.safetensors`, a Lightning `.ckpt` from `fit`, a guided-diffusion state dict, a dict with `config`
             and `state_dict`, or `{decay, num_updates, shadow_params}` with the averaged weights in registration order.
@@ -83,7 +85,8 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
     if settings is None:
         raise InputError(f"prior {path}: the file has no network settings; give them as config")
     try:
-        network = UNet(parse_config(json.loads(settings) if isinstance(settings, str) else settings))
+        with torch.random.fork_rng(devices=[]):  # a network draws weights, which these replace
+            network = UNet(parse_config(json.loads(settings) if isinstance(settings, str) else settings))
     except Exception as error:  # a wrong setting can fail anywhere in the network
         raise InputError(f"prior {path}: unusable network settings ({_one_line(error)})") from error
     weights = _name_parameters(network, contents, path) if isinstance(contents, list) else contents

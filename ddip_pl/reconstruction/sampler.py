@@ -119,10 +119,12 @@ class ReverseDiffusion:
         self.step, self.steps = 0, len(self.timesteps) * adaptation.trajectories
         self.mean: Tensor | None = None
         self.memory: Memory = {}
-        self.noise = torch.Generator().manual_seed(torch.initial_seed())
+        self.noise = torch.Generator()
 
     def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
         """Run Algorithm 2 from the beginning or from a saved state; docs/algorithm.md compares it with the paper."""
+        self.step = 0
+        self.noise.manual_seed(torch.initial_seed())
         self.adaptation.start(self.denoiser, self.measurement)
         try:
             if state is not None:

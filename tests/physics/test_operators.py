@@ -36,7 +36,7 @@ from super_resolution import SuperResolution
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics import SENSE, LinearOperator, Measurement, NonCartesianMRI, RandomLines, simulate
+from ddip_pl.physics import SENSE, ConeBeamCT, LinearOperator, Measurement, NonCartesianMRI, RandomLines, simulate
 from ddip_pl.physics.operator import spectral_norm
 
 # --- the adjoint ----------------------------------------------------------------------------------------------
@@ -582,3 +582,65 @@ def test_spectral_norm(rows, columns, seed):
     matrix = random(rows, columns, dtype=torch.float64, seed=seed)
     found = spectral_norm(lambda x: matrix.T @ (matrix @ x), (columns,), iterations=5000, tolerance=1e-12)
     assert found == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-3)
+
+
+class Running(LinearOperator):
+    """Sums over the slices up to each one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(0)
+
+
+class Total(LinearOperator):
+    """The sum over all slices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [Running, Total])
+def test_check_finds_slices_that_are_measured_together(kind):
+    with pytest.raises(InputError, match="set coupled to"):
+        kind((3, 8, 8)).check()
+
+
+def test_slices_that_are_said_to_be_measured_together():
+    operator = Total((3, 8, 8))
+    operator.coupled = 3
+    assert operator.check().norm == pytest.approx(3**0.5, rel=1e-3)
+
+
+class Filter(LinearOperator):
+    """A convolution whose kernel is a parameter."""
+
+    def __init__(self, shape: tuple[int, int, int]):
+        super().__init__(shape)
+        self.layer = torch.nn.Conv2d(1, 1, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Halves(LinearOperator):
+    """An operator without any tensor of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., ::2]
+
+
+@pytest.mark.parametrize("kind", [Filter, Halves])
+def test_precision_without_buffers(kind):
+    operator = kind((2, 8, 8)).double()
+    y = operator(operator.zeros() + 1)
+    for like in (operator, operator.normalised(), operator.stack(operator), operator.T):
+        assert like.zeros().dtype == torch.float64
+    assert operator.pseudo_inverse(y).dtype == torch.float64
+    assert operator.check().adjointness < 1e-12
+    assert operator.state_dict().keys() <= {"layer.weight"}
+
+
+def test_coupled_slices_and_the_measurement_as_an_image():
+    cone = ConeBeamCT((3, 8, 8), angles=3)
+    gram = cone @ cone.T
+    y = gram(torch.ones(gram.domain))
+    assert gram.pseudo_inverse(y).shape == y.shape

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import make_network
 
-from ddip_pl.adaptation import MetaAdaptation, SlicewiseAdaptation
+from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.physics import SENSE, Birdcage, LinearOperator, Measurement, ParallelBeamCT, RandomLines, SingleCoilMRI
@@ -92,3 +92,21 @@ def test_slices_with_weights_of_their_own_are_not_cut_in_other_planes(tiny_prior
     with pytest.raises(InputError, match=r"set model\.sampler\.planes to slices"):
         Reconstruction(str(tiny_prior), adaptation=adaptation(), sampler=Sampler(planes="all"))
     Reconstruction(str(tiny_prior), adaptation=adaptation(), sampler=Sampler(planes="slices"))
+
+
+def test_a_volume_does_not_depend_on_when_the_prior_was_loaded(tiny_prior: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ddip_pl.reconstruction.module.SHIPPED_PRIORS", {1: str(tiny_prior)})
+    measurement = measure(ParallelBeamCT((4, 32, 32), angles=12))
+
+    def weights(method: Reconstruction) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return list(method.reconstruct(measurement).weights.tensors.values())
+
+    def made(prior: str | None) -> Reconstruction:
+        training = LoraTraining(steps=1, discrepancy=0)
+        return Reconstruction(prior, adaptation=VolumeAdaptation(2, training=training), sampler=ONE_STEP)
+
+    method = made(None)
+    first, again, named = weights(method), weights(method), weights(made(str(tiny_prior)))
+    assert all(map(torch.equal, first, again))
+    assert all(map(torch.equal, first, named))

@@ -447,3 +447,12 @@ def test_it_knows_nothing_of_lightning_files_evaluation_or_results() -> None:
     )  # fmt: skip
     forbidden = ("lightning", "nibabel", "wandb", *(f"ddip_pl.{room}" for room in above))
     assert [name for name in sorted(names) if name.startswith(forbidden)] == []
+
+
+def test_it_begins_anew_without_a_state(six: Measurement) -> None:
+    """Also when it was abandoned after a step."""
+    diffusion = begin(six, steps=3)
+    next(diffusion.iterate())
+    first, second = ([step.images["estimate"] for step in diffusion.iterate()] for _ in range(2))
+    assert len(first) == 3
+    assert all(map(torch.equal, first, second))
