@@ -229,7 +229,7 @@ class Total(LinearOperator):
 
 
 def test_slices_measured_together_without_a_word_are_refused() -> None:
-    with pytest.raises(InputError, match="`coupled`, which is 1"):
+    with pytest.raises(InputError, match="`coupled`, now 1,"):
         ddip_pl.reconstruct(torch.ones(1, 1, 16, 16), Total((3, 16, 16)), 0.1)
 
 

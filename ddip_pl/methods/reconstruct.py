@@ -61,8 +61,8 @@ def reconstruct(
         raise InputError(f"{type(A).__name__} is in {A.like.dtype}; reconstruct needs single precision, call A.float()")
     if A.range[0] * A.coupled != A.domain[0]:
         raise InputError(
-            f"{type(A).__name__} turns {A.domain} into {A.range}; set `coupled`, now {A.coupled}, to the number of slices "
-            "that are measured together"
+            f"{type(A).__name__} turns {A.domain} into {A.range}; set `coupled`, now {A.coupled}, to the number of "
+            "slices that are measured together"
         )
     tensor = as_tensor("y", y, A.range)
     unit = A.normalised()

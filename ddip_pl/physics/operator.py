@@ -297,8 +297,8 @@ class LinearOperator(nn.Module, ABC):
             back = self.adjoint(y)
             if back.shape != x.shape:
                 raise InputError(
-                    f"{type(self).__name__} turns {tuple(x.shape)} into {tuple(ax.shape)}, and its adjoint turns that into "
-                    f"{tuple(back.shape)}; set coupled to the number of slices that are measured together"
+                    f"{type(self).__name__} turns {tuple(x.shape)} into {tuple(ax.shape)}, and its adjoint turns that "
+                    f"into {tuple(back.shape)}; set coupled to the number of slices that are measured together"
                 )
             difference = abs(inner(ax, y) - inner(x, back))
             adjointness = difference / max(float(ax.norm() * y.norm()), TINY)
