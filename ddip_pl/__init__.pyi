@@ -33,6 +33,9 @@ from .physics import SingleCoilMRI as SingleCoilMRI
 from .physics import Spiral as Spiral
 from .physics import espirit as espirit
 from .physics import simulate as simulate
+from .physics.geometry import describe_geometry as describe_geometry
+from .physics.geometry import geometry_from as geometry_from
+from .physics.geometry import same_geometry as same_geometry
 from .prior.checkpoint import load_prior as load_prior
 from .reconstruction import Method as Method
 from .reconstruction import Reconstruction as Reconstruction

@@ -96,7 +96,7 @@ def test_the_page_about_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return Result()
 
     monkeypatch.setattr(ddip_pl, "reconstruct", reconstruct)
-    names: dict[str, Any] = {"y": None, "reference": None}
+    names: dict[str, Any] = {"y": None, "reference": None, "sinogram_in_mm": torch.ones(16, 1, 60, 182)}
     for code in examples("docs/python.md"):
         exec(code, names)
     assert calls[0] == {"sigma_y": 2e-4, "method": "d3ip"}

@@ -158,7 +158,7 @@ def peft_config(rank: int, bias: bool, targets: list[str]) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, lora_bias=bias, target_modules=targets)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoraWeights(AdaptedWeights):
     """LoRA weights for a volume, or for each of its slices.
 

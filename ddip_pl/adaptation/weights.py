@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaptedWeights:
     """Weights that replace the network's own.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
+from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.files import read_scan
 
 BRIGHT = 99.5  # percentile of the voxels that is scaled to 1
@@ -78,6 +79,7 @@ class MeasuredDataModule(MeasurementDataModule):
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1]; by
             default taken from the file or, if it gives none, estimated from the data.
         calibration: largest width of the k-space centre that coil maps are estimated from.
+        operator: class of your own operator, for files with its measurements: naming it imports it.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class MeasuredDataModule(MeasurementDataModule):
         first: int | None = None,
         sigma_y: float | None = None,
         calibration: int = 24,
+        operator: type[LinearOperator] | None = None,
     ):
         super().__init__()
         if sigma_y is not None and not 0 <= sigma_y < float("inf"):
             raise InputError(f"data.sigma_y is {sigma_y}; expected a finite standard deviation of at least 0")
         self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
+        self.operator = operator
 
     def setup(self, stage: str) -> None:
         if stage == "test":

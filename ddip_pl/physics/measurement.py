@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator, Slices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """`y = A x + n` for all slices of one volume, or for some of them.
 
@@ -28,7 +28,10 @@ class Measurement:
     operator: LinearOperator
     sigma_y: float
     reference: Tensor | None = None
-    estimate: Tensor | None = field(default=None, repr=False)
+    estimate: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Measurement({tuple(self.y.shape)} by {type(self.operator).__name__}, sigma_y={self.sigma_y:.4g})"
 
     def __len__(self) -> int:
         return len(self.y) * self.operator.coupled

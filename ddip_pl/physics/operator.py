@@ -193,6 +193,8 @@ class LinearOperator(nn.Module, ABC):
     def select(self, slices: Slices) -> LinearOperator:
         """The operator of some slices of the volume."""
         index = torch.arange(self.shape[0])[slices]
+        if index.ndim != 1:
+            raise InputError(f"slices chosen by {slices!r}; give a slice, a list or a tensor of indices")
         kept: dict[int, Any] = {id(tensor): tensor for tensor in chain(self.buffers(), self.parameters())}
         for name in self.per_slice:
             buffer = getattr(self, name)
@@ -413,6 +415,9 @@ class Composition(LinearOperator):
     def sampled(self, y: Tensor) -> Tensor:
         return self.second.sampled(y)
 
+    def noise_level(self, y: Tensor) -> float:
+        return self.second.noise_level(y)
+
     def visible(self, x: Tensor) -> Tensor:
         return self.first.visible(x)
 
@@ -453,6 +458,12 @@ class Stack(LinearOperator):
 
     def visible(self, x: Tensor) -> Tensor:
         return torch.where((self.first.visible(x) != 0) | (self.second.visible(x) != 0), x, 0)
+
+    def noise_level(self, y: Tensor) -> float:
+        """Root mean square over the values of both."""
+        parts = list(zip((self.first, self.second), self.split(y), strict=True))
+        energy = sum(part.noise_level(one) ** 2 * float(part.values(one).sum()) for part, one in parts)
+        return float((energy / sum(float(part.values(one).sum()) for part, one in parts)) ** 0.5)
 
 
 class Scaled(LinearOperator):

@@ -26,7 +26,7 @@ from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.frame import Frame, magnitude
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A reconstructed volume and how it was obtained.
 
@@ -48,6 +48,10 @@ class Result:
     frame: Frame = field(default_factory=Frame)
     peak_memory_bytes: int = 0
     prior: str | None = None
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items())
+        return f"Result({self.frame.name}, {tuple(self.images.shape)}, {figures}, {self.seconds:.0f} s)"
 
     def to(self, device: torch.device | str) -> Result:
         """The same on another device. Lightning calls this on what `predict` returns."""

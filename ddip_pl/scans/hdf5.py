@@ -151,8 +151,8 @@ def operator_of(kind: str) -> type[LinearOperator]:
     found = {cls.kind: cls for cls in classes if cls.__dict__.get("kind")}
     if kind not in found:
         raise InputError(
-            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module that "
-            "defines your own operator first"
+            f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of "
+            "your own operator (predict: name its class by --data.operator MODULE.CLASS)"
         )
     return found[kind]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """Turns images `(slices, channels, height, width)` in [0, 1] back into a volume in scanner coordinates.
 

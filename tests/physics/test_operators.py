@@ -644,3 +644,27 @@ def test_coupled_slices_and_the_measurement_as_an_image():
     gram = cone @ cone.T
     y = gram(torch.ones(gram.domain))
     assert gram.pseudo_inverse(y).shape == y.shape
+
+
+class Noisy(LinearOperator):
+    """Tells the first value for the level of the noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def noise_level(self, y: Tensor) -> float:
+        return float(y.flatten()[0])
+
+
+def test_noise_of_two_measurements_together() -> None:
+    """The root mean square over all values."""
+    shape = (2, 4, 4)
+    both = Noisy(shape).stack(Noisy(shape))
+    y = torch.cat([torch.full((2, 16), value) for value in (3.0, 4.0)], dim=1)
+    assert both.noise_level(y) == pytest.approx(12.5**0.5)
+    assert (Noisy(shape) @ Noisy(shape)).noise_level(torch.full((2, 1, 4, 4), 2.0)) == 2.0
+
+
+def test_a_number_chooses_no_slices() -> None:
+    with pytest.raises(InputError, match="slices chosen by 0; give a slice, a list"):
+        Noisy((2, 4, 4)).select(0)  # type: ignore[arg-type]

@@ -1,5 +1,8 @@
 """Our own files: whatever the operator, the measurement that is written is read back."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 from ddip_pl.errors import InputError
@@ -262,3 +266,33 @@ def test_files_of_the_first_version(tmp_path, name):
                 assert now.attrs[key] == value
             else:
                 np.testing.assert_allclose(now.attrs[key], value, rtol=1e-6)
+
+
+def test_an_operator_of_ones_own_on_the_command_line(tmp_path, phantom_volume):
+    """Its module is found on the path, and naming the class is all that either command needs."""
+    (tmp_path / "halving.py").write_text(
+        "from ddip_pl import LinearOperator\n"
+        "class Halving(LinearOperator):\n"
+        "    kind, axes = 'halving', ('slices', 'rows', 'columns')\n"
+        "    def forward(self, x): return 0.5 * x\n"
+        "    def describe(self, pixel): return {'pixel_size': pixel[0]}\n"
+        "    @classmethod\n"
+        "    def from_description(cls, description, data): return cls(data)\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ddip_pl.cli", *arguments]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    given = ("--data.operator", "halving.Halving", "--data.sigma_y", "0.01", "--data.size", "32")
+    made = run("simulate", "--data.path", str(phantom_volume), *given, "--output", "own.h5")
+    assert made.returncode == 0, made.stderr
+    predict = ("predict", "--config", "configs/task/measured.yaml", "--config", "configs/method/fbp.yaml",
+               "--data.path", "own.h5", "--output", "out")  # fmt: skip
+    without = run(*predict)
+    assert (without.returncode, without.stderr.count("\n")) == (2, 1)
+    assert "--data.operator MODULE.CLASS" in without.stderr
+    found = run(*predict, "--data.operator", "halving.Halving")
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "out" / "phantom" / "reconstruction.nii.gz").is_file()
