@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -56,7 +55,7 @@ class MultiCoilMRI(LinearOperator):
         Raises:
             InputError: `x` has another shape.
         """
-        self.expect(x, self.domain[1:])
+        self.expect(x, self.domain)
         x = x.to(self.maps.dtype)
         image = torch.complex(x[:, :1], x[:, 1:]) if self.channels == 2 else x
         return torch.view_as_complex(self.maps) * image
@@ -76,17 +75,6 @@ class MultiCoilMRI(LinearOperator):
     def register_complex(self, name: str, values: Tensor) -> None:
         """Register real and imaginary part as one real buffer, because modules cast complex buffers to real ones."""
         self.register_buffer(name, torch.view_as_real(values.to(torch.complex64)).contiguous(), persistent=False)
-
-    def expect(self, tensor: Tensor, shape: Sequence[int]) -> None:
-        """Check that a tensor is `(slices, *shape)`, with the right number of slices if each has its own buffers.
-
-        Raises:
-            InputError: the shape or the number of slices differs.
-        """
-        slices = max(len(getattr(self, name)) for name in self.per_slice)
-        if tensor.shape[1:] != tuple(shape) or slices not in (1, len(tensor)):
-            expected = ", ".join(map(str, (slices if slices > 1 else "slices", *shape)))
-            raise InputError(f"expected a tensor of shape ({expected}), got {tuple(tensor.shape)}")
 
 
 def checked_maps(maps: CoilMaps | Tensor, shape: Shape, coils: int | None = None) -> Tensor:

@@ -171,9 +171,9 @@ class ConeBeamCT(LinearOperator):
         """Projections `(1, views, rows, detectors)` of a volume `x (slices, 1, size, size)`.
 
         Raises:
-            ValueError: `x` has another shape.
+            InputError: `x` has another shape.
         """
-        _check_shape(x, self.domain)
+        self.expect(x, self.domain)
         y: Tensor = self.rays(x.to(self.like.dtype))
         return y / self.scale
 
@@ -181,9 +181,9 @@ class ConeBeamCT(LinearOperator):
         """Back-projection `(slices, 1, size, size)` of `y (1, views, rows, detectors)`.
 
         Raises:
-            ValueError: `y` has another shape.
+            InputError: `y` has another shape.
         """
-        _check_shape(y, self.range)
+        self.expect(y, self.range)
         return self.rays.adjoint(y.to(self.like.dtype)) / self.scale
 
     def noise_level(self, y: Tensor) -> float:
@@ -277,8 +277,3 @@ def as_vectors(vectors: Any) -> np.ndarray:
     if found.ndim != 2 or found.shape[1] != 12 or not len(found) or not np.isfinite(found).all():
         raise InputError(f"vectors of shape {found.shape}; expected (views, 12) finite numbers")
     return found
-
-
-def _check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(f"expected a tensor of shape {shape}, got {tuple(x.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,10 @@ from ddip_pl.physics.geometry import (
     as_description,
     as_length,
     only_one_of,
-    read_geometry,
     square,
 )
 from ddip_pl.physics.operator import Shape
-from ddip_pl.physics.projector import Projector, check_shape
+from ddip_pl.physics.projector import Projector
 
 FILTERS = ("ram-lak", "hann")
 
@@ -102,17 +101,12 @@ class ParallelBeamCT(Projector):
         repeated directions are integrated correctly; a missing wedge is not filled in.
 
         Raises:
-            ValueError: `y` is not `(slices, 1, angles, detectors)`.
+            InputError: `y` is not `(slices, 1, angles, detectors)`.
         """
-        check_shape(y, self.range[1:])
+        self.expect(y, self.range)
         length = 2 * (self.fbp_filter.shape[-1] - 1)
         spectrum = torch.fft.rfft(y.to(self.fbp_filter.dtype), n=length) * self.fbp_filter
         return self.adjoint(torch.fft.irfft(spectrum, n=length)[..., : self.detectors])
-
-    @classmethod
-    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> ParallelBeamCT:
-        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
-        return cls((data[0], size, size), geometry=geometry, pixel=pixel)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, filter={self.filter}"
@@ -182,11 +176,6 @@ class FanBeamCT(Projector):
             geometry = as_description(geometry, self.kind, pixel)
         super().__init__(shape, geometry, pixel, cache_dir)
         self.iterations = as_count("iterations", iterations)
-
-    @classmethod
-    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> FanBeamCT:
-        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
-        return cls((data[0], size, size), geometry=geometry, pixel=pixel)
 
     def extra_repr(self) -> str:
         source, detector = (self._geometry[name] for name in ("source_distance", "detector_distance"))

@@ -65,9 +65,13 @@ class CartesianMRI(MultiCoilMRI):
         Raises:
             InputError: `y` has another shape.
         """
-        self.expect(y, (self.coils, *self.shape[1:]))
+        self.expect(y, self.range)
         y = y.to(self.maps.dtype.to_complex())
         return self.combined(torch.fft.ifft2(torch.view_as_complex(self.weights).conj() * y, norm="ortho"))
+
+    @property
+    def range(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.shape[0], self.coils, *self.shape[1:]
 
     def values(self, y: Tensor) -> Tensor:
         return (self.coils * self.mask.flatten(1).sum(1).float()).expand(len(y))
@@ -149,7 +153,7 @@ class SingleCoilMRI(CartesianMRI):
         Raises:
             InputError: `y` has another shape.
         """
-        self.expect(y, (1, *self.shape[1:]))
+        self.expect(y, self.range)
         return self.adjoint(self.density * y)
 
 

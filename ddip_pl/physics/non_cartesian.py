@@ -102,7 +102,7 @@ class NonCartesianMRI(MultiCoilMRI):
         Raises:
             InputError: `y` has another shape.
         """
-        self.expect(y, self.measured)
+        self.expect(y, self.range)
         y = y.to(self.maps.dtype.to_complex())
         return self.combined(self.transform(tkbn.KbNufftAdjoint)(y, self.trajectory, norm="ortho"))
 
@@ -118,7 +118,7 @@ class NonCartesianMRI(MultiCoilMRI):
         Raises:
             InputError: `y` has another shape.
         """
-        self.expect(y, self.measured)
+        self.expect(y, self.range)
         right = self.adjoint(self.density * y)
         return conjugate_gradient(lambda x: self.convolved(x, self.weighted_kernel), right, self.iterations)
 
@@ -131,9 +131,8 @@ class NonCartesianMRI(MultiCoilMRI):
         return cached_transform(kind, self.shape[1:], self.maps.dtype.to_complex(), self.maps.device)
 
     @property
-    def measured(self) -> tuple[int, int]:
-        """Shape of the k-space of one slice: `(coils, samples)`."""
-        return self.coils, self.trajectory.shape[1]
+    def range(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.shape[0], self.coils, self.trajectory.shape[1]
 
     @property
     def radius(self) -> Tensor:
@@ -168,7 +167,7 @@ class NonCartesianMRI(MultiCoilMRI):
         return cls(shape, positions, maps, density=density)
 
     def extra_repr(self) -> str:
-        coils, samples = self.measured
+        _, coils, samples = self.range
         return f"shape={self.shape}, channels=2, coils={coils}, samples={samples}, scale={self.scale:.4g}"
 
 

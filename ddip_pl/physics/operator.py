@@ -158,6 +158,17 @@ class LinearOperator(nn.Module, ABC):
         *_, last = (tensor for tensor in chain(self.buffers(), self.parameters()) if tensor.is_floating_point())
         return last.detach().new_empty(0)
 
+    def expect(self, tensor: Tensor, shape: Sequence[int]) -> None:
+        """Check the shape of a volume or a measurement; the number of slices is free if all slices are treated alike.
+
+        Raises:
+            InputError: the tensor has another shape.
+        """
+        fixed = self.coupled > 1 or any(len(getattr(self, name)) > 1 for name in self.per_slice)
+        if tensor.shape[1:] != tuple(shape[1:]) or (fixed and len(tensor) != shape[0]):
+            expected = ", ".join(map(str, (shape[0] if fixed else "slices", *shape[1:])))
+            raise InputError(f"expected a tensor of shape ({expected}), got {tuple(tensor.shape)}")
+
     @cached_property
     def norm(self) -> float:
         """Spectral norm `||A||`, to about 0.1 %."""

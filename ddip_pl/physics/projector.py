@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.description import square_pixel
-from ddip_pl.physics.geometry import STANDARD, geometry_from, is_standard, plane_vectors, scaled
+from ddip_pl.physics.geometry import STANDARD, geometry_from, is_standard, plane_vectors, read_geometry, scaled
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectral_norm
 
@@ -82,17 +82,19 @@ class Projector(LinearOperator):
         """Sinogram `(slices, 1, angles, detectors)` of images `x (slices, 1, size, size)`.
 
         Raises:
-            ValueError: `x` has another shape.
+            InputError: `x` has another shape.
         """
-        return self._apply_matrix(x, self.domain[1:], self.range[1:], *self._matrices())
+        self.expect(x, self.domain)
+        return self._apply_matrix(x, self.range[1:], *self._matrices())
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Back-projection `(slices, 1, size, size)` of `y (slices, 1, angles, detectors)`.
 
         Raises:
-            ValueError: `y` has another shape.
+            InputError: `y` has another shape.
         """
-        return self._apply_matrix(y, self.range[1:], self.domain[1:], *reversed(self._matrices()))
+        self.expect(y, self.range)
+        return self._apply_matrix(y, self.domain[1:], *reversed(self._matrices()))
 
     def noise_level(self, y: Tensor) -> float:
         """See `sinogram_noise`."""
@@ -114,6 +116,12 @@ class Projector(LinearOperator):
         lengths = {n: v for n, v in scaled(self._geometry, side).items() if n not in ("kind", "detectors")}
         return lengths | {"image_size": self.shape[1], "pixel_size": side}
 
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> LinearOperator:
+        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
+        made: Any = cls  # of the subclasses, which make a geometry of their settings or take one
+        return made((data[0], size, size), geometry=geometry, pixel=pixel)
+
     def unit(self, pixel: tuple[float, float]) -> float:
         return self.scale * square_pixel(pixel, "sinograms")
 
@@ -134,10 +142,7 @@ class Projector(LinearOperator):
         )
 
     @staticmethod
-    def _apply_matrix(
-        x: Tensor, shape_in: tuple[int, ...], shape_out: tuple[int, ...], matrix: Tensor, transpose: Tensor
-    ) -> Tensor:
-        check_shape(x, shape_in)
+    def _apply_matrix(x: Tensor, shape_out: tuple[int, ...], matrix: Tensor, transpose: Tensor) -> Tensor:
         out: Tensor = _SparseProduct.apply(x.to(matrix.dtype).flatten(1), matrix, transpose)
         return out.unflatten(1, shape_out)
 
@@ -174,13 +179,6 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
 
 def _csr(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=False)
-
-
-def check_shape(x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless `x` is `(slices, *shape)`."""
-    if x.shape[1:] != shape:
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"expected a tensor of shape (slices, {expected}), got {tuple(x.shape)}")
 
 
 # --- system matrix ----------------------------------------------------------------------------------------
