@@ -52,17 +52,14 @@ def main(arguments: Sequence[str]) -> None:
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
-    methods = {
-        name: load_method(name.lower(), prior=options.prior, **{"sampler.steps": options.steps}) for name in METHODS
-    }
+    changes = {"prior": options.prior, "sampler.steps": options.steps}
     seed_everything(0, verbose=False)
     data = VolumeDataModule(str(volume), partial(ParallelBeamCT, angles=ANGLES), SIGMA_Y, slices=options.slices)
-    measurement, frame = data.simulate(methods["DDS"].image_size or SIZE)
+    measurement, frame = data.simulate(load_method("dds", **changes).image_size or SIZE)
+    y, operator, reference = measurement.y, measurement.operator, measurement.reference
     results = {}
-    for name, method in methods.items():
-        results[name] = reconstruct(
-            measurement.y, measurement.operator, SIGMA_Y, method, reference=measurement.reference, frame=frame
-        )
+    for name in METHODS:
+        results[name] = reconstruct(y, operator, SIGMA_Y, name.lower(), reference=reference, frame=frame, **changes)
         results[name].save(options.output / name.lower() / frame.name, task="demo", method=name)
     report(results, options.output)
 
