@@ -64,7 +64,7 @@ def reconstruct(
             f"{type(A).__name__} turns {A.domain} into {A.range}; set `coupled`, now {A.coupled}, to the number of "
             "slices that are measured together"
         )
-    tensor = as_tensor("y", y, A.range)
+    tensor = as_tensor("y", y, A.range).to(A.like.device)
     unit = A.normalised()
     factor = unit.scale / A.scale
     if sigma_y is None:

@@ -425,7 +425,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 
 def imported(module: str) -> set[str]:
-    """Names of all modules that the source of a module imports, and those of the package in turn."""
+    """All modules that a module imports, and all modules that its imports from the package import."""
     names, queue = set[str](), [module]
     while queue:
         path = ROOT / (queue.pop().replace(".", "/") + ".py")
