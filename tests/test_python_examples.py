@@ -78,6 +78,16 @@ def test_the_algorithm_as_a_plain_object(capsys: pytest.CaptureFixture[str]) -> 
     assert residuals[-1] < residuals[0]
 
 
+def test_the_lines_of_the_algorithm_are_in_the_code() -> None:
+    source = "".join(
+        (ROOT / "ddip_pl" / path).read_text() for path in ("reconstruction/sampler.py", "adaptation/volume.py")
+    )
+    table = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "docs/algorithm.md").read_text(), re.MULTILINE)
+    lines = [line for cell in table for line in re.findall(r"`([^`]*[(:][^`]*)`", cell)]
+    assert len(lines) == 10
+    assert [line for line in lines if line not in source] == []
+
+
 def test_the_page_about_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every example of the page in order, with the reconstruction replaced by a fake."""
     calls: list[dict[str, Any]] = []
