@@ -19,8 +19,8 @@ class SlicewiseAdaptation(LoraAdaptation):
     """AdamW on `|| y_i - A D_theta_i(x_t^i | y_i) ||^2` for every slice i, which has its own weights `theta_i`.
 
     The slices of a batch go through the network together, each with its own weights. Up to rounding, the result is the
-    same as for one slice at a time. Time grows with the number of slices; so does memory, by about four times the size
-    of the weights, including the optimiser's state. Only for estimators that treat slices independently.
+    same as for one slice at a time. Time grows with the number of slices; so does memory, by about twice the size of
+    the weights. Only for estimators that treat slices independently.
 
     Args:
         training: settings of the training.
@@ -60,7 +60,6 @@ class SlicewiseAdaptation(LoraAdaptation):
         self.begin(denoiser, measurement, lora)
         # One parameter per slice, so that AdamW leaves a slice and its state unchanged in steps without it.
         self.theta = [nn.Parameter(vectors[i % len(vectors)].clone()) for i in range(slices)]
-        self.optimizer = torch.optim.AdamW(self.theta, training.learning_rate)
         self.average = torch.stack([theta.detach() for theta in self.theta])
 
     @property
@@ -90,6 +89,7 @@ class SlicewiseAdaptation(LoraAdaptation):
         self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gradient steps on some slices, each until its loss is at noise level; yields the slices and their losses."""
+        optimizer = torch.optim.AdamW([self.theta[i] for i in batch], self.training.learning_rate)
         left = torch.arange(len(batch))  # slices of the batch above noise level
         for _ in range(self.training.steps):
             chosen = batch[left]
@@ -102,12 +102,12 @@ class SlicewiseAdaptation(LoraAdaptation):
             if len(left) == 0:
                 break
             trained = [self.theta[i] for i in batch[left]]
-            self.optimizer.zero_grad()
+            optimizer.zero_grad()
             losses[more].sum().backward(inputs=trained)
-            self.optimizer.step()
+            optimizer.step()
             latest = torch.stack([theta.detach() for theta in trained])
             self.average[batch[left]] = latest.lerp(self.average[batch[left]], self.training.ema)
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
 
     def finish(self) -> LoraWeights:
         tensors = self.lora.split(self.average)
@@ -116,13 +116,12 @@ class SlicewiseAdaptation(LoraAdaptation):
 
     def state_dict(self) -> dict[str, Any]:
         latest = torch.stack([theta.detach() for theta in self.theta])
-        return {"latest": latest, "average": self.average, "optimizer": self.optimizer.state_dict()}
+        return {"latest": latest, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for theta, value in zip(self.theta, state["latest"], strict=True):
             theta.data.copy_(value)
         self.average = state["average"].to(self.average)
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def refuse_coupled(measurement: Measurement) -> None:

@@ -55,7 +55,6 @@ class VolumeAdaptation(LoraAdaptation):
         if self.initial is not None:
             self.load(lora, self.initial.of_slice(0))
         self.begin(denoiser, measurement, lora)
-        self.optimizer = torch.optim.AdamW(lora.parameters(), self.training.learning_rate)
         self.latest = self.average = lora.state_dict()
         self.use_average()
 
@@ -74,6 +73,7 @@ class VolumeAdaptation(LoraAdaptation):
         with torch.no_grad():
             measurement = self.measurement.given(lambda: estimator(self.adapted, x_t, t, self.measurement).mean)
         self.lora.load_state_dict(self.latest)
+        optimizer = torch.optim.AdamW(self.lora.parameters(), self.training.learning_rate)
         first: Tensor | None = None
         for step in range(self.training.steps):
             denoiser = self.denoiser.with_weights(self.lora.merged(training=True))
@@ -83,9 +83,9 @@ class VolumeAdaptation(LoraAdaptation):
             first = loss if first is None else first
             if loss <= enough.mean():
                 break
-            self.optimizer.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            self.optimizer.step()
+            optimizer.step()
             self.latest = self.lora.state_dict()
             ema = self.training.ema
             self.average = {name: new.lerp(self.average[name], ema) for name, new in self.latest.items()}
@@ -106,10 +106,9 @@ class VolumeAdaptation(LoraAdaptation):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest": self.latest, "average": self.average, "optimizer": self.optimizer.state_dict()}
+        return {"latest": self.latest, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.latest = {name: value.to(self.latest[name]) for name, value in state["latest"].items()}
         self.average = {name: value.to(self.latest[name]) for name, value in state["average"].items()}
         self.use_average()
-        self.optimizer.load_state_dict(state["optimizer"])

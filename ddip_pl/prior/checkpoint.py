@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.prior.schedule import BETA_END, BETA_START, STEPS
 from ddip_pl.prior.unet import UNet, UNetConfig
 
+WEIGHTS = Path(str(files("ddip_pl"))) / "weights"  # of the shipped priors
 FORMAT = "ddip-pl-prior-1"
 SCHEDULE = {"steps": STEPS, "beta_start": BETA_START, "beta_end": BETA_END}
 # Settings of guided-diffusion's scripts that do not change the network.
@@ -71,15 +73,18 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
 
     Args:
         path: our `.safetensors`, a Lightning `.ckpt` from `fit`, a guided-diffusion state dict, a dict with `config`
-            and `state_dict`, or `{decay, num_updates, shadow_params}` with the averaged weights in registration order.
+            and `state_dict`, or `{decay, num_updates, shadow_params}` with the averaged weights in registration order;
+            or the name of a shipped prior, such as `ellipses_128_published`.
         config: network settings, for files without them.
 
     Raises:
         InputError: the file is missing, truncated, not a prior, or does not fit the settings.
     """
-    path = Path(path)
+    shipped, path = WEIGHTS / f"{path}.safetensors", Path(path)
+    path = shipped if shipped.is_file() and not path.exists() else path
     if not path.is_file():
-        raise InputError(f"prior {path}: no such file; give a .safetensors, .ckpt or .pt file")
+        names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        raise InputError(f"prior {path}: no such file; give a .safetensors, .ckpt or .pt file, or one of {names}")
     contents, carried = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     settings = config if config is not None else carried
     if settings is None:

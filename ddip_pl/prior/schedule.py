@@ -39,8 +39,7 @@ def ddim_step(mean: Tensor, eps: Tensor, noise: Tensor, abar_next: Tensor, eta: 
     """From the posterior mean to `x_{t-1}` (DDIM; DDS, Chung et al. 2024, eq. 10).
 
     `sqrt(abar_next) mean + sqrt(1 - abar_next) (eta noise + sqrt(1 - eta^2) eps)`; without fresh noise if `eta` is 0.
-    The noise has the variance of the forward process. After the last timestep `abar_next` is 1, and the result is the
-    mean.
+    The noise has the variance of the forward process. With `abar_next` 1 the result is the mean.
     """
     return abar_next.sqrt() * mean + (1 - abar_next).sqrt() * (eta * noise + (1 - eta**2) ** 0.5 * eps)
 

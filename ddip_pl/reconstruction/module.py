@@ -1,7 +1,6 @@
 """The method composed of prior, estimator, adaptation and sampler."""
 
 import logging
-from importlib.resources import files
 
 from ddip_pl.adaptation.adaptation import Adaptation, OnGradientStep, ignore
 from ddip_pl.adaptation.none import NoAdaptation
@@ -9,12 +8,11 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators.dds import DDS
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.prior.checkpoint import load_prior
+from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
 
-WEIGHTS = files("ddip_pl") / "weights"
 SHIPPED_PRIORS = {  # by image channels
     1: str(WEIGHTS / "ellipses_128.safetensors"),
     2: str(WEIGHTS / "ellipses_128_complex.safetensors"),
@@ -30,7 +28,7 @@ class Reconstruction(Method):
     """Test-time reconstruction with a diffusion prior.
 
     Args:
-        prior: file of the prior, see `load_prior`; by default the shipped one for real or complex images.
+        prior: file or name of the prior, see `load_prior`; by default the shipped one for real or complex images.
         estimator: `D_theta(x_t | y)`; by default DDS.
         adaptation: of the prior to the measurement; by default none.
         sampler: settings of the reverse diffusion.

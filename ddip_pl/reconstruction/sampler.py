@@ -36,6 +36,8 @@ class Sampler:
             slices if the volume has fewer than 8).
         averaging: share of the earlier posterior means in the running average that the next step continues from, at
             least 0 and below 1. The noise of the means is different, so their average is closer to the truth.
+        noise_above: noise is added on the way to timesteps above this. On the way to the others, sampling goes on from
+            the mean, because the steps left are too few to remove the noise again; 0 in the published code.
 
     Raises:
         InputError: a setting is out of range.
@@ -48,6 +50,7 @@ class Sampler:
     initial_noise: Literal["interpolated", "independent"] = "interpolated"
     planes: Literal["slices", "all"] = "all"
     averaging: float = 0.3
+    noise_above: int = 10
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= self.start + 1 <= STEPS:
@@ -58,6 +61,8 @@ class Sampler:
             raise InputError(f"eta of the sampler is {self.eta}; give a share between 0 and 1")
         if not 0 <= self.averaging < 1:
             raise InputError(f"averaging of the sampler is {self.averaging}; give a share of at least 0 and below 1")
+        if not 0 <= self.noise_above < STEPS:
+            raise InputError(f"noise_above of the sampler is {self.noise_above}; give a timestep, 0 .. {STEPS - 1}")
         for name, choices in {"initial_noise": ("interpolated", "independent"), "planes": ("slices", "all")}.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} of the sampler is {getattr(self, name)!r}; give {' or '.join(choices)}")
@@ -65,7 +70,7 @@ class Sampler:
     @classmethod
     def published(cls) -> Sampler:
         """The settings of the paper."""
-        return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0)
+        return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0)
 
     @property
     def timesteps(self) -> list[int]:
@@ -154,14 +159,15 @@ class ReverseDiffusion:
     def advance(self) -> Step:
         """Adapt the prior at `t`, then go from `x_t` to `x_{t-1}`."""
         x, index = self.x, self.step % len(self.timesteps)
-        t, t_next = self.timesteps[index], (*self.timesteps, None)[index + 1]
+        t, t_next = self.timesteps[index], (*self.timesteps, 0)[index + 1]
         plane = self.planes[self.step % len(self.planes)]
 
         denoiser, figures = self.adaptation.adapt(self.estimator, x, t, self.on_gradient_step)
         mean, eps, self.memory = self.estimator(denoiser.across(plane), x, t, self.measurement, self.memory)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.sampler.averaging)
         noise = self.gaussian(*x.shape).to(x)
-        self.x = ddim_step(self.mean, eps, noise, denoiser.abar_at(t_next), self.sampler.eta)
+        abar_next = denoiser.abar_at(t_next if t_next > self.sampler.noise_above else None)
+        self.x = ddim_step(self.mean, eps, noise, abar_next, self.sampler.eta)
 
         self.step += 1
         images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)), "estimate": self.mean}

@@ -13,13 +13,17 @@ from ddip_pl.errors import InputError
 def test_demo_reports_all_methods(tiny_prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--output", str(tmp_path), "--slices", "3", "--steps", "3", "--prior", str(tiny_prior)])
     printed = capsys.readouterr().out
-    for name in ("dds", "d3ip"):
-        metrics = json.loads((tmp_path / name / "mni152_t1" / "metrics.json").read_text())
-        assert metrics["slices"] == 3
-        assert f"{metrics['psnr']:.2f}" in printed
-    assert f"{metrics['input_psnr']:.2f}" in printed
-    assert metrics["adapted_parameters"] > 0
-    assert re.findall(r'"name": "(.*?)"', (tmp_path / "report.html").read_text()) == ["FBP", "DDS", "D3IP"]
+    metrics = {}
+    for name in ("tv", "dds_published_prior", "d3ip_published_prior", "dds_wide_prior"):
+        metrics[name] = json.loads((tmp_path / name / "mni152_t1" / "metrics.json").read_text())
+        assert metrics[name]["slices"] == 3
+        assert f"{metrics[name]['psnr']:.2f}" in printed
+    assert f"{metrics['tv']['input_psnr']:.2f}" in printed
+    assert metrics["d3ip_published_prior"]["adapted_parameters"] > 0
+    gain = metrics["d3ip_published_prior"]["psnr"] - metrics["dds_published_prior"]["psnr"]
+    assert f"Adaptation of the published prior to the scan: {gain:+.2f} dB." in printed
+    shown = ["FBP", "TV", "DDS, published prior", "D3IP, published prior", "DDS, wide prior"]
+    assert re.findall(r'"name": "(.*?)"', (tmp_path / "report.html").read_text()) == shown
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 

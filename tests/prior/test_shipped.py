@@ -16,7 +16,7 @@ from ddip_pl.data.phantoms import VALIDATION_SEED, EllipsesDataModule, RandomEll
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI, simulate
-from ddip_pl.prior.checkpoint import load_prior
+from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.reconstruction import Reconstruction, Sampler
@@ -28,31 +28,41 @@ def held_out_phantoms(count: int) -> torch.Tensor:
     return phantoms(default_collate([dataset[i] for i in range(count)])["ellipses"], 128)
 
 
-def card() -> dict[str, Any]:
-    with safe_open(SHIPPED_PRIORS[1], "pt") as file:
+def card(path: str = SHIPPED_PRIORS[1]) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["card"])
 
 
-def test_is_small_and_says_how_it_was_made() -> None:
-    assert Path(SHIPPED_PRIORS[1]).stat().st_size <= 8e6
-    network = load_prior(SHIPPED_PRIORS[1])
+PUBLISHED = str(WEIGHTS / "ellipses_128_published.safetensors")
+
+
+@pytest.mark.parametrize("path", [SHIPPED_PRIORS[1], PUBLISHED])
+def test_is_small_and_says_how_it_was_made(path: str) -> None:
+    assert Path(path).stat().st_size <= 8e6
+    network = load_prior(path)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 1, 128, 128), torch.zeros(1))
     assert counter.get_total_flops() <= 5e9
-    assert card()["steps"] > 0
-    assert card()["images"] > 0
-    assert set(card()["validation_loss"]) == {str(t) for t in VALIDATION_TIMESTEPS}
+    assert card(path)["steps"] > 0
+    assert card(path)["images"] > 0
+    assert set(card(path)["validation_loss"]) == {str(t) for t in VALIDATION_TIMESTEPS}
 
 
+@pytest.mark.parametrize("path", [SHIPPED_PRIORS[1], PUBLISHED])
 @pytest.mark.parametrize("t", [50, 200, 400])
-def test_denoises_held_out_phantoms_as_its_card_says(t: int) -> None:
+def test_denoises_held_out_phantoms_as_its_card_says(path: str, t: int) -> None:
     """Unseen phantoms of the kind that the prior was trained on."""
-    data = EllipsesDataModule(128, variant=card()["data"]["variant"], batch_size=16, validation_size=16)
+    data = EllipsesDataModule(128, variant=card(path)["data"]["variant"], batch_size=16, validation_size=16)
     x = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        eps = load_prior(SHIPPED_PRIORS[1])(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
-    assert float((eps - noise).square().mean()) == pytest.approx(card()["validation_loss"][str(t)], rel=0.25)
+        eps = load_prior(path)(diffuse(x, noise, noise_schedule()[t]), torch.full((16,), t))
+    assert float((eps - noise).square().mean()) == pytest.approx(card(path)["validation_loss"][str(t)], rel=0.25)
+
+
+def test_can_be_named() -> None:
+    by_name, by_path = load_prior("ellipses_128_published"), load_prior(PUBLISHED)
+    assert all(map(torch.equal, by_name.parameters(), by_path.parameters()))
 
 
 def crops(height: int, width: int) -> torch.Tensor:

@@ -96,7 +96,7 @@ def test_it_is_the_papers_algorithm(six: Measurement) -> None:
         eps = network(x, torch.full((len(x),), t))
         x0_hat = tweedie(x, eps, abar[t])
         mean, _ = DDS(5, discrepancy=0).condition(x0_hat, six, {})
-        x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85)
+        x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85) if t_next > 0 else mean
         assert torch.allclose(step.images["x0_hat"], x0_hat, atol=1e-5 * float(x0_hat.abs().max()))
         assert torch.allclose(step.images["estimate"], mean, atol=1e-5)
     assert torch.allclose(found[-1].images["estimate"], x, atol=1e-5)
@@ -112,6 +112,19 @@ def test_horizon_limits_adaptation(six: Measurement) -> None:
     steps = run(six, d3ip(steps=1, horizon=300), steps=11, start=1000 - 10)
     adapted = [step.figures["t"] for step in steps if "loss_after" in step.figures]
     assert adapted == [t for t in range(990, -1, -99) if 300 <= t <= 700]
+
+
+@pytest.mark.parametrize("make", [d3ip, lambda **changes: slicewise(**changes)], ids=["volume", "slicewise"])
+def test_the_optimiser_starts_anew_at_every_timestep(six: Measurement, make: Callable[..., Adaptation]) -> None:
+    """The first step of a new AdamW moves every weight by the learning rate, whatever the size of its gradient."""
+    diffusion = begin(six, make(steps=1, learning_rate=1e-3), steps=4, start=700)
+    states = []
+    for _ in diffusion.iterate():
+        latest = diffusion.state_dict()["adaptation"]["latest"]
+        weights = latest if isinstance(latest, Tensor) else torch.cat([latest[name].flatten() for name in latest])
+        states.append(weights)
+    for before, after in itertools.pairwise(states[:3]):
+        assert (after - before).abs().median() == pytest.approx(1e-3, rel=0.02)
 
 
 def test_loss_uses_the_estimator_of_sampling(six: Measurement) -> None:
@@ -166,10 +179,20 @@ def test_every_step_goes_on_from_the_running_average(six: Measurement, averaging
     abar = noise_schedule()
     for i in range(3):
         t, x = estimator.seen[i + 1]
-        assert torch.allclose(x, abar[t].sqrt() * averages[i] + (1 - abar[t]).sqrt() * estimator.noises[i], atol=1e-5)
+        share = abar[t] if t > 0 else torch.ones(())  # the published code continues from the mean at t = 0
+        assert torch.allclose(x, share.sqrt() * averages[i] + (1 - share).sqrt() * estimator.noises[i], atol=1e-5)
     assert torch.allclose(steps[-1].images["estimate"], averages[3], atol=1e-6)
     residuals = [float(six.residual(mean).norm() / six.y.norm()) for mean in averages]
     assert [step.figures["residual"] for step in steps] == pytest.approx(residuals, rel=1e-4)
+
+
+@pytest.mark.parametrize(("noise_above", "noisy"), [(0, [800, 450, 200, 50]), (50, [800, 450, 200]), (999, [800])])
+def test_no_noise_on_the_way_to_the_last_timesteps(six: Measurement, noise_above: int, noisy: list[int]) -> None:
+    estimator = Scripted()
+    run(six, estimator=estimator, steps=5, start=800, spacing=2.0, noise_above=noise_above)
+    assert [t for t, _ in estimator.seen] == [800, 450, 200, 50, 0]
+    for (t, x), mean in zip(estimator.seen[1:], estimator.means, strict=False):
+        assert torch.equal(x, mean) == (t not in noisy)
 
 
 def test_published_without_averaging_and_with_even_spacing(six: Measurement) -> None:
@@ -179,7 +202,7 @@ def test_published_without_averaging_and_with_even_spacing(six: Measurement) -> 
 
 
 def test_published_settings() -> None:
-    assert Sampler.published() == Sampler(50, 980, 1.0, 0.85, "interpolated", "slices", 0.0)
+    assert Sampler.published() == Sampler(50, 980, 1.0, 0.85, "interpolated", "slices", 0.0, 0)
 
 
 def test_planes_take_turns_in_sampling_and_slices_are_adapted(eight: Measurement) -> None:
@@ -290,7 +313,7 @@ def test_nothing_keeps_a_graph_of_gradients(six: Measurement) -> None:
 
 
 def slicewise(**changes: Any) -> SlicewiseAdaptation:
-    return SlicewiseAdaptation(replace(LoraTraining.published(), steps=1, **changes))
+    return SlicewiseAdaptation(replace(LoraTraining.published(), **({"steps": 1} | changes)))
 
 
 # With this rho the split variables are far from converged after a few iterations.
@@ -414,6 +437,8 @@ def test_more_slices_for_a_gradient_step_than_there_are(six: Measurement) -> Non
         ({"averaging": 1.0}, "averaging of the sampler is 1.0"),
         ({"averaging": -0.1}, "averaging of the sampler is -0.1"),
         ({"averaging": float("nan")}, "averaging of the sampler is nan"),
+        ({"noise_above": -1}, "noise_above of the sampler is -1"),
+        ({"noise_above": 1000}, "noise_above of the sampler is 1000"),
         ({"planes": "rows"}, "planes of the sampler is 'rows'; give slices or all"),
         ({"initial_noise": "none"}, "initial_noise of the sampler is 'none'; give interpolated or independent"),
     ],
