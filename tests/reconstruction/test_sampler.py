@@ -298,7 +298,7 @@ def test_network_never_sees_more_than_a_batch(six: Measurement, monkeypatch: pyt
 )
 def test_batch_size_changes_nothing_but_rounding(six: Measurement, settings: dict[str, Any]) -> None:
     one, all_at_once = (images(six, batch_size=size, steps=3, **settings) for size in (1, 100))
-    assert (one - all_at_once).norm() < 1e-5 * all_at_once.norm()
+    assert (one - all_at_once).norm() < 1e-4 * all_at_once.norm()
 
 
 def test_nothing_keeps_a_graph_of_gradients(six: Measurement) -> None:
