@@ -20,6 +20,7 @@ from ddip_pl.report.page import Case, write_page
 from ddip_pl.results.result import Result
 
 ANGLES, SIGMA_Y = 30, 2e-4
+PRIOR = "ellipses_128_published"  # to adapt
 TV, BEFORE, AFTER, BEST = "TV", "DDS, published prior", "D3IP, published prior", "DDS, wide prior"
 
 
@@ -46,15 +47,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
     parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
     parser.add_argument("--steps", type=int, default=40, help="diffusion steps [40]")
-    parser.add_argument("--prior", default="ellipses_128_published", help="prior to adapt [the paper's ellipses]")
     options = parser.parse_args(arguments)
     if options.slices < 3:
         raise InputError(f"--slices is {options.slices}; D3IP draws 3 slices per gradient step, give at least 3")
 
     volume = options.output / "mni152_t1.nii.gz"
     save_template(volume)
-    sampling, published = {"sampler.steps": options.steps}, {"prior": options.prior}
-    training = {"steps": 10, "learning_rate": 3e-3, "discrepancy": 0.0}  # as published: no end at the noise level
+    sampling, published = {"sampler.steps": options.steps}, {"prior": PRIOR}
+    # With so few projections the loss is at the noise level from the start, where training would end.
+    training = {"steps": 10, "learning_rate": 3e-3, "discrepancy": 0.0}
     adapting = {f"adaptation.training.{name}": value for name, value in training.items()}
     methods: dict[str, tuple[str, dict[str, Any]]] = {
         TV: ("admm_tv", {"strength": 0.01}),  # chosen on another brain

@@ -10,8 +10,11 @@ from ddip_pl.cli.demo import main
 from ddip_pl.errors import InputError
 
 
-def test_demo_reports_all_methods(tiny_prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--output", str(tmp_path), "--slices", "3", "--steps", "3", "--prior", str(tiny_prior)])
+def test_demo_reports_all_methods(
+    tiny_prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ddip_pl.cli.demo.PRIOR", str(tiny_prior))
+    main(["--output", str(tmp_path), "--slices", "3", "--steps", "3"])
     printed = capsys.readouterr().out
     metrics = {}
     for name in ("tv", "dds_published_prior", "d3ip_published_prior", "dds_wide_prior"):
