@@ -1,4 +1,4 @@
-# make demo    reconstruct a brain with four methods, side by side (about 6 minutes)
+# make demo    reconstruct a brain in five ways, side by side (about 6 minutes)
 # make test    check style and types, run the tests (about 10 minutes)
 # make docs    build the manual as a web site, in build/site
 # Each creates .venv and installs the tested versions of what it needs.
