@@ -37,7 +37,8 @@ class Sampler:
         averaging: share of the earlier posterior means in the running average that the next step continues from, at
             least 0 and below 1. The noise of the means is different, so their average is closer to the truth.
         noise_above: noise is added on the way to timesteps above this. On the way to the others, sampling goes on from
-            the mean, because the steps left are too few to remove the noise again; 0 in the published code.
+            the mean, because the steps left are too few to remove the noise again. The published code has 0; -1 adds
+            noise to the end, which DPS needs.
 
     Raises:
         InputError: a setting is out of range.
@@ -61,8 +62,10 @@ class Sampler:
             raise InputError(f"eta of the sampler is {self.eta}; give a share between 0 and 1")
         if not 0 <= self.averaging < 1:
             raise InputError(f"averaging of the sampler is {self.averaging}; give a share of at least 0 and below 1")
-        if not 0 <= self.noise_above < STEPS:
-            raise InputError(f"noise_above of the sampler is {self.noise_above}; give a timestep, 0 .. {STEPS - 1}")
+        if not -1 <= self.noise_above < STEPS:
+            raise InputError(
+                f"noise_above of the sampler is {self.noise_above}; give a timestep, or -1 for noise to the end"
+            )
         for name, choices in {"initial_noise": ("interpolated", "independent"), "planes": ("slices", "all")}.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} of the sampler is {getattr(self, name)!r}; give {' or '.join(choices)}")

@@ -186,7 +186,10 @@ def test_every_step_goes_on_from_the_running_average(six: Measurement, averaging
     assert [step.figures["residual"] for step in steps] == pytest.approx(residuals, rel=1e-4)
 
 
-@pytest.mark.parametrize(("noise_above", "noisy"), [(0, [800, 450, 200, 50]), (50, [800, 450, 200]), (999, [800])])
+@pytest.mark.parametrize(
+    ("noise_above", "noisy"),
+    [(-1, [800, 450, 200, 50, 0]), (0, [800, 450, 200, 50]), (50, [800, 450, 200]), (999, [800])],
+)
 def test_no_noise_on_the_way_to_the_last_timesteps(six: Measurement, noise_above: int, noisy: list[int]) -> None:
     estimator = Scripted()
     run(six, estimator=estimator, steps=5, start=800, spacing=2.0, noise_above=noise_above)
@@ -437,7 +440,7 @@ def test_more_slices_for_a_gradient_step_than_there_are(six: Measurement) -> Non
         ({"averaging": 1.0}, "averaging of the sampler is 1.0"),
         ({"averaging": -0.1}, "averaging of the sampler is -0.1"),
         ({"averaging": float("nan")}, "averaging of the sampler is nan"),
-        ({"noise_above": -1}, "noise_above of the sampler is -1"),
+        ({"noise_above": -2}, "noise_above of the sampler is -2"),
         ({"noise_above": 1000}, "noise_above of the sampler is 1000"),
         ({"planes": "rows"}, "planes of the sampler is 'rows'; give slices or all"),
         ({"initial_noise": "none"}, "initial_noise of the sampler is 'none'; give interpolated or independent"),
