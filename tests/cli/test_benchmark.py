@@ -19,7 +19,7 @@ from ddip_pl.results.tables import read_tests
 
 TASK = ROOT / "configs/task/sv_ct.yaml"
 FBP = ROOT / "configs/method/fbp.yaml"
-ABLATIONS = sorted((ROOT / "configs/ablation").glob("*.yaml"))
+ABLATIONS = sorted([*(ROOT / "configs/ablation").glob("*.yaml"), *(ROOT / "configs/paper").glob("*.yaml")])
 
 
 @pytest.fixture(autouse=True)
