@@ -4,6 +4,7 @@ from .adaptation import LoraTraining as LoraTraining
 from .adaptation import LoraWeights as LoraWeights
 from .adaptation import MetaAdaptation as MetaAdaptation
 from .adaptation import NoAdaptation as NoAdaptation
+from .adaptation import SelfTraining as SelfTraining
 from .adaptation import SlicewiseAdaptation as SlicewiseAdaptation
 from .adaptation import VolumeAdaptation as VolumeAdaptation
 from .errors import InputError as InputError

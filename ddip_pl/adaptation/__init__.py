@@ -4,6 +4,7 @@ from ddip_pl.adaptation.adaptation import Adaptation, Adapted
 from ddip_pl.adaptation.lora import LoraWeights
 from ddip_pl.adaptation.meta import MetaAdaptation
 from ddip_pl.adaptation.none import NoAdaptation
+from ddip_pl.adaptation.self_training import SelfTraining
 from ddip_pl.adaptation.slicewise import SlicewiseAdaptation
 from ddip_pl.adaptation.training import LoraTraining
 from ddip_pl.adaptation.volume import VolumeAdaptation
@@ -17,6 +18,7 @@ __all__ = [
     "LoraWeights",
     "MetaAdaptation",
     "NoAdaptation",
+    "SelfTraining",
     "SlicewiseAdaptation",
     "VolumeAdaptation",
 ]

@@ -67,8 +67,12 @@ class Adaptation(ABC):
     ) -> Adapted:
         """Adapt the prior at `x_t (slices, channels, height, width)`, for this and later timesteps."""
 
-    def next_trajectory(self) -> None:  # noqa: B027 (most have only one)
-        """Prepare for the next trajectory; called before the second and each later one."""
+    def next_trajectory(self, volume: Tensor) -> None:  # noqa: B027 (most have only one)
+        """Prepare for the next trajectory; called before the second and each later one.
+
+        Args:
+            volume: result of the one before, `(slices, channels, height, width)`.
+        """
 
     @abstractmethod
     def finish(self) -> AdaptedWeights:

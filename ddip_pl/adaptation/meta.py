@@ -68,7 +68,11 @@ class MetaAdaptation(Adaptation):
             volume.use_average()
         return Adapted(volume.adapted, adapted.figures)
 
-    def next_trajectory(self) -> None:
+    def next_trajectory(self, volume: Tensor) -> None:
+        self.begin_slices()
+
+    def begin_slices(self) -> None:
+        """Begin the second trajectory, from the weights of the first."""
         weights = self.volume.finish()
         self.active = self.slices
         self.slices.start_from(self.denoiser, self.measurement, weights)
@@ -82,5 +86,5 @@ class MetaAdaptation(Adaptation):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first = state["first"]
         if state["slices"]:
-            self.next_trajectory()
+            self.begin_slices()
         self.active.load_state_dict(state["active"])

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SlicewiseAdaptation, VolumeAdaptation
+from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SelfTraining, SlicewiseAdaptation, VolumeAdaptation
 from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
 from ddip_pl.cli.usage import COMMANDS, EXAMPLES
 from ddip_pl.data.measured import MeasuredDataModule
@@ -43,7 +43,7 @@ TRAINING = {
     "--trainer.default_root_dir": "folder for the results",
 }
 ESTIMATORS = (DDS, DDNM, DPS, DiffusionMBIR)
-ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation)
+ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation, SelfTraining)
 BASELINES = (TotalVariation, L1Wavelet, DeepImagePrior, DirectInverse)
 
 

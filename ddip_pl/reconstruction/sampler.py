@@ -147,8 +147,8 @@ class ReverseDiffusion:
     @torch.no_grad()
     def initialise(self) -> None:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
-        if self.step > 0:
-            self.adaptation.next_trajectory()
+        if self.mean is not None:
+            self.adaptation.next_trajectory(self.mean)
         guess = self.measurement.operator.pseudo_inverse(self.measurement.y)
         if self.sampler.initial_noise == "interpolated":
             first, last = self.gaussian(2, *guess.shape[1:])

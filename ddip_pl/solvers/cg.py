@@ -42,7 +42,7 @@ def conjugate_gradient(
     x, r = torch.zeros_like(b), b
     p, rho = r, inner(r, r)
     # A squared residual below this is rounding error; steps along it would leave the range of `normal`.
-    floor = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * rho.detach()
+    floor = max(tolerance, 8 * torch.finfo(b.dtype).eps) ** 2 * rho.detach()
     left = None if decrease is None else per_system(decrease)
     for _ in range(iterations):
         if tolerance and not (rho > floor).any():

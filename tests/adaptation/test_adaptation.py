@@ -22,6 +22,7 @@ from ddip_pl.adaptation import (
     LoraWeights,
     MetaAdaptation,
     NoAdaptation,
+    SelfTraining,
     SlicewiseAdaptation,
     VolumeAdaptation,
 )  # fmt: skip
@@ -299,7 +300,7 @@ def test_reptile_goes_part_of_the_way_and_slices_start_there(tmp_path: Path) -> 
         assert bool(meta.adapt(DDS(2), images(), t).figures) == (t != 950)
         reached = reached + alpha
         assert torch.allclose(meta.volume.lora.flat(), reached, atol=1e-4)
-    meta.next_trajectory()
+    meta.next_trajectory(images())
     assert torch.allclose(meta.slices.average, reached.expand(SLICES, -1), atol=1e-4)
     assert meta.adapt(DDS(2), images(), 100).figures
     assert not alike(meta.slices.average, reached.expand(SLICES, -1), 1e-6)
@@ -435,6 +436,9 @@ def test_weights_of_another_shape_are_refused_and_leave_no_trace(weights_folder:
         (lambda: VolumeAdaptation(slices=0), "slices of the adaptation is 0"),
         (lambda: VolumeAdaptation(dropout=1.0), "dropout of the adaptation is 1.0"),
         (lambda: VolumeAdaptation(dropout=-0.1), "dropout of the adaptation is -0.1"),
+        (lambda: SelfTraining(crop=0), "crop of the adaptation is 0"),
+        (lambda: SelfTraining(learning_rate=float("nan")), "learning_rate of the adaptation is nan"),
+        (lambda: SelfTraining(latest=1001), "latest of the adaptation is 1001"),
         (lambda: LoraTraining(steps=0), "steps of the adaptation is 0"),
         (lambda: LoraTraining(learning_rate=-1e-3), "learning_rate of the adaptation is -0.001"),
         (lambda: LoraTraining(rank=0), "rank of the adaptation is 0"),

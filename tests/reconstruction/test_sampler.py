@@ -20,6 +20,7 @@ from ddip_pl.adaptation import (
     LoraTraining,
     MetaAdaptation,
     NoAdaptation,
+    SelfTraining,
     SlicewiseAdaptation,
     VolumeAdaptation,
 )  # fmt: skip
@@ -332,6 +333,7 @@ METHODS: dict[str, Callable[[], dict[str, Any]]] = {
     "d3ip with dropout": lambda: {"adaptation": VolumeAdaptation(2, dropout=0.1, training=LoraTraining(steps=1))},
     "d3ip_mbir": lambda: {"adaptation": d3ip(steps=1), "estimator": UNSETTLED(), "planes": "all"},
     "d3ip_meta": lambda: {"adaptation": MetaAdaptation(d3ip(steps=1), slicewise())},
+    "d3ip_em": lambda: {"adaptation": SelfTraining(steps=2, batch=2), "planes": "all", "averaging": 0.3},
 }
 
 

@@ -1,0 +1,140 @@
+"""D3IP-EM: the prior learns from its own reconstruction of the volume."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.lora import LoRA, LoraWeights
+from ddip_pl.errors import InputError
+from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.denoiser import AXES, Denoiser
+from ddip_pl.prior.schedule import STEPS, diffuse
+
+
+class SelfTraining(Adaptation):
+    """Two trajectories, and between them the prior learns from the volume that the first one reconstructed.
+
+    This is one round of expectation maximisation (Rozet et al. 2024, arXiv 2405.13712).
+    The first trajectory reconstructs the volume with the prior as it is (E-step). Then the prior is trained to denoise
+    that volume, `E || e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` (M-step). The second trajectory starts
+    from new noise and gives the result. The loss never sees the measurement, so training cannot fit its noise. Errors
+    of the first trajectory are learnt too, but they are specific to its noise, and anatomy is not.
+
+    Args:
+        steps: gradient steps of the M-step; its cost does not depend on the number of slices.
+        learning_rate: of Adam, lowered along a cosine to zero.
+        rank: of the LoRA weights.
+        batch: crops per gradient step. They come from all planes that are at least as large, flipped and turned.
+        crop: height and width of a crop in pixels.
+        latest: timesteps are drawn uniformly below this; reconstruction needs no larger ones.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    trajectories = 2
+
+    def __init__(
+        self,
+        steps: int = 150,
+        learning_rate: float = 1e-3,
+        rank: int = 8,
+        batch: int = 8,
+        crop: int = 64,
+        latest: int = 200,
+    ):
+        values = {"steps": steps, "learning_rate": learning_rate, "rank": rank, "batch": batch, "crop": crop}
+        for name, value in values.items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name} of the adaptation is {value}; give a positive number")
+        if not 1 <= latest <= STEPS:
+            raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
+        self.steps, self.learning_rate, self.rank = steps, learning_rate, rank
+        self.batch, self.crop, self.latest = batch, crop, latest
+
+    def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
+        self.denoiser = self.adapted = denoiser
+        self.volume: Tensor | None = None
+        self.lora = LoRA(denoiser.network, self.rank)
+
+    def next_trajectory(self, volume: Tensor) -> None:
+        self.volume = volume
+
+    def adapt(
+        self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
+    ) -> Adapted:
+        if self.volume is None:
+            return Adapted(self.adapted, {})
+        losses = self.train(self.volume, on_gradient_step)
+        self.volume = None
+        self.use_weights()
+        few = max(1, self.steps // 5)  # the loss depends on the timesteps drawn, so its mean over a few steps is shown
+        figures = {
+            "loss_before": losses[:few].mean().item(),
+            "loss_after": losses[-few:].mean().item(),
+            "lora_norm": self.lora.update_norm(self.lora.state_dict()),
+        }
+        return Adapted(self.adapted, figures)
+
+    @torch.enable_grad()
+    def train(self, volume: Tensor, on_gradient_step: OnGradientStep) -> Tensor:
+        """The M-step; returns its losses, `(steps,)`."""
+        optimizer = torch.optim.Adam(self.lora.parameters(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        network, abar, losses = self.denoiser.network, self.denoiser.abar, []
+        for step in range(self.steps):
+            x = self.crops(volume)
+            t = torch.randint(self.latest, (len(x),)).to(x.device)
+            noise = torch.randn(x.shape).to(x)
+            x_t = diffuse(x, noise, abar[t].view(-1, 1, 1, 1))
+            eps = functional_call(network, self.lora.merged(), (x_t, t))[:, : x.shape[1]]
+            loss = (eps - noise).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            on_gradient_step(step + 1, self.steps)
+        return torch.stack(losses)
+
+    def crops(self, volume: Tensor) -> Tensor:
+        """Random crops of a volume, `(batch, channels, crop, crop)`, smaller if its slices are."""
+        size = min(self.crop, *volume.shape[2:])
+        planes = [self.denoiser.across(plane).cut(volume) for plane in AXES]
+        planes = [images for images in planes if min(images.shape[2:]) >= size]
+        return torch.stack([crop(planes[draw(len(planes))], size) for _ in range(self.batch)])
+
+    @torch.no_grad()
+    def use_weights(self) -> None:
+        """Set the adapted denoiser to the trained weights."""
+        self.adapted = self.denoiser.with_weights(self.lora.merged())
+
+    def finish(self) -> LoraWeights:
+        weights = LoraWeights(self.lora.state_dict(), self.rank)
+        self.lora.remove()
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.lora.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lora.load_state_dict(state["weights"])
+        self.use_weights()
+
+
+def crop(images: Tensor, size: int) -> Tensor:
+    """A random crop of a random image, `(channels, size, size)`, flipped and turned at random."""
+    image = images[draw(len(images))]
+    row, column = (draw(length - size + 1) for length in image.shape[1:])
+    part = image[:, row : row + size, column : column + size]
+    part = part.flip(1) if draw(2) else part
+    return part.rot90(draw(4), (1, 2))
+
+
+def draw(count: int) -> int:
+    """A random number, 0 .. count - 1."""
+    return int(torch.randint(count, ()))

@@ -1,0 +1,81 @@
+"""Self-training (D3IP-EM): what it trains on, that the prior denoises the volume better afterwards."""
+
+import torch
+from helpers import make_network
+from torch import Tensor
+
+from ddip_pl.adaptation import SelfTraining
+from ddip_pl.adaptation.lora import LoRA
+from ddip_pl.estimators import DDS
+from ddip_pl.physics import Measurement, ParallelBeamCT
+from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.schedule import diffuse
+
+SIZE = 16
+
+
+def begin(adaptation: SelfTraining, slices: int = SIZE) -> Denoiser:
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_network()).requires_grad_(False)
+    operator = ParallelBeamCT((slices, SIZE, SIZE), angles=8)
+    adaptation.start(denoiser, Measurement(torch.zeros(operator.range), operator, 1e-3))
+    return denoiser
+
+
+def coordinates(slices: int) -> Tensor:
+    """A volume whose voxels are numbered: 10000 slice + 100 row + column."""
+    s, r, c = torch.meshgrid(torch.arange(slices), torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    return (10000 * s + 100 * r + c)[:, None].float()
+
+
+def axes_of(crop: Tensor) -> frozenset[int]:
+    """The two axes along which a crop of the numbered volume runs: 10000, 100 or 1."""
+    steps = [crop[0, 1:] - crop[0, :-1], crop[0, :, 1:] - crop[0, :, :-1]]
+    assert all(step.abs().unique().numel() == 1 for step in steps)  # no jumps
+    return frozenset(int(step.abs()[0, 0]) for step in steps)
+
+
+def test_crops_come_from_all_three_planes_in_all_orientations() -> None:
+    adaptation = SelfTraining(batch=200, crop=8)
+    begin(adaptation)
+    crops = adaptation.crops(coordinates(SIZE))
+    assert crops.shape == (200, 1, 8, 8)
+    assert {axes_of(crop) for crop in crops} == {frozenset(pair) for pair in ((100, 1), (10000, 1), (10000, 100))}
+    turns = {tuple((crop[0, :2, :2] - crop[0, 0, 0]).flatten().tolist()) for crop in crops}
+    assert len(turns) == 3 * 8
+
+
+def test_thin_volumes_and_small_slices_give_what_they_have() -> None:
+    adaptation = SelfTraining(batch=50, crop=64)
+    begin(adaptation, 4)
+    crops = adaptation.crops(coordinates(4))
+    assert crops.shape == (50, 1, SIZE, SIZE)
+    assert {axes_of(crop) for crop in crops} == {frozenset((100, 1))}
+
+
+def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:
+    adaptation = SelfTraining(steps=60, learning_rate=1e-2, batch=4)
+    denoiser = begin(adaptation)
+    volume = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).repeat(4, 1, 1, 1)
+    noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(2))
+    x_t = diffuse(volume, noise, denoiser.abar[100])
+    before = denoiser(x_t, 100)[1]
+
+    first = adaptation.adapt(DDS(), x_t, 100)
+    assert not first.figures
+    assert torch.equal(first.denoiser(x_t, 100)[1], before)
+
+    adaptation.next_trajectory(volume)
+    gradient_steps: list[tuple[int, int]] = []
+    adapted = adaptation.adapt(DDS(), x_t, 100, lambda done, steps: gradient_steps.append((done, steps)))
+    assert gradient_steps == [(i + 1, 60) for i in range(60)]
+    assert adapted.figures["loss_after"] < adapted.figures["loss_before"]
+    after = adapted.denoiser(x_t, 100)[1]
+    assert (after - noise).square().mean() < 0.9 * (before - noise).square().mean()
+    assert not adaptation.adapt(DDS(), x_t, 50).figures  # once is enough
+
+    weights = adaptation.finish()
+    assert torch.equal(denoiser(x_t, 100)[1], before)
+    again = LoRA(denoiser.network, weights.rank, weights.bias)
+    again.load_state_dict(dict(weights.tensors))
+    assert torch.allclose(denoiser.with_weights(again.merged())(x_t, 100)[1], after, atol=1e-6)
