@@ -21,6 +21,8 @@ def settings(part: Any) -> Any:
     """The settings of an object of the package, for comparison."""
     if isinstance(part, (str, int, float, tuple, type(None))):
         return part
+    if isinstance(part, dict):
+        return {name: settings(value) for name, value in part.items()}
     hidden = nn.Module().__dict__ if isinstance(part, nn.Module) else {}
     return {"class": type(part)} | {
         name: settings(value)
