@@ -60,8 +60,8 @@ class Masked(LinearOperator):
 def split(measurement: Measurement, share: float, seed: int = 0) -> tuple[Measurement, Measurement]:
     """The measurement in two complementary parts.
 
-    Whole readouts are hidden (see `LinearOperator.readouts`), in all slices the same: one at random of each run of about
-    `1 / share` neighbouring ones, so that the hidden ones are spread over all directions or frequencies.
+    Whole readouts are hidden (see `LinearOperator.readouts`), the same in all slices: one at random of each run of
+    about `1 / share` neighbouring ones, so that the hidden ones are spread over all directions or frequencies.
 
     Args:
         measurement: of any operator.

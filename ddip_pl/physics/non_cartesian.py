@@ -137,7 +137,7 @@ class NonCartesianMRI(MultiCoilMRI):
         return self.shape[0], self.coils, self.trajectory.shape[1]
 
     def readouts(self) -> Tensor:
-        """One label for each spoke or spiral: a new one begins where the trajectory jumps. Without jumps, each sample."""
+        """One label for each spoke or spiral, which end where the trajectory jumps; without jumps, for each sample."""
         steps = self.trajectory.diff(dim=1).norm(dim=0)
         labels = F.pad((steps > JUMP * steps.median()).cumsum(0), (1, 0))
         labels = labels if labels[-1] > 0 else torch.arange(len(labels), device=labels.device)

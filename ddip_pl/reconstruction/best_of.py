@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 class BestOf(Method):
     """The best of several methods for a measurement, chosen by cross-validation (Stone 1974).
 
-    In a trial, every candidate reconstructs a few central slices while a share of their readouts is hidden, the same for
-    all (see `split`). The candidate whose images have the least discrepancy on the hidden data then reconstructs the
-    whole volume from all data, with the same result as on its own. Candidates that cannot reconstruct the measurement
-    are left out with a warning.
+    In a trial, every candidate reconstructs a few central slices while a share of their readouts is hidden, the same
+    for all (see `split`). The candidate whose images have the least discrepancy on the hidden data then reconstructs
+    the whole volume from all data, with the same result as on its own. Candidates that cannot reconstruct the
+    measurement are left out with a warning.
 
     Args:
         candidates: methods by name.

@@ -50,7 +50,7 @@ def measurement() -> Measurement:
 
 
 class Random(Baseline):
-    """Adds random numbers to the direct inversion, so that its result depends on their state. It stops after 2 steps."""
+    """Adds random numbers to the direct inversion, so its result depends on their state. It stops after 2 steps."""
 
     def __init__(self, size: float = 1.0, iterations: int = 4):
         super().__init__(iterations)
