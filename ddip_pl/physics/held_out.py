@@ -76,7 +76,7 @@ def split(measurement: Measurement, share: float, seed: int = 0) -> tuple[Measur
     """
     if not 0 < share < 1:
         raise InputError(f"share of hidden data is {share}; give a number above 0 and below 1")
-    labels = measurement.operator.readouts()
+    labels = measurement.operator.readouts().contiguous()
     measured = labels[labels >= 0].unique()
     if len(measured) < 2:
         raise InputError(f"{len(measured)} readout cannot be split; measure at least 2")

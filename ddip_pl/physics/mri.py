@@ -14,7 +14,7 @@ from ddip_pl.physics.coils import MultiCoilMRI, checked_maps
 from ddip_pl.physics.description import array, numbers
 from ddip_pl.physics.fft import phases
 from ddip_pl.physics.operator import Description, Shape, spectral_norm, volume_shape
-from ddip_pl.physics.sampling import Sampling
+from ddip_pl.physics.sampling import Sampling, measured_centre
 from ddip_pl.physics.sensitivity import CoilMaps
 
 
@@ -82,7 +82,8 @@ class CartesianMRI(MultiCoilMRI):
     def readouts(self) -> Tensor:
         """One label for each line of k-space if whole lines are measured, otherwise for each position.
 
-        In real images, k and -k have the same label, since their values are conjugate.
+        The fully measured centre is never hidden: nothing else tells how bright the image is. In real images, k and -k
+        have the same label, since their values are conjugate.
         """
         mask = self.mask[:, 0]
         height, width = mask.shape[1:]
@@ -95,7 +96,10 @@ class CartesianMRI(MultiCoilMRI):
             labels = width * rows + columns
         if self.channels == 1:
             labels = torch.minimum(labels, mirrored(labels))
-        return torch.where(mask.any(0), labels.to(mask.device), -1).expand(self.range[1:])
+        size = max(1, measured_centre(mask, min(height, width) // 4))
+        centre = labels[tuple(slice(first := n // 2 - size // 2, first + size) for n in (height, width))]
+        hideable = mask.any(0) & ~torch.isin(labels.contiguous(), centre.unique()).to(mask.device)
+        return torch.where(hideable, labels.to(mask.device), -1).expand(self.range[1:])
 
     @property
     def radius(self) -> Tensor:

@@ -60,12 +60,19 @@ class BestOf(Method):
     def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> Trials:
         if not measurement.sigma_y > 0:
             raise InputError("data.sigma_y is 0, but candidates are compared in units of it; give the noise level")
-        sample = measurement
+        return Trials(self.candidates, measurement, *self.parts(measurement), on_gradient_step)
+
+    def parts(self, measurement: Measurement) -> tuple[Measurement, Measurement]:
+        """The kept and the hidden data of the slices in a trial, without their reference.
+
+        Raises:
+            InputError: nothing can be hidden.
+        """
+        sample = replace(measurement, reference=None)
         if measurement.operator.coupled == 1:
             first = max(0, len(measurement) - self.slices) // 2
-            sample = measurement[first : first + self.slices]
-        kept, hidden = split(replace(sample, reference=None), self.share, self.seed)
-        return Trials(self.candidates, measurement, kept, hidden, on_gradient_step)
+            sample = sample[first : first + self.slices]
+        return split(sample, self.share, self.seed)
 
     def result(
         self,
