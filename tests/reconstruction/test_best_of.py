@@ -19,10 +19,11 @@ from ddip_pl import BestOf, cli, load_method
 from ddip_pl.adaptation import LoraTraining, VolumeAdaptation
 from ddip_pl.baselines import Baseline, TotalVariation
 from ddip_pl.baselines.baseline import step
+from ddip_pl.cli.reconstruct import make_parser
 from ddip_pl.data.module import Scan
 from ddip_pl.data.phantoms import RandomEllipses, phantoms
 from ddip_pl.errors import InputError
-from ddip_pl.estimators import DDS, DiffusionMBIR
+from ddip_pl.estimators import DDNM, DDS, DiffusionMBIR
 from ddip_pl.physics import ConeBeamCT, LinearOperator, Measurement, ParallelBeamCT, simulate
 from ddip_pl.physics.held_out import split
 from ddip_pl.reconstruction import Method, Reconstruction, Sampler, Step
@@ -316,6 +317,17 @@ def test_candidates_are_the_shipped_methods() -> None:
         for part in ("estimator", "adaptation"):
             assert type(getattr(candidate, part, None)) is type(getattr(alone, part, None))
         assert getattr(candidate, "sampler", None) == getattr(alone, "sampler", None)
+
+
+def test_settings_of_one_candidate_on_the_command_line() -> None:
+    given = [*TASK, "--config", f"{CONFIGS}/method/auto.yaml", "--data.path", "x.nii"]
+    parser = make_parser("test")
+    settings = parser.read([*given, "--model.candidates.ddnm.sampler.steps", "3"])
+    candidates: Any = parser.instantiate(settings).model.candidates
+    assert isinstance(candidates["ddnm"].estimator, DDNM)
+    assert {name: part.sampler.steps for name, part in candidates.items() if isinstance(part, Reconstruction)} == {
+        "dds": 80, "ddnm": 3, "diffusion_mbir": 80, "d3ip": 80,
+    }  # fmt: skip
 
 
 def test_on_the_command_line(
