@@ -38,6 +38,7 @@ from .physics.geometry import describe_geometry as describe_geometry
 from .physics.geometry import geometry_from as geometry_from
 from .physics.geometry import same_geometry as same_geometry
 from .prior.checkpoint import load_prior as load_prior
+from .reconstruction import BestOf as BestOf
 from .reconstruction import Method as Method
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import ReverseDiffusion as ReverseDiffusion

@@ -71,11 +71,12 @@ class RunLogging(ReconstructionCallback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if self.writer not in callbacks[: callbacks.index(self)]:
             raise InputError("RunLogging needs the files of VolumeWriter; put the writer before it")
+        self.step = 0
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Scan, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.scan, self.volume, self.logged, self.step = batch, batch_idx, 0, 0
+        self.scan, self.logged, self.first = batch, 0, self.step
 
     def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, step: Step) -> None:
         if self.logger is not None and self.logger not in trainer.loggers:
@@ -87,7 +88,7 @@ class RunLogging(ReconstructionCallback):
             self.log_settings(trainer, method)
         pictures = step.images if done % self.images_every == 0 or done == steps else {}
         for number, figures in enumerate(method.loop.trajectory[self.logged : done], self.logged + 1):
-            self.step = self.volume * steps + number
+            self.step = self.first + number
             named = {f"diffusion/{name}": value for name, value in figures.items()}
             for logger in trainer.loggers:
                 media = self.pictures(pictures) if isinstance(logger, WandbLogger) and number == done else {}

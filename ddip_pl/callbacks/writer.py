@@ -79,6 +79,10 @@ class VolumeWriter(Callback):
         folder = self.folder / outputs.frame.name
         outputs.save(folder, task=self.task, method=self.method, config=self.config, dicom=self.dicom, hdf5=self.hdf5)
         self.written.append(folder)
+        if outputs.choice:
+            (chosen, least), *others = outputs.ranking
+            following = "".join(f"; next: {name} {value:.3g}" for name, value in others[:1])
+            print(f"chosen: {chosen} (hidden discrepancy {least:.3g}{following})")
         print(f"{folder.name}: files in {folder}")
 
     on_predict_batch_end = on_test_batch_end

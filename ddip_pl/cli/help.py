@@ -19,7 +19,7 @@ from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.prior.unet import UNetConfig
-from ddip_pl.reconstruction import Reconstruction, Sampler
+from ddip_pl.reconstruction import BestOf, Reconstruction, Sampler
 
 RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
@@ -91,6 +91,7 @@ def pages(command: str) -> dict[str, dict[str, str]]:
         "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
         "Training of the LoRA weights, in every adaptation": settings("--model.adaptation.training", LoraTraining),
         "Methods without a prior (--model CLASS)": choices(BASELINES),
+        "Method chosen by the data (--model BestOf, see configs/method/auto.yaml)": settings("--model", BestOf),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,
     }

@@ -190,6 +190,10 @@ class ConeBeamCT(LinearOperator):
         """See `sinogram_noise`."""
         return sinogram_noise(y)
 
+    def readouts(self) -> Tensor:
+        """One label for each view."""
+        return torch.arange(len(self._views), device=self.like.device)[:, None, None].expand(self.range[1:])
+
     @property
     def range(self) -> tuple[int, ...]:  # type: ignore[override]
         """Shape of `y`."""

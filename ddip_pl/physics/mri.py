@@ -14,7 +14,7 @@ from ddip_pl.physics.coils import MultiCoilMRI, checked_maps
 from ddip_pl.physics.description import array, numbers
 from ddip_pl.physics.fft import phases
 from ddip_pl.physics.operator import Description, Shape, spectral_norm, volume_shape
-from ddip_pl.physics.sampling import Sampling
+from ddip_pl.physics.sampling import Sampling, measured_centre
 from ddip_pl.physics.sensitivity import CoilMaps
 
 
@@ -79,6 +79,28 @@ class CartesianMRI(MultiCoilMRI):
     def sampled(self, y: Tensor) -> Tensor:
         return torch.where(self.mask, y, 0)
 
+    def readouts(self) -> Tensor:
+        """One label for each line of k-space if whole lines are measured, otherwise for each position.
+
+        The fully measured centre is never hidden: nothing else tells how bright the image is. In real images, k and -k
+        have the same label, since their values are conjugate.
+        """
+        mask = self.mask[:, 0]
+        height, width = mask.shape[1:]
+        rows, columns = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
+        if (mask == mask[:, :, :1]).all():
+            labels = rows
+        elif (mask == mask[:, :1]).all():
+            labels = columns
+        else:
+            labels = width * rows + columns
+        if self.channels == 1:
+            labels = torch.minimum(labels, mirrored(labels))
+        size = max(1, measured_centre(mask, min(height, width) // 4))
+        centre = labels[tuple(slice(first := n // 2 - size // 2, first + size) for n in (height, width))]
+        hideable = mask.any(0) & ~torch.isin(labels.contiguous(), centre.unique()).to(mask.device)
+        return torch.where(hideable, labels.to(mask.device), -1).expand(self.range[1:])
+
     @property
     def radius(self) -> Tensor:
         rows, columns = (torch.linspace(-1, 1, length, device=self.mask.device) for length in self.shape[1:])
@@ -138,8 +160,7 @@ class SingleCoilMRI(CartesianMRI):
     def __init__(self, shape: Shape, mask: Sampling | Tensor, complex_image: bool = False):
         mask = checked_mask(mask, shape)
         # Spectra of real images are Hermitian, so Re(F^H M F) = F^H gram F with the mean of M and its mirror image.
-        mirrored = mask.flip(-2, -1).roll([1 - length % 2 for length in mask.shape[-2:]], (-2, -1))
-        gram = mask.double() if complex_image else (mask.double() + mirrored) / 2
+        gram = mask.double() if complex_image else (mask.double() + mirrored(mask)) / 2
         scale = gram.max().sqrt().item()
         super().__init__(shape, mask, torch.ones(1, 1, *mask.shape[-2:]), 2 if complex_image else 1, scale)
         density = torch.where(mask, scale**2 / gram.clamp(min=0.5), 0).float()
@@ -186,6 +207,11 @@ class SENSE(CartesianMRI):
 
     def describe(self, pixel: tuple[float, float]) -> Description:
         return super().describe(pixel) | {"coil_maps": self.coil_maps.numpy(force=True)}
+
+
+def mirrored(kspace: Tensor) -> Tensor:
+    """The value at -k for each k in `(..., ky, kx)`."""
+    return kspace.flip(-2, -1).roll([1 - length % 2 for length in kspace.shape[-2:]], (-2, -1))
 
 
 def checked_mask(mask: Sampling | Tensor, shape: Shape) -> Tensor:

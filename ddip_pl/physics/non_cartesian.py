@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torchkbnufft as tkbn
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.coils import MultiCoilMRI, checked_maps
@@ -21,6 +22,7 @@ from ddip_pl.physics.trajectory import Trajectory
 from ddip_pl.solvers.cg import conjugate_gradient
 
 OVERSAMPLING = 2  # of torchkbnufft's grid; its orthonormal transform divides by the size of that grid
+JUMP = 4  # times the usual distance between samples; a longer one leads to the next readout
 SMALLEST = 4  # image size in pixels that torchkbnufft's kernel fits into
 TOEPLITZ = tkbn.ToepNufft()
 
@@ -133,6 +135,13 @@ class NonCartesianMRI(MultiCoilMRI):
     @property
     def range(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.shape[0], self.coils, self.trajectory.shape[1]
+
+    def readouts(self) -> Tensor:
+        """One label for each spoke or spiral, which end where the trajectory jumps; without jumps, for each sample."""
+        steps = self.trajectory.diff(dim=1).norm(dim=0)
+        labels = F.pad((steps > JUMP * steps.median()).cumsum(0), (1, 0))
+        labels = labels if labels[-1] > 0 else torch.arange(len(labels), device=labels.device)
+        return labels.expand(self.range[1:])
 
     @property
     def radius(self) -> Tensor:

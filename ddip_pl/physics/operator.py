@@ -241,6 +241,16 @@ class LinearOperator(nn.Module, ABC):
         """Images `x`, set to zero where no measured value depends on them."""
         return x
 
+    def readouts(self) -> Tensor:
+        """Which values are measured together: one label for each value of a slice (or coupled group), `range[1:]`.
+
+        Labels are whole numbers in the order of a scan or of k-space, the same for values that belong together, such as
+        those of one projection; -1 for values that `split` must not hide or that are not measured. By default, each
+        value stands for itself.
+        """
+        measured = (self.sampled(self.like.new_ones(self.range)) != 0).any(0)
+        return torch.where(measured, torch.arange(measured.numel(), device=measured.device).view(measured.shape), -1)
+
     def noise_level(self, y: Tensor) -> float:
         """Standard deviation of the noise, estimated from the measurement `y`; nan if it cannot be estimated."""
         return float("nan")
@@ -426,6 +436,9 @@ class Composition(LinearOperator):
     def sampled(self, y: Tensor) -> Tensor:
         return self.second.sampled(y)
 
+    def readouts(self) -> Tensor:
+        return self.second.readouts()
+
     def noise_level(self, y: Tensor) -> float:
         return self.second.noise_level(y)
 
@@ -470,6 +483,10 @@ class Stack(LinearOperator):
     def visible(self, x: Tensor) -> Tensor:
         return torch.where((self.first.visible(x) != 0) | (self.second.visible(x) != 0), x, 0)
 
+    def readouts(self) -> Tensor:
+        first, second = (part.readouts().flatten() for part in (self.first, self.second))
+        return torch.cat([first, torch.where(second < 0, -1, second + first.max() + 1)])
+
     def noise_level(self, y: Tensor) -> float:
         """Root mean square over the values of both."""
         parts = list(zip((self.first, self.second), self.split(y), strict=True))
@@ -507,6 +524,9 @@ class Scaled(LinearOperator):
 
     def visible(self, x: Tensor) -> Tensor:
         return self.operator.visible(x)
+
+    def readouts(self) -> Tensor:
+        return self.operator.readouts()
 
     def noise_level(self, y: Tensor) -> float:
         return self.operator.noise_level(self.divisor * y) / self.divisor

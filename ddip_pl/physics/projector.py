@@ -100,6 +100,10 @@ class Projector(LinearOperator):
         """See `sinogram_noise`."""
         return sinogram_noise(y)
 
+    def readouts(self) -> Tensor:
+        """One label for each angle."""
+        return torch.arange(len(self.angles), device=self.like.device)[None, :, None].expand(self.range[1:])
+
     @property
     def range(self) -> tuple[int, ...]:  # type: ignore[override]
         """Shape of `y`."""

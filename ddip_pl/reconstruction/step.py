@@ -16,7 +16,7 @@ class Step(NamedTuple):
 
     Attributes:
         images: `(slices, channels, height, width)`, padded, by name: the `estimate` and, if there is a prior, its mean
-            `x0_hat`.
+            `x0_hat`. None in a step that has no images of the whole volume, which is never the last one.
         figures: of this step, by name: such as timestep `t`, relative `residual`, and losses of the adaptation.
     """
 
@@ -25,15 +25,15 @@ class Step(NamedTuple):
 
 
 class Process(Protocol):
-    """A running reconstruction. The estimate of the last step is the result.
+    """A running reconstruction. The estimate of the last step is the result."""
 
-    Attributes:
-        steps: maximum number of steps.
-        weights: the adapted weights, available at the end.
-    """
+    @property
+    def steps(self) -> int:
+        """Maximum number of steps; it may fall during the run."""
 
-    steps: int
-    weights: AdaptedWeights
+    @property
+    def weights(self) -> AdaptedWeights:
+        """The adapted weights, available at the end."""
 
     def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
         """Run the steps from the beginning or from a saved state.

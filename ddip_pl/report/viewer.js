@@ -20,7 +20,8 @@ const COLUMNS = {
   adapted_parameters: { label: "Adapted weights", digits: 0 },
 };
 const FACTS = {
-  task: "Task", method: "Method", prior: "Prior", steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
+  task: "Task", method: "Method", chosen: "Chosen", hidden_discrepancy: "Hidden discrepancy", prior: "Prior",
+  steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
   seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions",
 };
 const HOUNSFIELD = { Lung: [-600, 1500], "Soft tissue": [40, 400], Bone: [400, 1800] };
@@ -513,6 +514,8 @@ function chart(title, unit, over, lines, { pick, extent }) {
 function buildFacts() {
   const figures = run.metrics;
   const written = {
+    hidden_discrepancy: (values) =>
+      Object.entries(values).map(([name, value]) => `${name} ${number(value)}`).join(", "),
     peak_memory_bytes: (bytes) => `${number(bytes * 1e-9, 2)} GB`,
     seconds: (seconds) => `${number(seconds, 1)} s`,
     versions: (versions) => Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", "),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -39,6 +39,7 @@ class Result:
         frame: see `Frame`.
         peak_memory_bytes: see `peak_memory`.
         prior: file of the prior, if there is one.
+        choice: discrepancy on hidden data by name of a method, if the method was chosen by it (see `BestOf`).
     """
 
     images: Tensor | np.ndarray
@@ -48,6 +49,7 @@ class Result:
     frame: Frame = field(default_factory=Frame)
     peak_memory_bytes: int = 0
     prior: str | None = None
+    choice: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items())
@@ -62,6 +64,11 @@ class Result:
     def seconds(self) -> float:
         """Time of all steps, including those before a run was resumed."""
         return sum(row["seconds"] for row in self.trajectory)
+
+    @property
+    def ranking(self) -> list[tuple[str, float]]:
+        """The entries of `choice`, the chosen method first."""
+        return sorted(self.choice.items(), key=lambda entry: entry[1])
 
     @property
     def tensor(self) -> Tensor:
@@ -143,6 +150,7 @@ class Result:
             "steps": len(self.trajectory),
             "adapted_parameters": self.weights.count,
             "prior": self.prior and Path(self.prior).name,
+            **({"chosen": self.ranking[0][0], "hidden_discrepancy": dict(self.ranking)} if self.choice else {}),
             "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
             "versions": {
                 "ddip_pl": version("ddip-pl"),

@@ -21,6 +21,8 @@ def settings(part: Any) -> Any:
     """The settings of an object of the package, for comparison."""
     if isinstance(part, (str, int, float, tuple, type(None))):
         return part
+    if isinstance(part, dict):
+        return {name: settings(value) for name, value in part.items()}
     hidden = nn.Module().__dict__ if isinstance(part, nn.Module) else {}
     return {"class": type(part)} | {
         name: settings(value)
@@ -81,7 +83,7 @@ def test_changes_can_be_objects() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("none", {}, "method 'none': no such method; choose from admm_tv, d3ip,"),
+        ("none", {}, "method 'none': no such method; choose from admm_tv, auto, d3ip,"),
         ("../task/sv_ct", {}, "no such method"),
         ("d3ip", {"nonsense": 1}, "method d3ip: Parser key \"model\": Option 'nonsense' is not accepted"),
         ("d3ip", {"sampler.nonsense": 1}, "Option 'sampler.nonsense' is not accepted"),
