@@ -51,9 +51,7 @@ class BestOf(Method):
         if not 0 < share < 1:
             raise InputError(f"model.share is {share}; give a share above 0 and below 1")
         self.candidates, self.slices, self.share, self.seed = dict(candidates), slices, share, seed
-        self.members = nn.ModuleList(
-            candidates.values()
-        )  # moves with this module; names may have dots, so no ModuleDict
+        self.members = nn.ModuleList(candidates.values())  # moves with this module; no ModuleDict: names may have dots
         self.image_size = next((method.image_size for method in candidates.values() if method.image_size), None)
         self.strict_loading = False  # checkpoints have no weights, see Method.on_save_checkpoint
 
@@ -183,9 +181,8 @@ class Trials:
             if self.done == process.steps:  # a state saved after this step is that of a finished trial
                 self.finish(name, images)
             if new:
-                yield Step(
-                    {}, {"trial": number} | {f"trial_{k}": v for k, v in step.figures.items() if k == "residual"}
-                )
+                residual = {f"trial_{name}": value for name, value in step.figures.items() if name == "residual"}
+                yield Step({}, {"trial": number} | residual)
         if name not in self.scores:  # it ended early
             self.finish(name, images)
 
