@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random docs benchmark yardstick clean
+.PHONY: demo test test-slow test-random docs benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -39,6 +39,13 @@ benchmark: $(VENV)/installed-dev
 PRIOR ?= ddip_pl/weights/ellipses_128.safetensors
 yardstick: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/prior.py $(PRIOR) $(VOLUMES)
+
+# The paper's tables: make paper CT=chest.nii.gz MR=head.nii.gz. It takes hours, and goes on where it was interrupted.
+SLICES ?= 4
+paper: $(VENV)/installed-dev
+	$(BIN)/ddip-pl benchmark --tasks sv_ct --methods configs/paper/sv_ct.yaml --volumes $(CT) --slices $(SLICES) --output outputs/paper
+	$(BIN)/ddip-pl benchmark --tasks mri_3d --methods configs/paper/mri_3d.yaml --volumes $(MR) --slices $(SLICES) --output outputs/paper
+	$(BIN)/ddip-pl benchmark --tasks csmri --methods configs/paper/csmri.yaml --volumes $(MR) --slices $(SLICES) --output outputs/paper
 
 clean:
 	rm -rf $(VENV)

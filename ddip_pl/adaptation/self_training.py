@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
-from ddip_pl.adaptation.lora import LoRA, LoraWeights
+from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
@@ -27,7 +27,6 @@ class SelfTraining(Adaptation):
     Args:
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
         learning_rate: of Adam, lowered along a cosine to zero.
-        rank: of the LoRA weights.
         batch: crops per gradient step. They come from all planes that are at least as large, flipped and turned.
         crop: height and width of a crop in pixels.
         latest: timesteps are drawn uniformly below this; reconstruction needs no larger ones.
@@ -41,25 +40,23 @@ class SelfTraining(Adaptation):
     def __init__(
         self,
         steps: int = 150,
-        learning_rate: float = 1e-3,
-        rank: int = 8,
+        learning_rate: float = 1e-4,
         batch: int = 8,
         crop: int = 64,
         latest: int = 200,
     ):
-        values = {"steps": steps, "learning_rate": learning_rate, "rank": rank, "batch": batch, "crop": crop}
+        values = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "crop": crop}
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
         if not 1 <= latest <= STEPS:
             raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
-        self.steps, self.learning_rate, self.rank = steps, learning_rate, rank
-        self.batch, self.crop, self.latest = batch, crop, latest
+        self.steps, self.learning_rate, self.batch, self.crop, self.latest = steps, learning_rate, batch, crop, latest
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser
         self.volume: Tensor | None = None
-        self.lora = LoRA(denoiser.network, self.rank)
+        self.weights: dict[str, Tensor] = {}
 
     def next_trajectory(self, volume: Tensor) -> None:
         self.volume = volume
@@ -71,27 +68,24 @@ class SelfTraining(Adaptation):
             return Adapted(self.adapted, {})
         losses = self.train(self.volume, on_gradient_step)
         self.volume = None
-        self.use_weights()
+        self.adapted = self.denoiser.with_weights(self.weights)
         few = max(1, self.steps // 5)  # the loss depends on the timesteps drawn, so its mean over a few steps is shown
-        figures = {
-            "loss_before": losses[:few].mean().item(),
-            "loss_after": losses[-few:].mean().item(),
-            "lora_norm": self.lora.update_norm(self.lora.state_dict()),
-        }
+        figures = {"loss_before": losses[:few].mean().item(), "loss_after": losses[-few:].mean().item()}
         return Adapted(self.adapted, figures)
 
     @torch.enable_grad()
     def train(self, volume: Tensor, on_gradient_step: OnGradientStep) -> Tensor:
         """The M-step; returns its losses, `(steps,)`."""
-        optimizer = torch.optim.Adam(self.lora.parameters(), self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         network, abar, losses = self.denoiser.network, self.denoiser.abar, []
+        weights = {name: weight.detach().clone().requires_grad_() for name, weight in network.named_parameters()}
+        optimizer = torch.optim.Adam(weights.values(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for step in range(self.steps):
             x = self.crops(volume)
             t = torch.randint(self.latest, (len(x),)).to(x.device)
             noise = torch.randn(x.shape).to(x)
             x_t = diffuse(x, noise, abar[t].view(-1, 1, 1, 1))
-            eps = functional_call(network, self.lora.merged(), (x_t, t))[:, : x.shape[1]]
+            eps = functional_call(network, weights, (x_t, t))[:, : x.shape[1]]
             loss = (eps - noise).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -99,6 +93,7 @@ class SelfTraining(Adaptation):
             schedule.step()
             losses.append(loss.detach())
             on_gradient_step(step + 1, self.steps)
+        self.weights = {name: weight.detach() for name, weight in weights.items()}
         return torch.stack(losses)
 
     def crops(self, volume: Tensor) -> Tensor:
@@ -108,22 +103,15 @@ class SelfTraining(Adaptation):
         planes = [images for images in planes if min(images.shape[2:]) >= size]
         return torch.stack([crop(planes[draw(len(planes))], size) for _ in range(self.batch)])
 
-    @torch.no_grad()
-    def use_weights(self) -> None:
-        """Set the adapted denoiser to the trained weights."""
-        self.adapted = self.denoiser.with_weights(self.lora.merged())
-
-    def finish(self) -> LoraWeights:
-        weights = LoraWeights(self.lora.state_dict(), self.rank)
-        self.lora.remove()
-        return weights
+    def finish(self) -> AdaptedWeights:
+        return AdaptedWeights(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.lora.state_dict()}
+        return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lora.load_state_dict(state["weights"])
-        self.use_weights()
+        self.weights = {name: weight.to(self.denoiser.abar.device) for name, weight in state["weights"].items()}
+        self.adapted = self.denoiser.with_weights(self.weights)
 
 
 def crop(images: Tensor, size: int) -> Tensor:

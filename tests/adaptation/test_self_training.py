@@ -5,7 +5,6 @@ from helpers import make_network
 from torch import Tensor
 
 from ddip_pl.adaptation import SelfTraining
-from ddip_pl.adaptation.lora import LoRA
 from ddip_pl.estimators import DDS
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior.denoiser import Denoiser
@@ -54,7 +53,7 @@ def test_thin_volumes_and_small_slices_give_what_they_have() -> None:
 
 
 def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:
-    adaptation = SelfTraining(steps=60, learning_rate=1e-2, batch=4)
+    adaptation = SelfTraining(steps=60, learning_rate=3e-3, batch=4)
     denoiser = begin(adaptation)
     volume = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).repeat(4, 1, 1, 1)
     noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(2))
@@ -76,6 +75,4 @@ def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:
 
     weights = adaptation.finish()
     assert torch.equal(denoiser(x_t, 100)[1], before)
-    again = LoRA(denoiser.network, weights.rank, weights.bias)
-    again.load_state_dict(dict(weights.tensors))
-    assert torch.allclose(denoiser.with_weights(again.merged())(x_t, 100)[1], after, atol=1e-6)
+    assert torch.equal(denoiser.with_weights(weights.tensors)(x_t, 100)[1], after)
