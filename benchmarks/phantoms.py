@@ -13,7 +13,7 @@ from odl.core.discr.discr_space import uniform_discr
 from odl.core.phantom.geometric import ellipsoid_phantom
 from torch import Tensor
 
-from ddip_pl.data.phantoms import RandomEllipses, Variant, phantoms
+from ddip_pl.prior.phantoms import RandomEllipses, Variant, phantoms
 
 VARIANTS: tuple[Variant, ...] = ("uniform", "disk")
 

@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddip_pl.baselines.tv import tv_reconstruction
-from ddip_pl.data.phantoms import VALIDATION_SEED, draw_ellipses, phantoms
+from ddip_pl.data.ellipses import VALIDATION_SEED
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics import ParallelBeamCT
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.prior.checkpoint import load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
+from ddip_pl.prior.phantoms import draw_ellipses, phantoms
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.volumes.files import read_nifti
 from ddip_pl.volumes.slices import cut, fit, to_unit_interval

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddip_pl.baselines.tv import tv_reconstruction
-from ddip_pl.data.phantoms import VALIDATION_SEED, RandomEllipses, phantoms, scanned
+from ddip_pl.data.ellipses import VALIDATION_SEED
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI
 from ddip_pl.prior.checkpoint import load_prior
+from ddip_pl.prior.phantoms import RandomEllipses, phantoms, scanned
 from ddip_pl.prior.schedule import diffuse, noise_schedule, tweedie
 from ddip_pl.prior.unet import AttentionBlock, UNet, mirrored
 from ddip_pl.reconstruction import Reconstruction, Sampler

@@ -8,9 +8,9 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from ddip_pl.data.phantoms import RandomEllipses, phantoms
 from ddip_pl.physics import LinearOperator, Measurement
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.phantoms import RandomEllipses, phantoms
 from ddip_pl.prior.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[1]

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils.data import default_collate
 
 from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
 from ddip_pl.adaptation.weights import AdaptedWeights
@@ -12,7 +13,10 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import AXES, Denoiser
+from ddip_pl.prior.phantoms import RandomEllipses, images_of
 from ddip_pl.prior.schedule import STEPS, diffuse
+
+ENDLESS = 2**40  # more phantoms than are ever drawn
 
 
 class SelfTraining(Adaptation):
@@ -28,6 +32,8 @@ class SelfTraining(Adaptation):
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
         learning_rate: of Adam, lowered along a cosine to zero.
         batch: crops per gradient step. They come from all planes that are at least as large, flipped and turned.
+        phantoms: share of the batch that is crops of random ellipses, so that the prior does not forget them.
+        ema: share of the earlier weights in the running average over gradient steps, which sampling uses.
         crop: height and width of a crop in pixels.
         latest: timesteps are drawn uniformly below this; reconstruction needs no larger ones.
 
@@ -41,7 +47,9 @@ class SelfTraining(Adaptation):
         self,
         steps: int = 150,
         learning_rate: float = 1e-4,
-        batch: int = 8,
+        batch: int = 16,
+        phantoms: float = 0.25,
+        ema: float = 0.99,
         crop: int = 64,
         latest: int = 200,
     ):
@@ -49,9 +57,13 @@ class SelfTraining(Adaptation):
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
+        for name, share in {"phantoms": phantoms, "ema": ema}.items():
+            if not 0 <= share < 1:
+                raise InputError(f"{name} of the adaptation is {share}; give a share of at least 0 and below 1")
         if not 1 <= latest <= STEPS:
             raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
-        self.steps, self.learning_rate, self.batch, self.crop, self.latest = steps, learning_rate, batch, crop, latest
+        self.steps, self.learning_rate, self.batch, self.phantoms = steps, learning_rate, batch, phantoms
+        self.ema, self.crop, self.latest = ema, crop, latest
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser
@@ -78,10 +90,11 @@ class SelfTraining(Adaptation):
         """The M-step; returns its losses, `(steps,)`."""
         network, abar, losses = self.denoiser.network, self.denoiser.abar, []
         weights = {name: weight.detach().clone().requires_grad_() for name, weight in network.named_parameters()}
+        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         optimizer = torch.optim.Adam(weights.values(), self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for step in range(self.steps):
-            x = self.crops(volume)
+            x = self.images(volume)
             t = torch.randint(self.latest, (len(x),)).to(x.device)
             noise = torch.randn(x.shape).to(x)
             x_t = diffuse(x, noise, abar[t].view(-1, 1, 1, 1))
@@ -91,17 +104,28 @@ class SelfTraining(Adaptation):
             loss.backward()
             optimizer.step()
             schedule.step()
+            kept = min(self.ema, step / (step + 10))  # forgets the untrained weights quickly
+            self.weights = {name: new.detach().lerp(self.weights[name], kept) for name, new in weights.items()}
             losses.append(loss.detach())
             on_gradient_step(step + 1, self.steps)
-        self.weights = {name: weight.detach() for name, weight in weights.items()}
         return torch.stack(losses)
 
-    def crops(self, volume: Tensor) -> Tensor:
-        """Random crops of a volume, `(batch, channels, crop, crop)`, smaller if its slices are."""
-        size = min(self.crop, *volume.shape[2:])
+    def images(self, volume: Tensor) -> Tensor:
+        """A batch of crops, `(batch, channels, crop, crop)`, smaller if the slices are."""
+        size, phantoms = min(self.crop, *volume.shape[2:]), round(self.phantoms * self.batch)
+        crops = self.crops(volume, self.batch - phantoms, size)
+        if phantoms:
+            ellipses = RandomEllipses(ENDLESS, 0, "wide")
+            items = default_collate([ellipses[draw(ENDLESS)] for _ in range(phantoms)])
+            whole = images_of(items, max(volume.shape[2:]), 2 if volume.shape[1] == 2 else 1).to(volume)
+            crops = torch.cat([crops, torch.stack([crop(image[None], size) for image in whole])])
+        return crops
+
+    def crops(self, volume: Tensor, count: int, size: int) -> Tensor:
+        """Random crops of a volume, `(count, channels, size, size)`, from all planes that are large enough."""
         planes = [self.denoiser.across(plane).cut(volume) for plane in AXES]
         planes = [images for images in planes if min(images.shape[2:]) >= size]
-        return torch.stack([crop(planes[draw(len(planes))], size) for _ in range(self.batch)])
+        return torch.stack([crop(planes[draw(len(planes))], size) for _ in range(count)])
 
     def finish(self) -> AdaptedWeights:
         return AdaptedWeights(self.weights)

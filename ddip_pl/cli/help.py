@@ -13,8 +13,8 @@ from rich.text import Text
 from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SelfTraining, SlicewiseAdaptation, VolumeAdaptation
 from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
 from ddip_pl.cli.usage import COMMANDS, EXAMPLES
+from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.data.measured import MeasuredDataModule
-from ddip_pl.data.phantoms import EllipsesDataModule
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
 from ddip_pl.prior.module import DiffusionPrior

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ddip_pl.callbacks.logging import wandb_logger
 from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
-from ddip_pl.data.phantoms import EllipsesDataModule
+from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.prior.module import DiffusionPrior
 
 

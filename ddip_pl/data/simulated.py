@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 
 from ddip_pl.data.module import MeasurementDataModule, Scan
-from ddip_pl.data.phantoms import with_phase
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.operator import ImageSize, LinearOperator, Shape, height_width
+from ddip_pl.prior.phantoms import with_phase
 from ddip_pl.volumes.files import read_volume, volume_name
 from ddip_pl.volumes.frame import Frame
 from ddip_pl.volumes.slices import AnatomicalPlane, cut, fit, to_unit_interval

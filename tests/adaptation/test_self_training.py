@@ -1,5 +1,6 @@
 """Self-training (D3IP-EM): what it trains on, that the prior denoises the volume better afterwards."""
 
+import pytest
 import torch
 from helpers import make_network
 from torch import Tensor
@@ -35,9 +36,9 @@ def axes_of(crop: Tensor) -> frozenset[int]:
 
 
 def test_crops_come_from_all_three_planes_in_all_orientations() -> None:
-    adaptation = SelfTraining(batch=200, crop=8)
+    adaptation = SelfTraining(batch=200, crop=8, phantoms=0)
     begin(adaptation)
-    crops = adaptation.crops(coordinates(SIZE))
+    crops = adaptation.images(coordinates(SIZE))
     assert crops.shape == (200, 1, 8, 8)
     assert {axes_of(crop) for crop in crops} == {frozenset(pair) for pair in ((100, 1), (10000, 1), (10000, 100))}
     turns = {tuple((crop[0, :2, :2] - crop[0, 0, 0]).flatten().tolist()) for crop in crops}
@@ -45,11 +46,22 @@ def test_crops_come_from_all_three_planes_in_all_orientations() -> None:
 
 
 def test_thin_volumes_and_small_slices_give_what_they_have() -> None:
-    adaptation = SelfTraining(batch=50, crop=64)
+    adaptation = SelfTraining(batch=50, crop=64, phantoms=0)
     begin(adaptation, 4)
-    crops = adaptation.crops(coordinates(4))
+    crops = adaptation.images(coordinates(4))
     assert crops.shape == (50, 1, SIZE, SIZE)
     assert {axes_of(crop) for crop in crops} == {frozenset((100, 1))}
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_share_of_the_batch_is_phantoms(channels: int) -> None:
+    adaptation = SelfTraining(batch=8, crop=8, phantoms=0.25)
+    begin(adaptation)
+    images = adaptation.images(torch.full((4, channels, SIZE, SIZE), -7.0))
+    assert images.shape == (8, channels, 8, 8)
+    assert (images[:6] == -7).all()
+    assert (images[6:].abs() <= 1).all()
+    assert not torch.equal(images[6:], adaptation.images(torch.zeros(4, channels, SIZE, SIZE))[6:])
 
 
 def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from ddip_pl.baselines import Baseline, DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
 from ddip_pl.baselines.tv import tv_reconstruction
 from ddip_pl.baselines.wavelet import DB4, Wavelet
-from ddip_pl.data.phantoms import RandomEllipses, phantoms
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT, simulate
+from ddip_pl.prior.phantoms import RandomEllipses, phantoms
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.step import Step
 from ddip_pl.results.result import Result

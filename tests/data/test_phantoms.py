@@ -18,9 +18,10 @@ from odl.core.phantom.geometric import ellipsoid_phantom
 from scipy import ndimage, stats
 from torch import Tensor
 
-from ddip_pl.data.phantoms import (
+from ddip_pl.data.ellipses import EllipsesDataModule
+from ddip_pl.errors import InputError
+from ddip_pl.prior.phantoms import (
     SCANNED,
-    EllipsesDataModule,
     RandomEllipses,
     Variant,
     draw_ellipses,
@@ -29,7 +30,6 @@ from ddip_pl.data.phantoms import (
     scanned,
     with_phase,
 )
-from ddip_pl.errors import InputError
 
 VARIANTS: tuple[Literal["uniform", "disk"], ...] = ("uniform", "disk")  # the published ones
 ALL: tuple[Variant, ...] = (*VARIANTS, "wide")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddip_pl.data.phantoms import EllipsesDataModule
+from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import SCHEDULE, describe, load_prior, parse_config, save_prior
 from ddip_pl.prior.module import DiffusionPrior

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ddip_pl.callbacks.prior import ExportPrior, SampleImages, tile
-from ddip_pl.data.phantoms import EllipsesDataModule
+from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS, DiffusionPrior

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddip_pl.data.phantoms import VALIDATION_SEED, EllipsesDataModule, RandomEllipses, phantoms
+from ddip_pl.data.ellipses import VALIDATION_SEED, EllipsesDataModule
 from ddip_pl.estimators import DDS
 from ddip_pl.evaluation.metrics import summary
 from ddip_pl.physics import Measurement, ParallelBeamCT, PoissonDisc, SingleCoilMRI, simulate
 from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS
+from ddip_pl.prior.phantoms import RandomEllipses, phantoms
 from ddip_pl.prior.schedule import diffuse, noise_schedule
 from ddip_pl.reconstruction import Reconstruction, Sampler
 from ddip_pl.reconstruction.module import SHIPPED_PRIORS

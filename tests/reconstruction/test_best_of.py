@@ -21,11 +21,11 @@ from ddip_pl.baselines import Baseline, TotalVariation
 from ddip_pl.baselines.baseline import step
 from ddip_pl.cli.reconstruct import make_parser
 from ddip_pl.data.module import Scan
-from ddip_pl.data.phantoms import RandomEllipses, phantoms
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDNM, DDS, DiffusionMBIR
 from ddip_pl.physics import ConeBeamCT, LinearOperator, Measurement, ParallelBeamCT, simulate
 from ddip_pl.physics.held_out import split
+from ddip_pl.prior.phantoms import RandomEllipses, phantoms
 from ddip_pl.reconstruction import Method, Reconstruction, Sampler, Step
 from ddip_pl.reconstruction.best_of import Trials
 from ddip_pl.reconstruction.callback import ReconstructionCallback
