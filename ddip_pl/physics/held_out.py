@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.physics.operator import EXACT, LinearOperator
+from ddip_pl.physics.operator import LinearOperator
 
 
 class Masked(LinearOperator):
@@ -36,10 +36,6 @@ class Masked(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator.adjoint(self.mask * y)
-
-    def pseudo_inverse(self, y: Tensor) -> Tensor:
-        """Conjugate gradients from 0; they stop at the limit of single precision, beyond which they can diverge."""
-        return self.solve(self.adjoint(y), self.iterations, tolerance=EXACT)
 
     def values(self, y: Tensor) -> Tensor:
         return (self.sampled(torch.ones_like(y)) != 0).flatten(1).sum(1).float()
