@@ -26,7 +26,7 @@ class SelfTraining(Adaptation):
     The first trajectory reconstructs the volume with the prior as it is (E-step). Then the prior is trained to denoise
     that volume, `E || e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` (M-step). The second trajectory starts
     from new noise and gives the result. The loss never sees the measurement, so training cannot fit its noise. Errors
-    of the first trajectory are learnt too, but they are specific to its noise, and anatomy is not.
+    that both trajectories share are learnt too, and can make the result worse (docs/results/adaptation.md).
 
     Args:
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
