@@ -43,6 +43,8 @@ yardstick: $(VENV)/installed-dev
 # The paper's tables: make paper CT=chest.nii.gz MR=head.nii.gz. It takes hours, and goes on where it was interrupted.
 SLICES ?= 4
 paper: $(VENV)/installed-dev
+	@test -n "$(CT)" -a -n "$(MR)" || { echo "make paper needs two volumes: make paper CT=chest.nii.gz MR=head.nii.gz"; exit 2; }
+	@ls -d $(CT) $(MR) > /dev/null
 	$(BIN)/ddip-pl benchmark --tasks sv_ct --methods configs/paper/sv_ct.yaml --volumes $(CT) --slices $(SLICES) --output outputs/paper
 	$(BIN)/ddip-pl benchmark --tasks mri_3d --methods configs/paper/mri_3d.yaml --volumes $(MR) --slices $(SLICES) --output outputs/paper
 	$(BIN)/ddip-pl benchmark --tasks csmri --methods configs/paper/csmri.yaml --volumes $(MR) --slices $(SLICES) --output outputs/paper

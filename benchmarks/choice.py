@@ -2,8 +2,8 @@
 
 For each task and volume it prints the hidden discrepancy and the PSNR of every candidate, Kendall's tau between hidden
 discrepancy and -PSNR (1 if both give the same order), and the regret: the best PSNR minus that of the chosen candidate.
-Figures are kept in a CSV file; when the command is repeated, the rows in it are not computed again. Other options are
-those of `ddip-pl test`, such as --data.size 64; give each set of them its own file.
+Figures are kept in a CSV file; when the command is repeated, the rows in it are not computed again. All other options
+are passed on as for `ddip-pl test`, such as --data.size 64; use a separate CSV file for each set of them.
 
     python benchmarks/choice.py --tasks sv_ct sv_ct_noisy --volumes ct_thorax.nii.gz --slices 16 --output ct.csv
 """
@@ -57,7 +57,7 @@ def run(candidate: Method, measurement: Measurement, seed: int) -> tuple[Result,
 def figures(method: BestOf, name: str, measurement: Measurement, seed: int) -> dict[str, float]:
     """Figures of one candidate; empty if it refuses the measurement.
 
-    The images on all data are those of `auto` when it chooses this candidate.
+    From all data, the candidate reconstructs the same images as `auto` does when it chooses it.
     """
     kept, hidden = method.parts(measurement)
     try:

@@ -32,7 +32,8 @@ class SelfTraining(Adaptation):
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
         learning_rate: of Adam, lowered along a cosine to zero.
         batch: crops per gradient step. They come from all planes that are at least as large, flipped and turned.
-        phantoms: share of the batch that is crops of random ellipses, so that the prior does not forget them.
+        phantoms: share of the batch, rounded down, that is crops of random ellipses, so that the prior does not forget
+            them.
         ema: share of the earlier weights in the running average over gradient steps, which sampling uses.
         crop: height and width of a crop in pixels.
         latest: timesteps are drawn uniformly below this; reconstruction needs no larger ones.
@@ -112,7 +113,7 @@ class SelfTraining(Adaptation):
 
     def images(self, volume: Tensor) -> Tensor:
         """A batch of crops, `(batch, channels, crop, crop)`, smaller if the slices are."""
-        size, phantoms = min(self.crop, *volume.shape[2:]), round(self.phantoms * self.batch)
+        size, phantoms = min(self.crop, *volume.shape[2:]), int(self.phantoms * self.batch)
         crops = self.crops(volume, self.batch - phantoms, size)
         if phantoms:
             ellipses = RandomEllipses(ENDLESS, 0, "wide")

@@ -245,8 +245,8 @@ class LinearOperator(nn.Module, ABC):
         """Which values are measured together: one label for each value of a slice (or coupled group), `range[1:]`.
 
         Labels are whole numbers in the order of a scan or of k-space, the same for values that belong together, such as
-        those of one projection; -1 for values that `split` must not hide or that are not measured. By default, each
-        value stands for itself.
+        those of one projection. Values that are not measured, or that `split` must not hide, have the label -1. By
+        default, every value has a label of its own.
         """
         measured = (self.sampled(self.like.new_ones(self.range)) != 0).any(0)
         return torch.where(measured, torch.arange(measured.numel(), device=measured.device).view(measured.shape), -1)

@@ -64,6 +64,12 @@ def test_a_share_of_the_batch_is_phantoms(channels: int) -> None:
     assert not torch.equal(images[6:], adaptation.images(torch.zeros(4, channels, SIZE, SIZE))[6:])
 
 
+def test_a_batch_always_has_a_crop_of_the_volume() -> None:
+    adaptation = SelfTraining(batch=1, crop=8, phantoms=0.9)
+    begin(adaptation)
+    assert (adaptation.images(torch.full((4, 1, SIZE, SIZE), -7.0)) == -7).all()
+
+
 def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:
     adaptation = SelfTraining(steps=60, learning_rate=3e-3, batch=4)
     denoiser = begin(adaptation)
