@@ -74,6 +74,10 @@ class Adaptation(ABC):
             volume: result of the one before, `(slices, channels, height, width)`.
         """
 
+    def data(self, measurement: Measurement, trajectory: int) -> Measurement:
+        """The part of the measurement that a trajectory (0, 1, ...) reconstructs from; by default all of it."""
+        return measurement
+
     @abstractmethod
     def finish(self) -> AdaptedWeights:
         """Restore the network; returns the adapted weights."""

@@ -1,4 +1,4 @@
-"""D3IP-EM: the prior learns from its own reconstruction of the volume."""
+"""D3IP-EM: the prior learns from its own reconstruction of the volume, and from data hidden from it."""
 
 from typing import Any
 
@@ -11,27 +11,38 @@ from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, i
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
+from ddip_pl.physics.held_out import split
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import AXES, Denoiser
 from ddip_pl.prior.phantoms import RandomEllipses, images_of
-from ddip_pl.prior.schedule import STEPS, diffuse
+from ddip_pl.prior.schedule import STEPS, diffuse, tweedie
 
 ENDLESS = 2**40  # more phantoms than are ever drawn
 
 
 class SelfTraining(Adaptation):
-    """Two trajectories, and between them the prior learns from the volume that the first one reconstructed.
+    """Two trajectories; between them the prior learns from the first one's volume and from data hidden from it.
 
-    This is one round of expectation maximisation (Rozet et al. 2024, arXiv 2405.13712).
-    The first trajectory reconstructs the volume with the prior as it is (E-step). Then the prior is trained to denoise
-    that volume, `E || e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` (M-step). The second trajectory starts
-    from new noise and gives the result. The loss never sees the measurement, so training cannot fit its noise. Errors
-    that both trajectories share are learnt too, and can make the result worse (docs/results/adaptation.md).
+    The first trajectory reconstructs a volume `x` with the prior as it is, while some readouts `y_h` are hidden, others
+    in each slice (E-step). Then all weights of the prior are trained (M-step) to minimise the sum of two losses, with
+    `x_t = sqrt(abar) x + sqrt(1 - abar) e`:
+
+    - to denoise that volume, `E || e - eps_theta(x_t, t) ||^2`, as in expectation maximisation (Rozet et al. 2024,
+      arXiv 2405.13712);
+    - to predict the hidden data, `E || A_h D_theta(x_t, t) - y_h ||^2 / || A_h x_t / sqrt(abar) - y_h ||^2`, where
+      `D_theta` is the prior's posterior mean. Networks that reconstruct in one step are trained like this without a
+      ground truth (SSDU, Yaman et al. 2020). `x` does not depend on the noise of `y_h`, so on average the numerator is
+      least for the true volume.
+
+    The second trajectory reconstructs the volume from all data, with the trained prior.
 
     Args:
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
         learning_rate: of Adam, lowered along a cosine to zero.
-        batch: crops per gradient step. They come from all planes that are at least as large, flipped and turned.
+        batch: crops per gradient step for the first loss. They come from all planes that are at least as large, flipped
+            and turned.
+        slices: whole slices per gradient step for the second loss, flipped and turned too.
+        share: of the readouts to hide from the first trajectory.
         phantoms: share of the batch, rounded down, that is crops of random ellipses, so that the prior does not forget
             them.
         ema: share of the earlier weights in the running average over gradient steps, which sampling uses.
@@ -48,28 +59,36 @@ class SelfTraining(Adaptation):
         self,
         steps: int = 150,
         learning_rate: float = 1e-4,
-        batch: int = 16,
+        batch: int = 8,
+        slices: int = 3,
+        share: float = 0.2,
         phantoms: float = 0.25,
         ema: float = 0.99,
         crop: int = 64,
         latest: int = 200,
     ):
-        values = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "crop": crop}
+        values = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "slices": slices, "crop": crop}
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
-        for name, share in {"phantoms": phantoms, "ema": ema}.items():
-            if not 0 <= share < 1:
-                raise InputError(f"{name} of the adaptation is {share}; give a share of at least 0 and below 1")
+        for name, part in {"phantoms": phantoms, "ema": ema}.items():
+            if not 0 <= part < 1:
+                raise InputError(f"{name} of the adaptation is {part}; give a share of at least 0 and below 1")
+        if not 0 < share < 1:
+            raise InputError(f"share of the adaptation is {share}; give a share above 0 and below 1")
         if not 1 <= latest <= STEPS:
             raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
-        self.steps, self.learning_rate, self.batch, self.phantoms = steps, learning_rate, batch, phantoms
-        self.ema, self.crop, self.latest = ema, crop, latest
+        self.steps, self.learning_rate, self.batch, self.slices, self.share = steps, learning_rate, batch, slices, share
+        self.phantoms, self.ema, self.crop, self.latest = phantoms, ema, crop, latest
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser
+        self.kept, self.hidden = split(measurement, self.share, same=False)
         self.volume: Tensor | None = None
         self.weights: dict[str, Tensor] = {}
+
+    def data(self, measurement: Measurement, trajectory: int) -> Measurement:
+        return self.kept if trajectory == 0 else measurement
 
     def next_trajectory(self, volume: Tensor) -> None:
         self.volume = volume
@@ -89,18 +108,14 @@ class SelfTraining(Adaptation):
     @torch.enable_grad()
     def train(self, volume: Tensor, on_gradient_step: OnGradientStep) -> Tensor:
         """The M-step; returns its losses, `(steps,)`."""
-        network, abar, losses = self.denoiser.network, self.denoiser.abar, []
-        weights = {name: weight.detach().clone().requires_grad_() for name, weight in network.named_parameters()}
-        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
-        optimizer = torch.optim.Adam(weights.values(), self.learning_rate)
+        losses = []
+        weights = {name: weight.detach().clone() for name, weight in self.denoiser.network.named_parameters()}
+        self.weights = {name: weight.clone() for name, weight in weights.items()}
+        optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()], self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        hidden = self.hidden.given(lambda: volume)
         for step in range(self.steps):
-            x = self.images(volume)
-            t = torch.randint(self.latest, (len(x),)).to(x.device)
-            noise = torch.randn(x.shape).to(x)
-            x_t = diffuse(x, noise, abar[t].view(-1, 1, 1, 1))
-            eps = functional_call(network, weights, (x_t, t))[:, : x.shape[1]]
-            loss = (eps - noise).square().mean()
+            loss = self.denoising_loss(weights, self.images(volume)) + self.hidden_loss(weights, volume, hidden)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -110,6 +125,33 @@ class SelfTraining(Adaptation):
             losses.append(loss.detach())
             on_gradient_step(step + 1, self.steps)
         return torch.stack(losses)
+
+    def denoising_loss(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        """`E || e - eps_theta(x_t, t) ||^2` for images `x`."""
+        t = torch.randint(self.latest, (len(x),))
+        x_t, noise = self.diffuse(x, t)
+        return (self.eps(weights, x_t, t) - noise).square().mean()
+
+    def hidden_loss(self, weights: dict[str, Tensor], volume: Tensor, hidden: Measurement) -> Tensor:
+        """`E || A_h D_theta(x_t, t) - y_h ||^2 / || A_h x_t / sqrt(abar) - y_h ||^2` for some slices of the volume."""
+        chosen = torch.randperm(len(volume))[: self.slices].sort().values.tolist()
+        some, flipped, quarters = hidden[chosen], draw(2), draw(4)
+        t = torch.randint(self.latest, (len(some.y),)).repeat_interleave(some.operator.coupled)
+        x_t, _ = self.diffuse(turned(volume[chosen], flipped, quarters), t)
+        abar = self.denoiser.abar[t].view(-1, 1, 1, 1)
+        mean = tweedie(x_t, self.eps(weights, x_t, t), abar)
+        predicted, noisy = (some.misfit(turned_back(images, flipped, quarters)) for images in (mean, x_t / abar.sqrt()))
+        return (predicted / noisy).mean()
+
+    def diffuse(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`x_t` and its noise, for images at timesteps `t (images,)`."""
+        noise = torch.randn(x.shape).to(x)
+        return diffuse(x, noise, self.denoiser.abar[t].view(-1, 1, 1, 1)), noise
+
+    def eps(self, weights: dict[str, Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+        """`eps_theta(x_t, t)` with these weights."""
+        eps: Tensor = functional_call(self.denoiser.network, weights, (x_t, t.to(x_t.device)))
+        return eps[:, : x_t.shape[1]]
 
     def images(self, volume: Tensor) -> Tensor:
         """A batch of crops, `(batch, channels, crop, crop)`, smaller if the slices are."""
@@ -143,9 +185,18 @@ def crop(images: Tensor, size: int) -> Tensor:
     """A random crop of a random image, `(channels, size, size)`, flipped and turned at random."""
     image = images[draw(len(images))]
     row, column = (draw(length - size + 1) for length in image.shape[1:])
-    part = image[:, row : row + size, column : column + size]
-    part = part.flip(1) if draw(2) else part
-    return part.rot90(draw(4), (1, 2))
+    return turned(image[:, row : row + size, column : column + size], draw(2), draw(4))
+
+
+def turned(images: Tensor, flipped: int, quarters: int) -> Tensor:
+    """Images flipped (1) or not (0), then turned by quarter turns."""
+    return (images.flip(-2) if flipped else images).rot90(quarters, (-2, -1))
+
+
+def turned_back(images: Tensor, flipped: int, quarters: int) -> Tensor:
+    """Inverse of `turned`."""
+    images = images.rot90(-quarters, (-2, -1))
+    return images.flip(-2) if flipped else images
 
 
 def draw(count: int) -> int:

@@ -53,16 +53,17 @@ class Masked(LinearOperator):
         return self.operator.noise_level(y)
 
 
-def split(measurement: Measurement, share: float, seed: int = 0) -> tuple[Measurement, Measurement]:
+def split(measurement: Measurement, share: float, seed: int = 0, same: bool = True) -> tuple[Measurement, Measurement]:
     """The measurement in two complementary parts.
 
-    Whole readouts are hidden (see `LinearOperator.readouts`), the same in all slices: one at random of each run of
-    about `1 / share` neighbouring ones, so that the hidden ones are spread over all directions or frequencies.
+    Whole readouts are hidden (see `LinearOperator.readouts`): one at random of each run of about `1 / share`
+    neighbouring ones, so that the hidden ones are spread over all directions or frequencies.
 
     Args:
         measurement: of any operator.
         share: of the readouts to hide, above 0 and below 1; at least one is hidden and one kept.
         seed: of the random draw.
+        same: whether the same readouts are hidden in all slices, or others in each slice or coupled group.
 
     Returns:
         The kept part and the hidden part, each with its own operator; they add up to the measurement.
@@ -72,17 +73,24 @@ def split(measurement: Measurement, share: float, seed: int = 0) -> tuple[Measur
     """
     if not 0 < share < 1:
         raise InputError(f"share of hidden data is {share}; give a number above 0 and below 1")
-    labels = measurement.operator.readouts().contiguous()
+    operator, generator = measurement.operator, torch.Generator().manual_seed(seed)
+    labels = operator.readouts()[None]
+    if not same:
+        labels = torch.where(operator.sampled(torch.ones_like(measurement.y)) != 0, labels, -1)
+    hidden = torch.stack([hide(one.contiguous(), share, generator) for one in labels])
+    kept, held_out = (Masked(operator, mask) for mask in (~hidden, hidden))
+    return part(measurement, kept), part(measurement, held_out)
+
+
+def hide(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Which values to hide, given the labels of their readouts (see `LinearOperator.readouts`)."""
     measured = labels[labels >= 0].unique()
     if len(measured) < 2:
         raise InputError(f"{len(measured)} readout cannot be split; measure at least 2")
     count = min(max(1, round(share * len(measured))), len(measured) - 1)
     ends = torch.arange(count + 1) * len(measured) // count
-    draw = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    chosen = ends[:-1] + (draw * ends.diff()).long()
-    hidden = torch.isin(labels, measured[chosen.to(labels.device)])[None]
-    kept, held_out = (Masked(measurement.operator, mask) for mask in (~hidden, hidden))
-    return part(measurement, kept), part(measurement, held_out)
+    chosen = ends[:-1] + (torch.rand(count, generator=generator) * ends.diff()).long()
+    return torch.isin(labels, measured[chosen.to(labels.device)])
 
 
 def part(measurement: Measurement, operator: Masked) -> Measurement:

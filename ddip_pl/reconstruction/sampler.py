@@ -149,7 +149,7 @@ class ReverseDiffusion:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
         if self.mean is not None:
             self.adaptation.next_trajectory(self.mean)
-        guess = self.measurement.operator.pseudo_inverse(self.measurement.y)
+        guess = self.data.operator.pseudo_inverse(self.data.y)
         if self.sampler.initial_noise == "interpolated":
             first, last = self.gaussian(2, *guess.shape[1:])
             noise = slerp(first, last, len(guess))
@@ -166,7 +166,7 @@ class ReverseDiffusion:
         plane = self.planes[self.step % len(self.planes)]
 
         denoiser, figures = self.adaptation.adapt(self.estimator, x, t, self.on_gradient_step)
-        mean, eps, self.memory = self.estimator(denoiser.across(plane), x, t, self.measurement, self.memory)
+        mean, eps, self.memory = self.estimator(denoiser.across(plane), x, t, self.data, self.memory)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.sampler.averaging)
         noise = self.gaussian(*x.shape).to(x)
         abar_next = denoiser.abar_at(t_next if t_next > self.sampler.noise_above else None)
@@ -175,6 +175,11 @@ class ReverseDiffusion:
         self.step += 1
         images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)), "estimate": self.mean}
         return Step(images, {"t": t, "residual": self.measurement.relative_residual(self.mean), **figures})
+
+    @property
+    def data(self) -> Measurement:
+        """The part of the measurement that this trajectory reconstructs from."""
+        return self.adaptation.data(self.measurement, self.step // len(self.timesteps))
 
     def gaussian(self, *shape: int) -> Tensor:
         """Gaussian noise from this object's own generator."""

@@ -438,6 +438,8 @@ def test_weights_of_another_shape_are_refused_and_leave_no_trace(weights_folder:
         (lambda: VolumeAdaptation(dropout=-0.1), "dropout of the adaptation is -0.1"),
         (lambda: SelfTraining(crop=0), "crop of the adaptation is 0"),
         (lambda: SelfTraining(learning_rate=float("nan")), "learning_rate of the adaptation is nan"),
+        (lambda: SelfTraining(slices=0), "slices of the adaptation is 0"),
+        (lambda: SelfTraining(share=0.0), "share of the adaptation is 0.0; give a share above 0 and below 1"),
         (lambda: SelfTraining(latest=1001), "latest of the adaptation is 1001"),
         (lambda: LoraTraining(steps=0), "steps of the adaptation is 0"),
         (lambda: LoraTraining(learning_rate=-1e-3), "learning_rate of the adaptation is -0.001"),

@@ -1,15 +1,21 @@
 """Self-training (D3IP-EM): what it trains on, that the prior denoises the volume better afterwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from einops import repeat
 from helpers import make_network
 from torch import Tensor
 
 from ddip_pl.adaptation import SelfTraining
+from ddip_pl.adaptation.self_training import turned, turned_back
+from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
-from ddip_pl.physics import Measurement, ParallelBeamCT
+from ddip_pl.physics import ConeBeamCT, LinearOperator, Measurement, ParallelBeamCT
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.prior.schedule import diffuse
+from ddip_pl.reconstruction import ReverseDiffusion, Sampler
 
 SIZE = 16
 
@@ -20,6 +26,21 @@ def begin(adaptation: SelfTraining, slices: int = SIZE) -> Denoiser:
     operator = ParallelBeamCT((slices, SIZE, SIZE), angles=8)
     adaptation.start(denoiser, Measurement(torch.zeros(operator.range), operator, 1e-3))
     return denoiser
+
+
+def measure(operator: LinearOperator) -> Measurement:
+    """Of a volume of random blocks."""
+    blocks = torch.rand(operator.domain[0] // 2, 1, SIZE // 4, SIZE // 4, generator=torch.Generator().manual_seed(1))
+    x = repeat(blocks, "s c h w -> (s a) c (h b) (w d)", a=2, b=4, d=4)
+    return Measurement(operator(x), operator, 1e-3, x)
+
+
+def reconstruct(measurement: Measurement, adaptation: SelfTraining) -> list[Tensor]:
+    """The result of each trajectory."""
+    torch.manual_seed(0)
+    denoiser, sampler = Denoiser(make_network()).requires_grad_(False), Sampler(steps=3)
+    diffusion = ReverseDiffusion(measurement, denoiser, DDS(5, discrepancy=0), adaptation, sampler)
+    return [step.images["estimate"] for step in diffusion.iterate()][sampler.steps - 1 :: sampler.steps]
 
 
 def coordinates(slices: int) -> Tensor:
@@ -94,3 +115,41 @@ def test_the_prior_learns_to_denoise_the_first_result_and_is_restored() -> None:
     weights = adaptation.finish()
     assert torch.equal(denoiser(x_t, 100)[1], before)
     assert torch.equal(denoiser.with_weights(weights.tensors)(x_t, 100)[1], after)
+
+
+def test_the_first_trajectory_has_not_seen_the_hidden_data() -> None:
+    measurement = measure(ParallelBeamCT((4, SIZE, SIZE), angles=10))
+    adaptation = SelfTraining(steps=2, batch=2)
+    first, second = reconstruct(measurement, adaptation)
+    changed = replace(measurement, y=measurement.y + adaptation.hidden.operator.sampled(torch.ones_like(measurement.y)))
+    other_first, other_second = reconstruct(changed, SelfTraining(steps=2, batch=2))
+    assert torch.equal(first, other_first)
+    assert not torch.equal(second, other_second)
+    assert measurement.misfit(second).sum() < measurement.misfit(first).sum()
+
+
+@pytest.mark.parametrize("make", [ParallelBeamCT, ConeBeamCT])
+def test_the_prior_learns_to_predict_the_hidden_data(make: type[ParallelBeamCT] | type[ConeBeamCT]) -> None:
+    measurement = measure(make((8, SIZE, SIZE), 10))
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_network()).requires_grad_(False)
+    adaptation = SelfTraining(steps=60, learning_rate=3e-3, batch=1)
+    adaptation.start(denoiser, measurement)
+    volume = adaptation.kept.operator.pseudo_inverse(adaptation.kept.y)
+    x_t = diffuse(volume, torch.randn(volume.shape), denoiser.abar[50])
+    adaptation.next_trajectory(volume)
+    adapted = adaptation.adapt(DDS(), x_t, 100).denoiser
+    before, after = (adaptation.hidden.misfit(prior(x_t, 50)[0]).sum() for prior in (denoiser, adapted))
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("flipped", [0, 1])
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_back(flipped: int, quarters: int) -> None:
+    images = torch.rand(2, 1, 3, 4)
+    assert torch.equal(turned_back(turned(images, flipped, quarters), flipped, quarters), images)
+
+
+def test_a_single_view_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="1 readout cannot be split"):
+        SelfTraining().start(Denoiser(make_network()), measure(ParallelBeamCT((4, SIZE, SIZE), angles=1)))

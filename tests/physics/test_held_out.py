@@ -79,6 +79,23 @@ def test_the_truth_leaves_only_noise_in_both_parts(make):
         assert part.discrepancy(measurement.reference) == pytest.approx(1, abs=0.25)
 
 
+@table(FORWARD)
+def test_other_readouts_can_be_hidden_in_each_slice(make):
+    operator = make(volume(12))
+    measurement = measure(operator)
+    kept, hidden = split(measurement, 0.25, same=False)
+    torch.testing.assert_close(kept.y + hidden.y, operator.sampled(measurement.y))
+    x = torch.rand(operator.domain, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(kept.misfit(x) + hidden.misfit(x), measurement.misfit(x), rtol=1e-4, atol=1e-6)
+    labels, chosen = operator.readouts(), []
+    for some, there in zip(hidden.y != 0, operator.sampled(torch.ones_like(measurement.y)) != 0, strict=True):
+        chosen.append(tuple(labels[some].unique().tolist()))
+        count = len(labels[there & (labels >= 0)].unique())
+        assert len(chosen[-1]) == min(max(1, round(0.25 * count)), count - 1)
+    if operator.coupled == 1 and count > 4:
+        assert len(set(chosen)) > 1
+
+
 @pytest.mark.parametrize("name", [name for name in PER_SLICE if name in UNCOUPLED and ".T" not in name])
 def test_some_of_the_slices(name):
     measurement = measure(FORWARD[name](volume(12)))

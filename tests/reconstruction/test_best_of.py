@@ -326,7 +326,7 @@ def test_settings_of_one_candidate_on_the_command_line() -> None:
     candidates: Any = parser.instantiate(settings).model.candidates
     assert isinstance(candidates["ddnm"].estimator, DDNM)
     assert {name: part.sampler.steps for name, part in candidates.items() if isinstance(part, Reconstruction)} == {
-        "dds": 80, "ddnm": 3, "diffusion_mbir": 80, "d3ip_em": 40,
+        "dds": 80, "ddnm": 3, "diffusion_mbir": 80, "d3ip_em": 80,
     }  # fmt: skip
 
 
