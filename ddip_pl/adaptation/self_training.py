@@ -23,8 +23,8 @@ ENDLESS = 2**40  # more phantoms than are ever drawn
 class SelfTraining(Adaptation):
     """Two trajectories; between them the prior learns from the first one's volume and from data hidden from it.
 
-    The first trajectory reconstructs a volume `x` with the prior as it is, while some readouts `y_h` are hidden, others
-    in each slice (E-step). Then all weights of the prior are trained (M-step) to minimise the sum of two losses, with
+    The first trajectory reconstructs a volume `x` with the prior as it is, while readouts `y_h` are hidden (E-step).
+    Then all weights of the prior are trained (M-step) to minimise the sum of two losses, with
     `x_t = sqrt(abar) x + sqrt(1 - abar) e`:
 
     - to denoise that volume, `E || e - eps_theta(x_t, t) ||^2`, as in expectation maximisation (Rozet et al. 2024,
@@ -32,7 +32,7 @@ class SelfTraining(Adaptation):
     - to predict the hidden data, `E || A_h D_theta(x_t, t) - y_h ||^2 / || A_h x_t / sqrt(abar) - y_h ||^2`, where
       `D_theta` is the prior's posterior mean. Networks that reconstruct in one step are trained like this without a
       ground truth (SSDU, Yaman et al. 2020). `x` does not depend on the noise of `y_h`, so on average the numerator is
-      least for the true volume.
+      least for the true volume. The weight of this loss is the share of `|| A_h x - y_h ||^2` that is not noise.
 
     The second trajectory reconstructs the volume from all data, with the trained prior.
 
@@ -43,6 +43,7 @@ class SelfTraining(Adaptation):
             and turned.
         slices: whole slices per gradient step for the second loss, flipped and turned too.
         share: of the readouts to hide from the first trajectory.
+        together: number of neighbouring slices that the same readouts are hidden in.
         phantoms: share of the batch, rounded down, that is crops of random ellipses, so that the prior does not forget
             them.
         ema: share of the earlier weights in the running average over gradient steps, which sampling uses.
@@ -62,12 +63,16 @@ class SelfTraining(Adaptation):
         batch: int = 8,
         slices: int = 3,
         share: float = 0.2,
+        together: int = 4,
         phantoms: float = 0.25,
         ema: float = 0.99,
         crop: int = 64,
         latest: int = 200,
     ):
-        values = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "slices": slices, "crop": crop}
+        values = {
+            "steps": steps, "learning_rate": learning_rate, "batch": batch, "slices": slices, "together": together,
+            "crop": crop,
+        }  # fmt: skip
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} of the adaptation is {value}; give a positive number")
@@ -78,12 +83,13 @@ class SelfTraining(Adaptation):
             raise InputError(f"share of the adaptation is {share}; give a share above 0 and below 1")
         if not 1 <= latest <= STEPS:
             raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
-        self.steps, self.learning_rate, self.batch, self.slices, self.share = steps, learning_rate, batch, slices, share
+        self.steps, self.learning_rate, self.batch, self.slices = steps, learning_rate, batch, slices
+        self.share, self.together = share, together
         self.phantoms, self.ema, self.crop, self.latest = phantoms, ema, crop, latest
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser
-        self.kept, self.hidden = split(measurement, self.share, same=False)
+        self.kept, self.hidden = split(measurement, self.share, together=self.together)
         self.volume: Tensor | None = None
         self.weights: dict[str, Tensor] = {}
 
@@ -113,9 +119,10 @@ class SelfTraining(Adaptation):
         self.weights = {name: weight.clone() for name, weight in weights.items()}
         optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()], self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        hidden = self.hidden.given(lambda: volume)
+        hidden, signal = self.hidden.given(lambda: volume), self.signal(volume)
         for step in range(self.steps):
-            loss = self.denoising_loss(weights, self.images(volume)) + self.hidden_loss(weights, volume, hidden)
+            loss = self.denoising_loss(weights, self.images(volume))
+            loss = loss + signal * self.hidden_loss(weights, volume, hidden)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -125,6 +132,11 @@ class SelfTraining(Adaptation):
             losses.append(loss.detach())
             on_gradient_step(step + 1, self.steps)
         return torch.stack(losses)
+
+    def signal(self, volume: Tensor) -> float:
+        """Share of `|| A_h x - y_h ||^2` that is not noise, 0 .. 1."""
+        misfit, noise = float(self.hidden.misfit(volume).sum()), float(self.hidden.noise_energy().sum())
+        return 1 - noise / misfit if misfit > noise else 0.0
 
     def denoising_loss(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         """`E || e - eps_theta(x_t, t) ||^2` for images `x`."""

@@ -53,7 +53,9 @@ class Masked(LinearOperator):
         return self.operator.noise_level(y)
 
 
-def split(measurement: Measurement, share: float, seed: int = 0, same: bool = True) -> tuple[Measurement, Measurement]:
+def split(
+    measurement: Measurement, share: float, seed: int = 0, together: int | None = None
+) -> tuple[Measurement, Measurement]:
     """The measurement in two complementary parts.
 
     Whole readouts are hidden (see `LinearOperator.readouts`): one at random of each run of about `1 / share`
@@ -63,7 +65,7 @@ def split(measurement: Measurement, share: float, seed: int = 0, same: bool = Tr
         measurement: of any operator.
         share: of the readouts to hide, above 0 and below 1; at least one is hidden and one kept.
         seed: of the random draw.
-        same: whether the same readouts are hidden in all slices, or others in each slice or coupled group.
+        together: number of neighbouring slices (or coupled groups) with the same hidden readouts; by default all.
 
     Returns:
         The kept part and the hidden part, each with its own operator; they add up to the measurement.
@@ -75,9 +77,12 @@ def split(measurement: Measurement, share: float, seed: int = 0, same: bool = Tr
         raise InputError(f"share of hidden data is {share}; give a number above 0 and below 1")
     operator, generator = measurement.operator, torch.Generator().manual_seed(seed)
     labels = operator.readouts()[None]
-    if not same:
-        labels = torch.where(operator.sampled(torch.ones_like(measurement.y)) != 0, labels, -1)
+    if together is not None:
+        measured = operator.sampled(torch.ones_like(measurement.y)) != 0
+        labels = torch.stack([torch.where(group.any(0), labels[0], -1) for group in measured.split(together)])
     hidden = torch.stack([hide(one.contiguous(), share, generator) for one in labels])
+    if together is not None:
+        hidden = hidden.repeat_interleave(together, 0)[: len(measurement.y)]
     kept, held_out = (Masked(operator, mask) for mask in (~hidden, hidden))
     return part(measurement, kept), part(measurement, held_out)
 

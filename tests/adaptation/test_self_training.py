@@ -143,6 +143,20 @@ def test_the_prior_learns_to_predict_the_hidden_data(make: type[ParallelBeamCT] 
     assert after < 0.9 * before
 
 
+def test_hidden_data_count_as_far_as_they_are_more_than_noise() -> None:
+    operator = ParallelBeamCT((4, SIZE, SIZE), angles=10)
+    exact = measure(operator)
+    adaptation, signal = SelfTraining(), {}
+    for factor in (0.5, 1.0, 4.0):  # root mean square of the error on the hidden data, in units of the noise
+        adaptation.start(Denoiser(make_network()), exact)
+        error = exact.sigma_y * torch.full_like(exact.y, factor)
+        adaptation.hidden = replace(
+            adaptation.hidden, y=adaptation.hidden.y + adaptation.hidden.operator.sampled(error)
+        )
+        signal[factor] = adaptation.signal(exact.reference)
+    assert signal == pytest.approx({0.5: 0, 1.0: 0, 4.0: 1 - 1 / 16}, abs=1e-3)
+
+
 @pytest.mark.parametrize("flipped", [0, 1])
 @pytest.mark.parametrize("quarters", range(4))
 def test_turned_back(flipped: int, quarters: int) -> None:

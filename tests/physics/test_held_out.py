@@ -83,7 +83,7 @@ def test_the_truth_leaves_only_noise_in_both_parts(make):
 def test_other_readouts_can_be_hidden_in_each_slice(make):
     operator = make(volume(12))
     measurement = measure(operator)
-    kept, hidden = split(measurement, 0.25, same=False)
+    kept, hidden = split(measurement, 0.25, together=1)
     torch.testing.assert_close(kept.y + hidden.y, operator.sampled(measurement.y))
     x = torch.rand(operator.domain, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(kept.misfit(x) + hidden.misfit(x), measurement.misfit(x), rtol=1e-4, atol=1e-6)
@@ -94,6 +94,14 @@ def test_other_readouts_can_be_hidden_in_each_slice(make):
         assert len(chosen[-1]) == min(max(1, round(0.25 * count)), count - 1)
     if operator.coupled == 1 and count > 4:
         assert len(set(chosen)) > 1
+
+
+def test_the_same_readouts_can_be_hidden_in_neighbouring_slices():
+    _, hidden = split(measure(ParallelBeamCT((5, SIZE, SIZE), 40)), 0.2, together=2)
+    views = [tuple((one != 0).any(-1).nonzero().flatten().tolist()) for one in hidden.y]
+    assert views[0] == views[1]
+    assert views[2] == views[3]
+    assert len(set(views)) == 3
 
 
 @pytest.mark.parametrize("name", [name for name in PER_SLICE if name in UNCOUPLED and ".T" not in name])
