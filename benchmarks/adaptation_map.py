@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path)
     parser.add_argument("--angles", type=int, nargs="+", default=[8, 15, 30, 60, 120])
-    parser.add_argument("--noise", type=float, nargs="+", default=[1e-4, 1e-3, 5e-3, 2e-2], help="sigma_y")
+    parser.add_argument("--noise", type=float, nargs="+", default=[1e-4, 2e-3, 2e-2], help="sigma_y")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS)
     parser.add_argument("--slices", type=int, default=4, help="central slices of the volume")
     parser.add_argument("--window", type=float, nargs=2, help="intensities that become 0 and 1")

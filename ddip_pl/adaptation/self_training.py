@@ -63,7 +63,7 @@ class SelfTraining(Adaptation):
         batch: int = 8,
         slices: int = 3,
         share: float = 0.2,
-        together: int = 4,
+        together: int = 2,
         phantoms: float = 0.25,
         ema: float = 0.99,
         crop: int = 64,
