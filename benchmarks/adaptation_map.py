@@ -4,7 +4,7 @@ In every cell the volume is measured with this number of angles and noise level,
 adaptation. Figures are kept in a CSV file; when the command is repeated, the rows in it are not computed again. A
 picture of the gains is written next to it.
 
-    python benchmarks/adaptation_map.py dicom_mr_t1 --slices 4 --output docs/results/adaptation-map.csv
+    python benchmarks/adaptation_map.py dicom_mr_t1 --output docs/results/adaptation-map.csv
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--angles", type=int, nargs="+", default=[8, 15, 30, 60, 120])
     parser.add_argument("--noise", type=float, nargs="+", default=[1e-4, 2e-3, 2e-2], help="sigma_y")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS)
-    parser.add_argument("--slices", type=int, default=4, help="central slices of the volume")
+    parser.add_argument("--slices", type=int, default=8, help="central slices of the volume")
     parser.add_argument("--window", type=float, nargs=2, help="intensities that become 0 and 1")
     parser.add_argument("--steps", type=int, default=40, help="sampling steps of a trajectory")
     parser.add_argument("--output", type=Path, default=Path("outputs/adaptation-map.csv"), help="CSV file")

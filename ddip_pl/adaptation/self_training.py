@@ -13,7 +13,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.held_out import split
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.prior.denoiser import AXES, Denoiser
+from ddip_pl.prior.denoiser import AXES, THINNEST, Denoiser
 from ddip_pl.prior.phantoms import RandomEllipses, images_of
 from ddip_pl.prior.schedule import STEPS, diffuse, tweedie
 
@@ -35,6 +35,10 @@ class SelfTraining(Adaptation):
       least for the true volume. The weight of this loss is the share of `|| A_h x - y_h ||^2` that is not noise.
 
     The second trajectory reconstructs the volume from all data, with the trained prior.
+
+    In volumes of fewer than 8 slices, no data are hidden, and the prior only learns to denoise. There, the prior does
+    not denoise across slices, so neighbours cannot fill in what is hidden from a slice. The first volume is then so
+    much worse than the second one that the prior learns to correct too much (docs/results/adaptation.md).
 
     Args:
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
@@ -89,7 +93,10 @@ class SelfTraining(Adaptation):
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser
-        self.kept, self.hidden = split(measurement, self.share, together=self.together)
+        self.kept: Measurement = measurement
+        self.hidden: Measurement | None = None
+        if len(measurement) >= THINNEST:
+            self.kept, self.hidden = split(measurement, self.share, together=self.together)
         self.volume: Tensor | None = None
         self.weights: dict[str, Tensor] = {}
 
@@ -119,10 +126,12 @@ class SelfTraining(Adaptation):
         self.weights = {name: weight.clone() for name, weight in weights.items()}
         optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()], self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        hidden, signal = self.hidden.given(lambda: volume), self.signal(volume)
+        hidden = None if self.hidden is None else self.hidden.given(lambda: volume)
+        signal = 0.0 if hidden is None else self.signal(volume, hidden)
         for step in range(self.steps):
             loss = self.denoising_loss(weights, self.images(volume))
-            loss = loss + signal * self.hidden_loss(weights, volume, hidden)
+            if hidden is not None:
+                loss = loss + signal * self.hidden_loss(weights, volume, hidden)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -133,9 +142,9 @@ class SelfTraining(Adaptation):
             on_gradient_step(step + 1, self.steps)
         return torch.stack(losses)
 
-    def signal(self, volume: Tensor) -> float:
+    def signal(self, volume: Tensor, hidden: Measurement) -> float:
         """Share of `|| A_h x - y_h ||^2` that is not noise, 0 .. 1."""
-        misfit, noise = float(self.hidden.misfit(volume).sum()), float(self.hidden.noise_energy().sum())
+        misfit, noise = float(hidden.misfit(volume).sum()), float(hidden.noise_energy().sum())
         return 1 - noise / misfit if misfit > noise else 0.0
 
     def denoising_loss(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:

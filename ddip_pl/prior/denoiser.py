@@ -19,6 +19,7 @@ AXES: dict[Plane, str] = {
     "rows": "h c s w",
     "columns": "w c h s",
 }  # axes of the images
+THINNEST = 8  # slices; in thinner volumes the other planes made results worse (docs/results/prior.md)
 
 
 class Denoiser(nn.Module):

@@ -15,11 +15,9 @@ from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.prior.denoiser import Denoiser, Plane
+from ddip_pl.prior.denoiser import THINNEST, Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.step import Step
-
-THINNEST = 8  # slices; in thinner volumes the other planes made results worse (docs/results/prior.md)
 
 
 @dataclass(frozen=True)
