@@ -8,7 +8,6 @@ picture of the gains is written next to it.
 """
 
 import argparse
-import csv
 import itertools
 import logging
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rows import Row, append, read
 
 from ddip_pl import load_method
 from ddip_pl.data.simulated import VolumeDataModule
@@ -29,7 +29,6 @@ METHODS = ("dds", "d3ip_em")  # without and with adaptation
 PRIORS = ("ellipses_128_published", "ellipses_128")
 CELL = ("prior", "angles", "noise")
 FIGURES = tuple(f"{figure}_{method}" for method in METHODS for figure in ("psnr", "ssim", "seconds"))
-Row = dict[str, str]
 
 
 def cell(prior: str, angles: int, noise: float, args: argparse.Namespace) -> dict[str, float]:
@@ -46,25 +45,6 @@ def cell(prior: str, angles: int, noise: float, args: argparse.Namespace) -> dic
         metrics = result.metrics()
         figures += [metrics["psnr"], metrics["ssim"], time.monotonic() - clock]
     return dict(zip(FIGURES, figures, strict=True))
-
-
-def read(path: Path) -> list[Row]:
-    """Rows of the CSV file; none if there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row to the CSV file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*CELL, *FIGURES])
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -113,7 +93,7 @@ def main() -> None:
         done = [row for row in read(args.output) if all(row[name] == key[name] for name in CELL)]
         if not done:
             done = [key | {name: f"{value:.6g}" for name, value in cell(prior, angles, noise, args).items()}]
-            append(args.output, done[0])
+            append(args.output, [*CELL, *FIGURES], done[0])
         psnr = [float(done[0][f"psnr_{method}"]) for method in METHODS]
         print(f"{prior}, {angles} angles, {noise:g}: {psnr[0]:.2f} {psnr[1] - psnr[0]:+.2f} dB", flush=True)
         draw(read(args.output), args.output.with_suffix(".png"))

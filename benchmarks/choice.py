@@ -9,7 +9,6 @@ are passed on as for `ddip-pl test`, such as --data.size 64; use a separate CSV 
 """
 
 import argparse
-import csv
 import logging
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
+from rows import Row, append, read
 from scipy.stats import kendalltau
 
 from ddip_pl.cli.reconstruct import make_parser
@@ -34,7 +34,6 @@ from ddip_pl.volumes.files import volume_name
 
 KEYS = ("task", "volume", "slices", "candidate")
 FIGURES = ("hidden_discrepancy", "psnr", "ssim", "trial_seconds", "seconds")
-Row = dict[str, str]
 
 
 def prepare(task: Path, volume: Path, slices: int, args: argparse.Namespace, more: list[str]) -> tuple[BestOf, Any]:
@@ -69,25 +68,6 @@ def figures(method: BestOf, name: str, measurement: Measurement, seed: int) -> d
     metrics = result.metrics()
     values = hidden.discrepancy(trial.tensor), metrics["psnr"], metrics["ssim"], trial_seconds, seconds
     return dict(zip(FIGURES, values, strict=True))
-
-
-def read(path: Path) -> list[Row]:
-    """Rows of the CSV file; none if there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row to the CSV file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*KEYS, *FIGURES])
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def summarise(rows: list[Row]) -> tuple[float, float]:
@@ -134,7 +114,9 @@ def main() -> None:
                 if any(all(row[k] == key[k] for k in KEYS) for row in read(args.output)):
                     continue
                 found = figures(method, name, measurement, args.seed)
-                append(args.output, key | {figure: f"{value:.6g}" for figure, value in found.items()})
+                append(
+                    args.output, [*KEYS, *FIGURES], key | {figure: f"{value:.6g}" for figure, value in found.items()}
+                )
             rows = [row for row in read(args.output) if tuple(row[k] for k in KEYS[:3]) == subject]
             show(console, [row for row in rows if row["candidate"] in method.candidates])
 

@@ -37,8 +37,8 @@ class SelfTraining(Adaptation):
     The second trajectory reconstructs the volume from all data, with the trained prior.
 
     In volumes of fewer than 8 slices, no data are hidden, and the prior only learns to denoise. There, the prior does
-    not denoise across slices, so neighbours cannot fill in what is hidden from a slice. The first volume is then so
-    much worse than the second one that the prior learns to correct too much (docs/results/adaptation.md).
+    not denoise across slices, so neighbours cannot fill in what is hidden from a slice, and learning from hidden data
+    made results worse (docs/results/adaptation.md).
 
     Args:
         steps: gradient steps of the M-step; its cost does not depend on the number of slices.
@@ -162,7 +162,8 @@ class SelfTraining(Adaptation):
         abar = self.denoiser.abar[t].view(-1, 1, 1, 1)
         mean = tweedie(x_t, self.eps(weights, x_t, t), abar)
         predicted, noisy = (some.misfit(turned_back(images, flipped, quarters)) for images in (mean, x_t / abar.sqrt()))
-        return (predicted / noisy).mean()
+        tiny = torch.finfo(noisy.dtype).tiny  # where slices have masks of their own, nothing may be hidden in one
+        return (predicted / noisy.clamp_min(tiny)).mean()
 
     def diffuse(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """`x_t` and its noise, for images at timesteps `t (images,)`."""

@@ -76,19 +76,20 @@ def split(
     if not 0 < share < 1:
         raise InputError(f"share of hidden data is {share}; give a number above 0 and below 1")
     operator, generator = measurement.operator, torch.Generator().manual_seed(seed)
-    labels = operator.readouts()[None]
-    if together is not None:
-        measured = operator.sampled(torch.ones_like(measurement.y)) != 0
-        labels = torch.stack([torch.where(group.any(0), labels[0], -1) for group in measured.split(together)])
-    hidden = torch.stack([hide(one.contiguous(), share, generator) for one in labels])
-    if together is not None:
-        hidden = hidden.repeat_interleave(together, 0)[: len(measurement.y)]
+    labels, together = operator.readouts(), together or len(measurement.y)
+    groups = (operator.sampled(torch.ones_like(measurement.y)) != 0).split(together)
+    hidden = torch.stack([hide(torch.where(group.any(0), labels, -1), share, generator) for group in groups])
+    hidden = hidden.repeat_interleave(together, 0)[: len(measurement.y)]
     kept, held_out = (Masked(operator, mask) for mask in (~hidden, hidden))
     return part(measurement, kept), part(measurement, held_out)
 
 
 def hide(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Which values to hide, given the labels of their readouts (see `LinearOperator.readouts`)."""
+    """Which values to hide, given the labels of their readouts (see `LinearOperator.readouts`).
+
+    Raises:
+        InputError: there is only one readout.
+    """
     measured = labels[labels >= 0].unique()
     if len(measured) < 2:
         raise InputError(f"{len(measured)} readout cannot be split; measure at least 2")
