@@ -137,7 +137,7 @@ def measure(path: str, window: Any, operator: Callable[..., Any], sigma_y: float
 
 def dds(measurement: Measurement, prior: str, way: Way, steps: int) -> Tensor:
     """DDS with the settings of configs/method/dds.yaml, except for the steps and the planes."""
-    method = Reconstruction(prior, DDS(15, discrepancy=1.0), sampler=Sampler(steps=steps, planes="slices"))
+    method = Reconstruction(prior, DDS(15), sampler=Sampler(steps=steps, planes="slices"))
     attend(method.denoiser.network, way)  # type: ignore[arg-type]
     torch.manual_seed(0)
     return method.reconstruct(measurement).tensor

@@ -31,7 +31,7 @@ def adapt(
     torch.manual_seed(0)
     adaptation.start(denoiser, measurement)
     start = synchronised_clock(x_t.device)
-    adaptation.adapt(DDS(5, discrepancy=0), x_t, 100)
+    adaptation.adapt(DDS(5, gamma="infinite"), x_t, 100)
     seconds = synchronised_clock(x_t.device) - start
     adaptation.finish()
     return seconds, adaptation.average

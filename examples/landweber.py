@@ -25,7 +25,9 @@ class Landweber(PosteriorMean):
             raise InputError(f"Landweber with {iterations} steps of {step}; give at least 1, and 0 < step < 2")
         self.iterations, self.step = iterations, step
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         A, x = measurement.operator, x0_hat
         for _ in range(self.iterations):
             x = x - self.step * A.adjoint(measurement.residual(x))

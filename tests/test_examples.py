@@ -75,7 +75,7 @@ def test_landweber_comes_closer_to_the_data_with_every_step() -> None:
     measurement = measure(ParallelBeamCT(SHAPE, angles=6))
     start = torch.full((4, 1, SIZE, SIZE), 0.5)
     residuals = [
-        float(measurement.residual(Landweber(n, 1.9).condition(start, measurement, {})[0]).norm())
+        float(measurement.residual(Landweber(n, 1.9).condition(start, measurement, {}, 0.1)[0]).norm())
         for n in (1, 2, 8, 64)
     ]
     assert residuals == sorted(residuals, reverse=True)
@@ -92,15 +92,15 @@ def test_landweber_filters_the_singular_values(iterations: int, step: float) -> 
     measurement = Measurement(operator(truth), operator, 0.0)
     part = 1 - (1 - step * s**2) ** iterations
     expected = start.flatten(1) + (truth - start).flatten(1) @ v.T * part @ v
-    found, _ = Landweber(iterations, step).condition(start, measurement, {})
+    found, _ = Landweber(iterations, step).condition(start, measurement, {}, 0.1)
     assert torch.allclose(found.flatten(1), expected, atol=1e-6)
 
 
 def test_one_step_of_landweber_is_ddnm_where_rows_are_orthonormal() -> None:
     measurement = measure(SuperResolution(SHAPE))
     start = images(seed=1)
-    found, _ = Landweber(1).condition(start, measurement, {})
-    assert torch.allclose(found, DDNM().condition(start, measurement, {})[0], atol=1e-5)
+    found, _ = Landweber(1).condition(start, measurement, {}, 0.1)
+    assert torch.allclose(found, DDNM().condition(start, measurement, {}, 0.1)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"step": 2.0}, {"step": 0.0}])
@@ -128,7 +128,7 @@ def test_operator_and_estimator_beat_their_input(small_volume: Path) -> None:
 
 def loss(denoiser: Denoiser, measurement: Measurement) -> float:
     with torch.no_grad():
-        mean = DDS(2, discrepancy=0)(denoiser, images(seed=1), 100, measurement).mean
+        mean = DDS(2, gamma="infinite")(denoiser, images(seed=1), 100, measurement).mean
         return float(measurement.residual(mean).square().sum())
 
 
@@ -141,7 +141,7 @@ def test_biases_are_trained_and_the_prior_is_left_as_it_was_found() -> None:
     adaptation = BiasAdaptation(slices=4, learning_rate=1e-2)
     adaptation.start(denoiser, measurement)
     for _ in range(10):
-        adapted, _ = adaptation.adapt(DDS(2, discrepancy=0), images(seed=1), 100)
+        adapted, _ = adaptation.adapt(DDS(2, gamma="infinite"), images(seed=1), 100)
     assert loss(adapted, measurement) < 0.9 * untrained
     weights = adaptation.finish().tensors
     assert weights.keys() == {name for name in original if name.endswith("bias")}

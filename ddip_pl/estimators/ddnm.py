@@ -14,7 +14,8 @@ class DDNM(PosteriorMean):
     `A^T A d = A^T (y - A x0_hat)` from `d = 0`. Filtered back-projection cannot replace `A^+`: its error would
     accumulate in `x0_hat`. If `A^+` is `A^T` (single-coil MRI), one step is enough.
 
-    DDNM fits the noise too, and more closely the better the system is solved. For noisy data, use DDS.
+    With noisy data, `A^+` becomes `(A^T A + (sigma_y / sigma_t)^2 I)^-1 A^T`: directions in which it would bring more
+    noise into the image than `x_t` has are left to the prior. DDNM+ (section 3.3) does the same to the singular values.
 
     Args:
         iterations: maximum number of conjugate-gradient steps.
@@ -31,7 +32,10 @@ class DDNM(PosteriorMean):
             raise InputError(f"tolerance of DDNM is {tolerance}; give a share above 0 and below 1")
         self.iterations, self.tolerance = iterations, tolerance
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         A = measurement.operator
         gradient = A.adjoint(measurement.residual(x0_hat))
-        return x0_hat + A.solve(-gradient, self.iterations, tolerance=self.tolerance), {}
+        damping = (measurement.sigma_y / sigma_t) ** 2
+        return x0_hat + A.solve(-gradient, self.iterations, damping=damping, tolerance=self.tolerance), {}

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 
+Gamma = float | Literal["noise", "infinite"]
+
 
 class DDS(PosteriorMean):
-    """A few conjugate-gradient steps from `x0_hat` towards the data.
+    """Conjugate gradients from `x0_hat` on `min_x gamma ||A x - y||^2 + ||x - x0_hat||^2`.
 
-    Without `gamma` they solve `A^T A x = A^T y` (the paper's CT). With `gamma` they solve the proximal problem
-    `min_x gamma/2 ||A x - y||^2 + 1/2 ||x - x0_hat||^2`, that is `(A^T A + I / gamma) x = A^T y + x0_hat / gamma`
-    (the paper's MRI, gamma 5).
+    With `gamma = (spread sigma_t / sigma_y)^2`, the result is the mean of the Gaussian posterior if the standard
+    deviation of the noise is `sigma_y` and that of the error of `x0_hat` is `spread sigma_t` (as in PiGDM, Song et al.
+    2023). The data decide where they are more certain than the prior, and noise is not fitted.
 
-    Both are solved for the correction `d = x - x0_hat`, whose right-hand side is `A^T (y - A x0_hat)`.
+    The correction `d = x - x0_hat` solves `(A^T A + I / gamma) d = A^T (y - A x0_hat)`.
 
     Args:
         iterations: maximum number of conjugate-gradient steps.
-        gamma: weight of the data in the proximal form.
-        discrepancy: stop in each slice once its residual falls to this many times the expected size of the noise,
-            `discrepancy sigma_y sqrt(number of values)` (Morozov's principle), because a closer fit would fit the
-            noise. 0 does all the steps. Only without gamma.
+        gamma: weight of the data, from the "noise" as above or fixed, such as 5 in the paper's MRI. "infinite"
+            leaves out the second term, as in the paper's CT.
+        spread: error of the prior's mean in units of `sigma_t`, if gamma is from the noise.
 
     Raises:
         InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 15, gamma: float | None = None, discrepancy: float = 1.0):
+    def __init__(self, iterations: int = 30, gamma: Gamma = "noise", spread: float = 2.0):
         if iterations < 1:
             raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
-        if gamma is not None and gamma <= 0:
-            raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without the prior")
-        if discrepancy < 0 or (discrepancy and gamma is not None):
-            raise InputError(f"discrepancy is {discrepancy}; give 0 or more, and 0 with gamma")
-        self.iterations, self.gamma, self.discrepancy = iterations, gamma, discrepancy
+        if isinstance(gamma, int | float) and not 0 < gamma < float("inf"):
+            raise InputError(f"gamma is {gamma}; give a positive weight, 'noise' or 'infinite'")
+        if not 0 < spread < float("inf"):
+            raise InputError(f"spread of DDS is {spread}; give a positive number")
+        self.iterations, self.gamma, self.spread = iterations, gamma, spread
 
     @classmethod
-    def published(cls, gamma: float | None = None) -> DDS:
-        """The paper's settings: always 5 steps; no gamma for CT, gamma 5 for MRI."""
-        return cls(iterations=5, gamma=gamma, discrepancy=0.0)
+    def published(cls, gamma: Gamma = "infinite") -> DDS:
+        """The paper's settings: 5 steps; infinite gamma for CT, 5 for MRI."""
+        return cls(iterations=5, gamma=gamma)
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         A = measurement.operator
-        residual = measurement.residual(x0_hat)
-        damping = 1 / self.gamma if self.gamma else 0.0
-        decrease = None
-        if self.discrepancy:
-            decrease = residual.abs().square().flatten(1).sum(1) - measurement.noise_energy(self.discrepancy)
-        return x0_hat + A.solve(-A.adjoint(residual), self.iterations, damping=damping, decrease=decrease), {}
+        gradient = A.adjoint(measurement.residual(x0_hat))
+        damping = self.damping(measurement.sigma_y, sigma_t)
+        return x0_hat + A.solve(-gradient, self.iterations, damping=damping), {}
+
+    def damping(self, sigma_y: float, sigma_t: float) -> float:
+        """`1 / gamma`."""
+        if self.gamma == "noise":
+            return (sigma_y / (self.spread * sigma_t)) ** 2
+        return 0.0 if self.gamma == "infinite" else 1 / self.gamma

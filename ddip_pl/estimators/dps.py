@@ -58,7 +58,9 @@ class DPS(PosteriorMean):
         lengths = operator.per_image(lengths)
         return divide(operator.adjoint(residual), lengths, lengths > 0)
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         raise NotImplementedError("DPS needs the gradient through the network; call it with the denoiser")
 
 

@@ -38,9 +38,21 @@ class PosteriorMean(ABC):
     ) -> Estimate:
         """Posterior mean at timestep `t`; leave out `memory` in the first diffusion step."""
         x0_hat, eps = denoiser(x_t, t)
-        mean, memory = self.condition(x0_hat, measurement, memory or {})
+        mean, memory = self.condition(x0_hat, measurement, memory or {}, denoiser.sigma[t])
         return Estimate(mean, eps, memory)
 
     @abstractmethod
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-        """Fit the prior's mean `x0_hat` to the measurement; returns the posterior mean and the next memory."""
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
+        """Fit the prior's mean to the measurement.
+
+        Args:
+            x0_hat: the prior's mean.
+            measurement: of its slices.
+            memory: of the last diffusion step, empty in the first.
+            sigma_t: noise in `x_t / sqrt(abar)`, the noisy image in the scale of the clean one.
+
+        Returns:
+            The posterior mean and the next memory.
+        """

@@ -64,7 +64,9 @@ class DiffusionMBIR(PosteriorMean):
         """
         return cls(strength=1 / 80, rho=50 / 80, iterations=5, cg_iterations=5, discrepancy=0.0)
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         if len(x0_hat) < 2:
             raise InputError(
                 "DiffusionMBIR couples neighbouring slices but was given one; give at least 2 slices to the "

@@ -119,7 +119,6 @@ class LinearOperator(nn.Module, ABC):
         iterations: int,
         *,
         damping: float = 0.0,
-        decrease: Tensor | None = None,
         tolerance: float = 0.0,
     ) -> Tensor:
         """Solve `(A^T A + damping I) x = b` by conjugate gradients from 0, each slice (or coupled group) on its own.
@@ -128,11 +127,10 @@ class LinearOperator(nn.Module, ABC):
             b: `(slices, channels, height, width)`.
             iterations: maximum number.
             damping: weight of the identity.
-            decrease: see `conjugate_gradient`.
             tolerance: see `conjugate_gradient`.
         """
         normal = (lambda x: self.normal(x) + damping * x) if damping else self.normal
-        return conjugate_gradient(normal, b, iterations, decrease, tolerance, self.coupled)
+        return conjugate_gradient(normal, b, iterations, tolerance, self.coupled)
 
     # --- spaces ---------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ class Denoiser(nn.Module):
         weights: weights that replace the network's own, by name; see `with_weights`.
         slicewise: whether each slice has its own weights, along their first axis.
         plane: the plane of the images.
+        abar: of every timestep, `(1000,)`.
+        sigma: noise in `x_t / sqrt(abar)` at every timestep.
     """
 
     abar: Tensor
@@ -49,6 +51,7 @@ class Denoiser(nn.Module):
         self.slicewise = False
         self.plane: Plane = "slices"
         self.register_buffer("abar", noise_schedule(), persistent=False)
+        self.sigma: list[float] = ((1 - self.abar) / self.abar).sqrt().tolist()
 
     def forward(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Posterior mean and noise of a volume `x_t (slices, channels, height, width)` at timestep `t`, 0 .. 999."""

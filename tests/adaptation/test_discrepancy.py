@@ -35,7 +35,7 @@ def adapted(measurement: Measurement, **settings: Any) -> tuple[VolumeAdaptation
     adaptation.start(denoiser, measurement)
     x, seen = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), []
     for t in (400, 300, 200, 100):
-        adaptation.adapt(DDS(3, discrepancy=0), x, t)
+        adaptation.adapt(DDS(3, gamma="infinite"), x, t)
         seen.append(adaptation.lora.state_dict())
     return adaptation, seen
 

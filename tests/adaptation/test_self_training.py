@@ -41,7 +41,7 @@ def reconstruct(measurement: Measurement, adaptation: SelfTraining) -> list[Tens
     """The result of each trajectory."""
     torch.manual_seed(0)
     denoiser, sampler = Denoiser(make_network()).requires_grad_(False), Sampler(steps=3)
-    diffusion = ReverseDiffusion(measurement, denoiser, DDS(5, discrepancy=0), adaptation, sampler)
+    diffusion = ReverseDiffusion(measurement, denoiser, DDS(5, gamma="infinite"), adaptation, sampler)
     return [step.images["estimate"] for step in diffusion.iterate()][sampler.steps - 1 :: sampler.steps]
 
 

@@ -108,7 +108,7 @@ def test_reconstructs_images_of_another_size_and_shape() -> None:
     x = crops(230, 180)[:1]
     measurement = Measurement(simulate(x, operator, 0.01), operator, 0.01, x)
     sampler = replace(Sampler.published(), steps=8, start=150, spacing=3)
-    result = Reconstruction(estimator=DDS(15, discrepancy=1), sampler=sampler).reconstruct(measurement)
+    result = Reconstruction(estimator=DDS(15), sampler=sampler).reconstruct(measurement)
     assert result.images.shape == x.shape
     guess = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
     assert summary(result.images, x)["psnr"] > guess + 3
@@ -120,6 +120,6 @@ def test_reconstructs_held_out_phantoms_far_better_than_fbp() -> None:
     x = held_out_phantoms(4)
     measurement = Measurement(simulate(x, operator, 2e-4), operator, 2e-4, x)
     sampler = replace(Sampler.published(), steps=40, start=150, spacing=3)
-    result = Reconstruction(estimator=DDS(15, discrepancy=0), sampler=sampler).reconstruct(measurement)
+    result = Reconstruction(estimator=DDS(15, gamma="infinite"), sampler=sampler).reconstruct(measurement)
     fbp = summary(operator.pseudo_inverse(measurement.y), x)["psnr"]
     assert summary(result.images, x)["psnr"] > fbp + 10

@@ -87,7 +87,7 @@ def tv(strength: float = 0.3) -> TotalVariation:
 def adapted(prior: Path, data: float = 1.0) -> Reconstruction:
     """D3IP; `data` is the weight of the data."""
     training = LoraTraining(steps=1, discrepancy=0, horizon=0)
-    return Reconstruction(str(prior), DDS(2, data, 0), VolumeAdaptation(2, training=training), FEW)
+    return Reconstruction(str(prior), DDS(2, data), VolumeAdaptation(2, training=training), FEW)
 
 
 def alone(method: Method, measurement: Measurement) -> Result:

@@ -55,7 +55,7 @@ def reconstruct(
 ) -> Result:  # fmt: skip
     seed_everything(0, verbose=False)
     sampler = replace(Sampler.published(), **({"steps": 6} | changes))
-    method = Reconstruction(str(prior), estimator or DDS(5, discrepancy=0), adaptation, sampler, batch_size=4)
+    method = Reconstruction(str(prior), estimator or DDS(5, gamma="infinite"), adaptation, sampler, batch_size=4)
     keep = keep or Keep()
     quiet_trainer(keep).test(method, data(volume, sigma_y), ckpt_path=ckpt_path, verbose=False)
     return keep.result
@@ -215,7 +215,7 @@ def predict(prior: Path, scans: list[Scan], callback: Any = None, ckpt_path: Pat
     seed_everything(0, verbose=False)
     trainer = quiet_trainer(*([callback] if callback else []))
     sampler = replace(Sampler.published(), steps=4, start=500)
-    module = Reconstruction(str(prior), DDS(5, discrepancy=0), d3ip(), sampler)
+    module = Reconstruction(str(prior), DDS(5, gamma="infinite"), d3ip(), sampler)
     results: Any = trainer.predict(module, DataLoader(scans, batch_size=None), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return [result.images for result in results]
 

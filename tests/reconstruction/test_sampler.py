@@ -68,7 +68,7 @@ def begin(
     denoiser = Denoiser(make_network(), batch_size).requires_grad_(False)
     torch.manual_seed(seed)
     return ReverseDiffusion(
-        measurement, denoiser, estimator or DDS(5, discrepancy=0), adaptation or NoAdaptation(), published(**changes)
+        measurement, denoiser, estimator or DDS(5, gamma="infinite"), adaptation or NoAdaptation(), published(**changes)
     )
 
 
@@ -96,7 +96,7 @@ def test_it_is_the_papers_algorithm(six: Measurement) -> None:
     for step, (t, t_next) in zip(found, itertools.pairwise(ts), strict=True):
         eps = network(x, torch.full((len(x),), t))
         x0_hat = tweedie(x, eps, abar[t])
-        mean, _ = DDS(5, discrepancy=0).condition(x0_hat, six, {})
+        mean, _ = DDS(5, gamma="infinite").condition(x0_hat, six, {}, 0.1)
         x = ddim_step(mean, eps, torch.randn(x.shape), abar[t_next], 0.85) if t_next > 0 else mean
         assert torch.allclose(step.images["x0_hat"], x0_hat, atol=1e-5 * float(x0_hat.abs().max()))
         assert torch.allclose(step.images["estimate"], mean, atol=1e-5)
@@ -137,7 +137,7 @@ def test_loss_uses_the_estimator_of_sampling(six: Measurement) -> None:
             mean, eps, _ = super().__call__(denoiser, x_t, t, measurement, memory)
             return Estimate(mean, eps, {"seen": torch.tensor(len(calls))})
 
-    run(six, d3ip(), estimator=Spy(5, discrepancy=0), steps=2, start=700)
+    run(six, d3ip(), estimator=Spy(5, gamma="infinite"), steps=2, start=700)
     assert calls[:3] == [(2, True, None), (2, True, None), (6, False, {})]
     assert calls[-1] == (6, False, {"seen": torch.tensor(3)})  # from the previous step, not from the loss in between
 
@@ -167,7 +167,9 @@ class Scripted(PosteriorMean):
         self.noises.append(torch.randn(x_t.shape, generator=self.generator))
         return Estimate(self.means[-1], self.noises[-1], {})
 
-    def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
+    def condition(
+        self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+    ) -> tuple[Tensor, Memory]:
         raise NotImplementedError
 
 
@@ -218,7 +220,7 @@ def test_planes_take_turns_in_sampling_and_slices_are_adapted(eight: Measurement
             shapes.append((torch.is_grad_enabled(), cut.shape))
             return super().__call__(denoiser, x_t, *arguments, **named)
 
-    found = images(eight, d3ip(steps=1), estimator=Spy(5, discrepancy=0), steps=4, start=500, planes="all")
+    found = images(eight, d3ip(steps=1), estimator=Spy(5, gamma="infinite"), steps=4, start=500, planes="all")
     height, width = found.shape[2:]
     sampled = [(8, 1, height, width), (height, 1, 8, width), (width, 1, height, 8), (8, 1, height, width)]
     assert [shape for adapting, shape in shapes if not adapting] == sampled
@@ -241,8 +243,10 @@ def test_estimator_is_given_its_memory_back(six: Measurement) -> None:
     returned: list[Memory] = []
 
     class Spy(DiffusionMBIR):
-        def condition(self, x0_hat: Tensor, measurement: Measurement, memory: Memory) -> tuple[Tensor, Memory]:
-            mean, after = super().condition(x0_hat, measurement, memory)
+        def condition(
+            self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
+        ) -> tuple[Tensor, Memory]:
+            mean, after = super().condition(x0_hat, measurement, memory, sigma_t)
             given.append(memory)
             returned.append(after)
             return mean, after
@@ -253,7 +257,7 @@ def test_estimator_is_given_its_memory_back(six: Measurement) -> None:
 
 
 def test_figures_of_every_step_and_an_end_near_the_data(six: Measurement) -> None:
-    diffusion = begin(six, estimator=DDS(20, discrepancy=0))
+    diffusion = begin(six, estimator=DDS(20, gamma="infinite"))
     steps = list(diffusion.iterate())
     assert len(steps) == diffusion.steps == diffusion.step == 6
     assert [step.figures["t"] for step in steps] == [980, 784, 588, 392, 196, 0]
