@@ -7,8 +7,10 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.settings import NonNegative, Positive, PositiveInt, checked
 
 
+@checked
 class DDS(PosteriorMean):
     """A few conjugate-gradient steps from `x0_hat` towards the data.
 
@@ -29,13 +31,9 @@ class DDS(PosteriorMean):
         InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 15, gamma: float | None = None, discrepancy: float = 1.0):
-        if iterations < 1:
-            raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
-        if gamma is not None and gamma <= 0:
-            raise InputError(f"gamma is {gamma}; give a positive weight, or none for the form without the prior")
-        if discrepancy < 0 or (discrepancy and gamma is not None):
-            raise InputError(f"discrepancy is {discrepancy}; give 0 or more, and 0 with gamma")
+    def __init__(self, iterations: PositiveInt = 15, gamma: Positive | None = None, discrepancy: NonNegative = 1.0):
+        if discrepancy and gamma is not None:
+            raise InputError(f"DDS has gamma {gamma} and discrepancy {discrepancy}; set discrepancy to 0 with gamma")
         self.iterations, self.gamma, self.discrepancy = iterations, gamma, discrepancy
 
     @classmethod

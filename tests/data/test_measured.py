@@ -361,7 +361,7 @@ BAD_SETTINGS = {
     "no files": (["--data.path", "[]"], "data.path has []"),
     "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
     "one of two is missing": (["--data.path", '["scan.npy", "none.npy"]'], "none.npy: no such file"),
-    "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "data.sigma_y is -1.0"),
+    "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "sigma_y is -1.0"),
     "more slices": (
         ["--data.path", "scan.npy", "--data.slices", "9"],
         "scan.npy: data.slices is 9; the file has 6",
