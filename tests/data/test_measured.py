@@ -367,7 +367,7 @@ BAD_SETTINGS = {
         "scan.npy: data.slices is 9; the file has 6",
     ),
     "narrow calibration": (["--data.path", "scan.npy", "--data.calibration", "6"], "here it is 6 (data.calibration 6)"),
-    "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "Option 'window' is not accepted"),
+    "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "no setting data.window"),
     "unknown data": (["--data", "NothingDataModule"], "NothingDataModule"),
 }
 

@@ -285,17 +285,9 @@ def test_an_operator_of_ones_own_on_the_command_line(tmp_path, phantom_volume):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    given = (
-        "--plugins",
-        "halving",
-        "--data.operator",
-        "halving.Halving",
-        "--data.sigma_y",
-        "0.01",
-        "--data.size",
-        "32",
-    )
-    made = run("simulate", "--data.path", str(phantom_volume), *given, "--output", "own.h5")
+    own = ("--plugins", "halving", "--data.operator", "halving.Halving")
+    given = ("--data.path", str(phantom_volume), "--data.sigma_y", "0.01", "--data.size", "32")
+    made = run("simulate", *own, *given, "--output", "own.h5")
     assert made.returncode == 0, made.stderr
     predict = ("predict", "--config", "configs/task/measured.yaml", "--config", "configs/method/fbp.yaml",
                "--data.path", "own.h5", "--output", "out")  # fmt: skip
