@@ -11,23 +11,28 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators import PosteriorMean
 from ddip_pl.physics import Measurement
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.settings import LearningRate, PositiveInt, checked
 
 
+@checked
 class BiasAdaptation(Adaptation):
     """One step of Adam on the biases at each timestep, for `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`.
 
     Args:
         slices: K, the random slices per step.
         learning_rate: of Adam.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
-    def __init__(self, slices: int = 3, learning_rate: float = 1e-3):
+    def __init__(self, slices: PositiveInt = 3, learning_rate: LearningRate = 1e-3):
         self.slices, self.learning_rate = slices, learning_rate
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
-        if not 1 <= self.slices <= len(measurement):
+        if self.slices > len(measurement):
             raise InputError(
-                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; give others"
+                f"the adaptation draws {self.slices} slices, the volume has {len(measurement)}; give fewer"
             )
         parameters = denoiser.network.named_parameters()
         self.biases = {n: nn.Parameter(p.detach().clone()) for n, p in parameters if n.endswith("bias")}

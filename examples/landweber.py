@@ -1,12 +1,15 @@
 """A custom estimator: gradient descent from the prior's mean."""
 
+from typing import Annotated
+
 from torch import Tensor
 
-from ddip_pl.errors import InputError
 from ddip_pl.estimators import Memory, PosteriorMean
 from ddip_pl.physics import Measurement
+from ddip_pl.settings import PositiveInt, Range, checked
 
 
+@checked
 class Landweber(PosteriorMean):
     """A few steps `x <- x - step A^T (A x - y)` from `x0_hat` (Landweber 1951).
 
@@ -20,9 +23,7 @@ class Landweber(PosteriorMean):
         InputError: `iterations` is below 1, or `step` is not between 0 and 2.
     """
 
-    def __init__(self, iterations: int = 10, step: float = 1.0):
-        if iterations < 1 or not 0 < step < 2:
-            raise InputError(f"Landweber with {iterations} steps of {step}; give at least 1, and 0 < step < 2")
+    def __init__(self, iterations: PositiveInt = 10, step: Annotated[float, Range(0, 2, above=True, below=True)] = 1.0):
         self.iterations, self.step = iterations, step
 
     def condition(

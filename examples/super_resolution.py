@@ -6,8 +6,11 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics import LinearOperator
+from ddip_pl.physics.operator import Shape
+from ddip_pl.settings import PositiveInt, checked
 
 
+@checked
 class SuperResolution(LinearOperator):
     """`A x`: means over squares of `factor` x `factor` pixels, times `factor`, so that `||A|| = 1`.
 
@@ -22,10 +25,10 @@ class SuperResolution(LinearOperator):
         InputError: the squares do not fill the images.
     """
 
-    def __init__(self, shape: tuple[int, int, int], factor: int = 4):
+    def __init__(self, shape: Shape, factor: PositiveInt = 4):
         super().__init__(shape)
         _, height, width = self.shape
-        if factor < 1 or height % factor or width % factor:
+        if height % factor or width % factor:
             raise InputError(f"factor {factor} does not divide {height} x {width} pixels; give one that does")
         self.factor = factor
         self.norm = 1.0

@@ -8,8 +8,8 @@ from helpers import ROOT
 
 # From the lowest layer up.
 ROOMS = (
-    "errors", "report", "solvers", "prior", "physics", "volumes", "estimators", "evaluation", "scans", "adaptation",
-    "data", "results", "reconstruction", "baselines", "callbacks", "methods", "cli",
+    "errors", "settings", "report", "solvers", "prior", "physics", "volumes", "estimators", "evaluation", "scans",
+    "adaptation", "data", "results", "reconstruction", "baselines", "callbacks", "methods", "cli",
 )  # fmt: skip
 FILES = sorted((ROOT / "ddip_pl").rglob("*.py"))
 
@@ -31,7 +31,7 @@ def room(module: str) -> str:
 
 def test_every_room_has_its_place() -> None:
     packages = {path.parent.name for path in FILES if path.parent.parent.name == "ddip_pl"}
-    assert packages | {"errors"} == set(ROOMS)
+    assert packages | {"errors", "settings"} == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

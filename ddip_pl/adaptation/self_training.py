@@ -1,6 +1,6 @@
 """D3IP-EM: the prior learns from its own reconstruction of the volume, and from data hidden from it."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -9,17 +9,18 @@ from torch.utils.data import default_collate
 
 from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
 from ddip_pl.adaptation.weights import AdaptedWeights
-from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.held_out import split
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import AXES, THINNEST, Denoiser
 from ddip_pl.prior.phantoms import RandomEllipses, images_of
 from ddip_pl.prior.schedule import STEPS, diffuse, tweedie
+from ddip_pl.settings import HalfOpenUnitInterval, LearningRate, OpenUnitInterval, Pixels, PositiveInt, Range, checked
 
 ENDLESS = 2**40  # more phantoms than are ever drawn
 
 
+@checked
 class SelfTraining(Adaptation):
     """Two trajectories; between them the prior learns from the first one's volume and from data hidden from it.
 
@@ -62,31 +63,17 @@ class SelfTraining(Adaptation):
 
     def __init__(
         self,
-        steps: int = 150,
-        learning_rate: float = 1e-4,
-        batch: int = 8,
-        slices: int = 3,
-        share: float = 0.2,
-        together: int = 2,
-        phantoms: float = 0.25,
-        ema: float = 0.99,
-        crop: int = 64,
-        latest: int = 200,
+        steps: PositiveInt = 150,
+        learning_rate: LearningRate = 1e-4,
+        batch: PositiveInt = 8,
+        slices: PositiveInt = 3,
+        share: OpenUnitInterval = 0.2,
+        together: PositiveInt = 2,
+        phantoms: HalfOpenUnitInterval = 0.25,
+        ema: HalfOpenUnitInterval = 0.99,
+        crop: Pixels = 64,
+        latest: Annotated[int, Range(1, STEPS)] = 200,
     ):
-        values = {
-            "steps": steps, "learning_rate": learning_rate, "batch": batch, "slices": slices, "together": together,
-            "crop": crop,
-        }  # fmt: skip
-        for name, value in values.items():
-            if not 0 < value < float("inf"):
-                raise InputError(f"{name} of the adaptation is {value}; give a positive number")
-        for name, part in {"phantoms": phantoms, "ema": ema}.items():
-            if not 0 <= part < 1:
-                raise InputError(f"{name} of the adaptation is {part}; give a share of at least 0 and below 1")
-        if not 0 < share < 1:
-            raise InputError(f"share of the adaptation is {share}; give a share above 0 and below 1")
-        if not 1 <= latest <= STEPS:
-            raise InputError(f"latest of the adaptation is {latest}; give a timestep, 1 .. {STEPS}")
         self.steps, self.learning_rate, self.batch, self.slices = steps, learning_rate, batch, slices
         self.share, self.together = share, together
         self.phantoms, self.ema, self.crop, self.latest = phantoms, ema, crop, latest

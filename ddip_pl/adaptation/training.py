@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
@@ -12,8 +13,10 @@ from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.prior.schedule import STEPS
+from ddip_pl.settings import HalfOpenUnitInterval, LearningRate, NonNegative, PositiveInt, Range, checked
 
 
+@checked
 @dataclass(frozen=True)
 class LoraTraining:
     """AdamW on LoRA weights, for `|| y_i - A D_theta(x_t^i | y_i) ||^2`.
@@ -36,26 +39,15 @@ class LoraTraining:
         InputError: a setting is out of range.
     """
 
-    steps: int = 5
-    learning_rate: float = 1e-3
-    ema: float = 0.9
-    discrepancy: float = 1.0
-    horizon: int = 5
-    rank: int = 4
+    steps: PositiveInt = 5
+    learning_rate: LearningRate = 1e-3
+    ema: HalfOpenUnitInterval = 0.9
+    discrepancy: NonNegative = 1.0
+    horizon: Annotated[int, Range(0, STEPS // 2 - 1)] = 5
+    rank: Annotated[int, Range(1, 1024)] = 4
     bias: bool = True
     loss_estimator: PosteriorMean | None = None
     start_from: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("learning_rate", self.learning_rate), ("rank", self.rank)):
-            if not value > 0:
-                raise InputError(f"{name} of the adaptation is {value}; give a positive number")
-        if not 0 <= self.horizon < STEPS / 2:
-            raise InputError(f"horizon of the adaptation is {self.horizon}; give 0 .. {STEPS // 2 - 1}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema of the adaptation is {self.ema}; give a share of at least 0 and below 1")
-        if not self.discrepancy >= 0:
-            raise InputError(f"discrepancy of the adaptation is {self.discrepancy}; give 0 or more")
 
     @classmethod
     def published(cls) -> "LoraTraining":

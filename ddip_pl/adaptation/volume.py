@@ -12,8 +12,10 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.settings import HalfOpenUnitInterval, PositiveInt, checked
 
 
+@checked
 class VolumeAdaptation(LoraAdaptation):
     """AdamW on `E_i || y_i - A D_theta(x_t^i | y_i) ||^2`, the mean over slices estimated from a few random ones.
 
@@ -32,16 +34,12 @@ class VolumeAdaptation(LoraAdaptation):
 
     def __init__(
         self,
-        slices: int = 3,
+        slices: PositiveInt = 3,
         neighbours: bool = False,
-        dropout: float = 0.0,
+        dropout: HalfOpenUnitInterval = 0.0,
         training: LoraTraining = LoraTraining(),  # noqa: B008 (frozen)
     ):
         super().__init__(training)
-        if slices < 1:
-            raise InputError(f"slices of the adaptation is {slices}; give a positive number")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout of the adaptation is {dropout}; give a probability below 1")
         self.slices, self.neighbours, self.dropout = slices, neighbours, dropout
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:

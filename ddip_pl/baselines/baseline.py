@@ -15,10 +15,12 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.step import Step
+from ddip_pl.settings import PositiveInt, checked
 
 log = logging.getLogger(__name__)
 
 
+@checked
 class Baseline(Method):
     """A method without a learned prior, for images of any size and number of channels.
 
@@ -31,10 +33,8 @@ class Baseline(Method):
 
     resumable = False
 
-    def __init__(self, iterations: int):
+    def __init__(self, iterations: PositiveInt):
         super().__init__()
-        if iterations < 1:
-            raise InputError(f"model.iterations is {iterations}; give at least 1")
         self.iterations = iterations
 
     @abstractmethod
@@ -85,10 +85,8 @@ def absolute(strength: float, measurement: Measurement) -> float:
     """Convert a regularisation strength from units of the noise level to its absolute value.
 
     Raises:
-        InputError: the strength or the noise level is not positive.
+        InputError: the noise level is 0.
     """
-    if not strength > 0:
-        raise InputError(f"model.strength is {strength}; give a positive number, in units of data.sigma_y")
     if not measurement.sigma_y > 0:
         raise InputError("data.sigma_y is 0, but the strength is in units of it; give the noise level of the data")
     return strength * measurement.sigma_y

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 import torch
 
 from ddip_pl.baselines.baseline import Baseline, step
-from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.unet import UNet, UNetConfig
 from ddip_pl.reconstruction.step import Step
+from ddip_pl.settings import HalfOpenUnitInterval, LearningRate, NonNegative, PositiveInt, checked
 
 INPUT_CHANNELS = 32
 
 
+@checked
 class DeepImagePrior(Baseline):
     """`min_theta || A^+ (y - A f_theta(z)) ||^2` by Adam, for a U-Net `f` and fixed noise `z`; stopped early.
 
@@ -36,21 +37,13 @@ class DeepImagePrior(Baseline):
 
     def __init__(
         self,
-        learning_rate: float = 3e-3,
-        averaging: float = 0.95,
-        discrepancy: float = 1.0,
-        iterations: int = 500,
-        batch_size: int = 8,
+        learning_rate: LearningRate = 3e-3,
+        averaging: HalfOpenUnitInterval = 0.95,
+        discrepancy: NonNegative = 1.0,
+        iterations: PositiveInt = 500,
+        batch_size: PositiveInt = 8,
     ):
         super().__init__(iterations)
-        if not learning_rate > 0:
-            raise InputError(f"model.learning_rate is {learning_rate}; give a positive number")
-        if not 0 <= averaging < 1:
-            raise InputError(f"model.averaging is {averaging}; give a share of at least 0 and below 1")
-        if not discrepancy >= 0:
-            raise InputError(f"model.discrepancy is {discrepancy}; give 0 or more")
-        if batch_size < 1:
-            raise InputError(f"model.batch_size is {batch_size}; give at least 1")
         self.learning_rate, self.averaging, self.discrepancy = learning_rate, averaging, discrepancy
         self.batch_size = batch_size
 

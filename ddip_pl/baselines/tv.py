@@ -7,9 +7,11 @@ from torch import Tensor
 from ddip_pl.baselines.baseline import Baseline, absolute
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.step import Step
+from ddip_pl.settings import OpenUnitInterval, Positive, PositiveInt, checked
 from ddip_pl.solvers.admm import LeastSquares, tv_iterations
 
 
+@checked
 class TotalVariation(Baseline):
     """3D total variation by ADMM (Rudin, Osher & Fatemi 1992), see `tv_iterations`.
 
@@ -19,7 +21,7 @@ class TotalVariation(Baseline):
         iterations: maximum number; a warning is logged if the method has not converged by then.
     """
 
-    def __init__(self, strength: float = 0.03, tolerance: float = 1e-3, iterations: int = 500):
+    def __init__(self, strength: Positive = 0.03, tolerance: OpenUnitInterval = 1e-3, iterations: PositiveInt = 500):
         super().__init__(iterations)
         self.strength, self.tolerance = strength, tolerance
 

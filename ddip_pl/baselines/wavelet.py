@@ -9,6 +9,7 @@ from torch import Tensor
 from ddip_pl.baselines.baseline import Baseline, absolute
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.step import Step
+from ddip_pl.settings import OpenUnitInterval, Positive, PositiveInt, checked
 from ddip_pl.solvers.fista import fista
 
 DB4 = pywt.Wavelet("db4")  # Daubechies, four vanishing moments
@@ -72,6 +73,7 @@ class Wavelet:
         return self.synthesise(shrunk)
 
 
+@checked
 class L1Wavelet(Baseline):
     """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Daubechies-4 wavelets `W`.
 
@@ -83,7 +85,7 @@ class L1Wavelet(Baseline):
         iterations: maximum number; a warning is logged if the method has not converged by then.
     """
 
-    def __init__(self, strength: float = 0.1, tolerance: float = 1e-5, iterations: int = 2000):
+    def __init__(self, strength: Positive = 0.1, tolerance: OpenUnitInterval = 1e-5, iterations: PositiveInt = 2000):
         super().__init__(iterations)
         self.strength, self.tolerance = strength, tolerance
 

@@ -8,8 +8,10 @@ from typing import Any
 from lightning import LightningModule, Trainer
 
 from ddip_pl.reconstruction.callback import ReconstructionCallback
+from ddip_pl.settings import NonNegative, checked
 
 
+@checked
 class DiffusionCheckpoint(ReconstructionCallback):
     """Save `last.ckpt` during a reconstruction; `--ckpt_path` resumes from it.
 
@@ -18,7 +20,7 @@ class DiffusionCheckpoint(ReconstructionCallback):
         every_seconds: shortest time between two saves.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 60):
+    def __init__(self, folder: Path, every_seconds: NonNegative = 60):
         self.path, self.every_seconds = folder / "last.ckpt", every_seconds
         self.saved = time.monotonic()
 

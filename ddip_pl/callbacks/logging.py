@@ -20,6 +20,7 @@ from ddip_pl.reconstruction.step import Step
 from ddip_pl.results.folder import LORA, PLANES, RECONSTRUCTION
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
+from ddip_pl.settings import PositiveInt, checked
 
 WandbMode = Literal["disabled", "offline", "online"]
 
@@ -46,6 +47,7 @@ def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
     return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", **about)
 
 
+@checked
 class RunLogging(ReconstructionCallback):
     """Log every diffusion step (or iteration) and every finished volume to the trainer's loggers.
 
@@ -62,9 +64,7 @@ class RunLogging(ReconstructionCallback):
         InputError: `images_every` is not positive.
     """
 
-    def __init__(self, writer: VolumeWriter, logger: Logger | None = None, images_every: int = 10):
-        if images_every < 1:
-            raise InputError(f"images_every is {images_every}; give at least 1")
+    def __init__(self, writer: VolumeWriter, logger: Logger | None = None, images_every: PositiveInt = 10):
         self.writer, self.logger, self.images_every = writer, logger, images_every
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

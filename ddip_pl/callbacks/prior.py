@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib.image
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddip_pl.prior.checkpoint import save_prior
 from ddip_pl.prior.module import VALIDATION_TIMESTEPS, DiffusionPrior
+from ddip_pl.settings import PositiveInt, Range, checked
 
 
 def tile(images: Tensor) -> Tensor:
@@ -24,6 +25,7 @@ def tile(images: Tensor) -> Tensor:
     return rearrange(torch.cat([magnitude, blank]), "(r c) h w -> (r h) (c w)", c=columns)
 
 
+@checked
 class SampleImages(Callback):
     """Draw unconditional samples before each validation, with the averaged weights and always from the same noise.
 
@@ -32,7 +34,7 @@ class SampleImages(Callback):
         every_n_epochs: epochs between two sets of samples.
     """
 
-    def __init__(self, count: int = 9, every_n_epochs: int = 1):
+    def __init__(self, count: Annotated[int, Range(1, 1024)] = 9, every_n_epochs: PositiveInt = 1):
         self.count, self.every_n_epochs = count, every_n_epochs
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

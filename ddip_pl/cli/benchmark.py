@@ -48,6 +48,7 @@ class Job:
         settings: further settings by name.
         folder: for the results.
         wandb: see `ddip-pl test --wandb`.
+        plugins: see `ddip-pl test --plugins`.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Job:
     settings: dict[str, Any]
     folder: Path
     wandb: WandbMode = "disabled"
+    plugins: Sequence[str] = ()
 
     @property
     def arguments(self) -> list[str]:
@@ -64,6 +66,7 @@ class Job:
         configs = [argument for config in self.configs for argument in ("--config", str(config))]
         settings = [argument for name, value in self.settings.items() for argument in (f"--{name}", as_argument(value))]
         names = ["--task", self.task, "--method", self.method, "--wandb", self.wandb]
+        names += ["--plugins", *self.plugins] if self.plugins else []
         return ["test", *configs, "--data.path", str(self.volume), *settings, *names, "--output", str(self.folder)]
 
     @property
@@ -122,6 +125,7 @@ def plan(
     settings: dict[str, Any],
     output: Path,
     wandb: WandbMode = "disabled",
+    plugins: Sequence[str] = (),
 ) -> list[Job]:
     """All jobs, task by task and volume by volume.
 
@@ -139,7 +143,7 @@ def plan(
             for name, (configs, changes) in rows.items():
                 place = re.sub(r"[^\w.=-]+", "_", name)
                 folder = output / task / volume_name(volume) / place
-                jobs.append(Job(task, name, volume, [path, *configs], settings | changes, folder, wandb))
+                jobs.append(Job(task, name, volume, [path, *configs], settings | changes, folder, wandb, plugins))
     return jobs
 
 
@@ -175,9 +179,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--wandb", choices=get_args(WandbMode), default="disabled", help="log every run to Weights & Biases"
     )
+    parser.add_argument("--plugins", nargs="+", default=[], help="modules whose classes the configs name")
     options = parser.parse_args(arguments)
     settings = {} if options.slices is None else {"data.slices": options.slices}
-    jobs = plan(options.tasks, options.methods, options.volumes, settings, options.output, options.wandb)
+    jobs = plan(
+        options.tasks, options.methods, options.volumes, settings, options.output, options.wandb, options.plugins
+    )
     methods = [job.method for job in jobs]
     console = Console()
     failed = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ddip_pl.cli.usage import COMMANDS, usage
-from ddip_pl.errors import InputError, bad_input
+from ddip_pl.errors import InputError, bad_input, did_you_mean
 from ddip_pl.methods.configs import find_configs
 
 TRAINER = {"test": "reconstruct", "predict": "reconstruct", "fit": "train", "validate": "train"}  # command: module
@@ -24,7 +24,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
         InputError: the user's input cannot be used.
     """
     if command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}")
+        hint = did_you_mean(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {command!r}{hint}")
     arguments = find_configs(arguments)
     if command in TRAINER and {"-h", "--help"} & set(arguments):
         import_module("ddip_pl.cli.help").show(command)

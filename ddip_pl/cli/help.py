@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from docstring_parser import parse
+from lightning import Trainer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -17,6 +18,7 @@ from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.data.measured import MeasuredDataModule
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
+from ddip_pl.physics import SENSE, ConeBeamCT, FanBeamCT, NonCartesianMRI, ParallelBeamCT, SingleCoilMRI
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.prior.unet import UNetConfig
 from ddip_pl.reconstruction import BestOf, Reconstruction, Sampler
@@ -35,6 +37,7 @@ RUN = {
     "--trainer.precision": "such as bf16-mixed [32-true]",
     "--wandb": "log to Weights & Biases: disabled, online, or offline, which needs no account [disabled]",
     "--trainer.logger": "one of Lightning's loggers",
+    "--plugins": "modules of your own whose classes settings may name, see docs/extending.md; not in config files",
     "--print_config": "print all settings and exit",
     "--debug": "print the traceback of an error",
 }
@@ -45,6 +48,11 @@ TRAINING = {
 ESTIMATORS = (DDS, DDNM, DPS, DiffusionMBIR)
 ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation, SelfTraining)
 BASELINES = (TotalVariation, L1Wavelet, DeepImagePrior, DirectInverse)
+OPERATORS = (ParallelBeamCT, FanBeamCT, ConeBeamCT, SingleCoilMRI, SENSE, NonCartesianMRI)
+OTHERS = (
+    Reconstruction, BestOf, Sampler, LoraTraining, VolumeDataModule, MeasuredDataModule, EllipsesDataModule,
+    DiffusionPrior, UNetConfig, Trainer, *OPERATORS,
+)  # fmt: skip
 
 
 def settings(prefix: str, *classes: Callable[..., Any]) -> dict[str, str]:
@@ -94,6 +102,14 @@ def pages(command: str) -> dict[str, dict[str, str]]:
         "Method chosen by the data (--model BestOf, see configs/method/auto.yaml)": settings("--model", BestOf),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,
+    }
+
+
+def known_names() -> set[str]:
+    """Names of the classes and of their settings."""
+    classes = {*ESTIMATORS, *ADAPTATIONS, *BASELINES, *OTHERS}
+    return {made.__name__ for made in classes} | {
+        name for made in classes for name in inspect.signature(made).parameters
     }
 
 

@@ -1,7 +1,7 @@
 """Training images of the prior: random ellipses, generated on the fly and never stored."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ddip_pl.errors import InputError
 from ddip_pl.prior.phantoms import Item, RandomEllipses, Variant, images_of
+from ddip_pl.settings import Pixels, PositiveInt, Range, UnitInterval, checked
 
 VALIDATION_SEED = 20240710
 
@@ -27,6 +28,7 @@ class FreshIndices(DistributedSampler[Any]):
         return iter(range(first + self.rank, first + self.total_size, self.num_replicas))
 
 
+@checked
 class EllipsesDataModule(LightningDataModule):
     """Phantoms for `fit` and `validate`, `(batch, channels, size, size)` in [0, 1].
 
@@ -48,19 +50,19 @@ class EllipsesDataModule(LightningDataModule):
 
     def __init__(
         self,
-        image_size: int = 128,
+        image_size: Pixels = 128,
         channels: Literal[1, 2] = 1,
         variant: Variant = "uniform",
-        crop: int | None = None,
-        whole: float = 0.0,
-        batch_size: int = 16,
-        epoch_size: int = 16_000,
-        validation_size: int = 32,
-        num_workers: int = 0,
+        crop: Pixels | None = None,
+        whole: UnitInterval = 0.0,
+        batch_size: PositiveInt = 16,
+        epoch_size: Annotated[int, Range(1, 10**9)] = 16_000,
+        validation_size: PositiveInt = 32,
+        num_workers: Annotated[int, Range(0, 256)] = 0,
     ):
         super().__init__()
-        if crop is not None and not 0 < crop <= image_size:
-            raise InputError(f"data.crop is {crop}; it must be between 1 and data.image_size = {image_size}")
+        if crop is not None and crop > image_size:
+            raise InputError(f"data.crop is {crop}; give at most data.image_size = {image_size}")
         self.image_size, self.channels, self.variant = image_size, channels, variant
         self.crop, self.whole = crop, whole
         self.batch_size, self.epoch_size, self.validation_size = batch_size, epoch_size, validation_size

@@ -12,6 +12,7 @@ from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.files import read_scan
+from ddip_pl.settings import NoiseLevel, NonNegativeInt, Pixels, PositiveInt, checked
 
 BRIGHT = 99.5  # percentile of the voxels that is scaled to 1
 
@@ -69,6 +70,7 @@ class Scans(Sequence[Scan]):
         return self.read(self.paths[index])
 
 
+@checked
 class MeasuredDataModule(MeasurementDataModule):
     """Measured data from file; see `read_scan` and docs/measurements.md for the formats.
 
@@ -79,21 +81,19 @@ class MeasuredDataModule(MeasurementDataModule):
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1]; by
             default taken from the file or, if it gives none, estimated from the data.
         calibration: largest width of the k-space centre that coil maps are estimated from.
-        operator: class of your own operator, for files with its measurements: naming it imports it.
+        operator: class of your own operator, for files with its measurements.
     """
 
     def __init__(
         self,
         path: str | list[str],
-        slices: int | None = None,
-        first: int | None = None,
-        sigma_y: float | None = None,
-        calibration: int = 24,
+        slices: PositiveInt | None = None,
+        first: NonNegativeInt | None = None,
+        sigma_y: NoiseLevel | None = None,
+        calibration: Pixels = 24,
         operator: type[LinearOperator] | None = None,
     ):
         super().__init__()
-        if sigma_y is not None and not 0 <= sigma_y < float("inf"):
-            raise InputError(f"data.sigma_y is {sigma_y}; expected a finite standard deviation of at least 0")
         self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
         self.operator = operator

@@ -13,6 +13,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.operator import ImageSize, LinearOperator, Shape, height_width
 from ddip_pl.prior.phantoms import with_phase
+from ddip_pl.settings import Intensity, NoiseLevel, NonNegativeInt, PositiveInt, checked
 from ddip_pl.volumes.files import read_volume, volume_name
 from ddip_pl.volumes.frame import Frame
 from ddip_pl.volumes.slices import AnatomicalPlane, cut, fit, to_unit_interval
@@ -22,6 +23,7 @@ SIZE = 128  # rows and columns of a reconstruction if neither the user nor a pri
 SMALLEST = 4  # fewest rows and columns for which the metrics are defined
 
 
+@checked
 class VolumeDataModule(MeasurementDataModule):
     """A volume from file and its simulated measurement `y = A x + n`, for `test` and `predict`.
 
@@ -43,19 +45,15 @@ class VolumeDataModule(MeasurementDataModule):
         self,
         path: str,
         operator: Callable[[Shape], LinearOperator],
-        sigma_y: float,
+        sigma_y: NoiseLevel,
         plane: AnatomicalPlane = "axial",
-        slices: int | None = None,
-        first: int | None = None,
-        window: tuple[float, float] | None = None,
+        slices: PositiveInt | None = None,
+        first: NonNegativeInt | None = None,
+        window: tuple[Intensity, Intensity] | None = None,
         size: ImageSize | None = None,
         enlarge: bool = True,
     ):
         super().__init__()
-        if not 0 <= sigma_y < float("inf"):
-            raise InputError(f"data.sigma_y is {sigma_y}; expected a finite standard deviation of at least 0")
-        if size is not None and min(np.atleast_1d(size)) < 1:
-            raise InputError(f"data.size is {size}; give at least 1 pixel")
         self.path, self.operator, self.sigma_y, self.plane = Path(path), operator, sigma_y, plane
         self.slices, self.first, self.window = slices, first, window
         self.size, self.enlarge = size, enlarge

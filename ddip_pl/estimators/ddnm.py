@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.settings import OpenUnitInterval, PositiveInt, checked
 
 
+@checked
 class DDNM(PosteriorMean):
     """`x0_hat + A^+ (y - A x0_hat)`: the null space from the prior, the range from the data (eq. 13).
 
@@ -25,11 +26,7 @@ class DDNM(PosteriorMean):
         InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 30, tolerance: float = 1e-5):
-        if iterations < 1:
-            raise InputError(f"iterations of DDNM is {iterations}; give at least 1")
-        if not 0 < tolerance < 1:
-            raise InputError(f"tolerance of DDNM is {tolerance}; give a share above 0 and below 1")
+    def __init__(self, iterations: PositiveInt = 30, tolerance: OpenUnitInterval = 1e-5):
         self.iterations, self.tolerance = iterations, tolerance
 
     def condition(

@@ -6,13 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.settings import Positive, PositiveInt, checked
 
-Gamma = float | Literal["noise", "infinite"]
+Gamma = Positive | Literal["noise", "infinite"]
 
 
+@checked
 class DDS(PosteriorMean):
     """Conjugate gradients from `x0_hat` on `min_x gamma ||A x - y||^2 + ||x - x0_hat||^2`.
 
@@ -32,13 +33,7 @@ class DDS(PosteriorMean):
         InputError: a setting is out of range.
     """
 
-    def __init__(self, iterations: int = 30, gamma: Gamma = "noise", spread: float = 2.0):
-        if iterations < 1:
-            raise InputError(f"DDS with {iterations} iterations does nothing; give at least 1")
-        if isinstance(gamma, int | float) and not 0 < gamma < float("inf"):
-            raise InputError(f"gamma is {gamma}; give a positive weight, 'noise' or 'infinite'")
-        if not 0 < spread < float("inf"):
-            raise InputError(f"spread of DDS is {spread}; give a positive number")
+    def __init__(self, iterations: PositiveInt = 30, gamma: Gamma = "noise", spread: Positive = 2.0):
         self.iterations, self.gamma, self.spread = iterations, gamma, spread
 
     @classmethod

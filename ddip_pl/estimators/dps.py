@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Estimate, Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.settings import Positive, checked
 from ddip_pl.solvers.cg import divide
 
 
+@checked
 class DPS(PosteriorMean):
     """`x0_hat - step / sqrt(abar_{t-1}) grad_{x_t} || y - A x0_hat(x_t) ||`, with a separate norm for each slice.
 
@@ -33,9 +34,7 @@ class DPS(PosteriorMean):
         InputError: `step` is not positive.
     """
 
-    def __init__(self, step: float = 1.0):
-        if not step > 0:
-            raise InputError(f"step of DPS is {step}; give a positive length")
+    def __init__(self, step: Positive = 1.0):
         self.step = step
 
     def __call__(

@@ -9,9 +9,11 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.settings import NonNegative, Positive, PositiveInt, checked
 from ddip_pl.solvers.admm import ACROSS_SLICES, ALL_AXES, LeastSquares, Split, admm_step, differences, shrink
 
 
+@checked
 class DiffusionMBIR(PosteriorMean):
     """A few iterations of ADMM on `min_X 1/2 ||A X - Y||^2 + strength sum |D X|` from the prior's mean.
 
@@ -34,23 +36,13 @@ class DiffusionMBIR(PosteriorMean):
 
     def __init__(
         self,
-        strength: float = 0.03,
-        rho: float = 1.0,
+        strength: Positive = 0.03,
+        rho: Positive = 1.0,
         axes: Literal["slices", "all"] = "slices",
-        iterations: int = 10,
-        cg_iterations: int = 3,
-        discrepancy: float = 1.0,
+        iterations: PositiveInt = 10,
+        cg_iterations: PositiveInt = 3,
+        discrepancy: NonNegative = 1.0,
     ):
-        if axes not in ("slices", "all"):
-            raise InputError(f"axes of DiffusionMBIR is {axes!r}; give 'slices' or 'all'")
-        for name, value in {"strength": strength, "rho": rho}.items():
-            if not value > 0:
-                raise InputError(f"{name} of DiffusionMBIR is {value}; give a positive number")
-        for name, count in {"iterations": iterations, "cg_iterations": cg_iterations}.items():
-            if count < 1:
-                raise InputError(f"{name} of DiffusionMBIR is {count}; give at least 1")
-        if not discrepancy >= 0:
-            raise InputError(f"discrepancy of DiffusionMBIR is {discrepancy}; give 0 or more")
         self.strength, self.rho, self.discrepancy = strength, rho, discrepancy
         self.axes = ACROSS_SLICES if axes == "slices" else ALL_AXES
         self.iterations, self.cg_iterations = iterations, cg_iterations

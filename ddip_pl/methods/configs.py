@@ -1,18 +1,20 @@
 """YAML config files: where the shipped ones are, and how a file builds on others."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 INSTALLED, CHECKOUT = PACKAGE / "configs", PACKAGE.parent / "configs"
 SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 CONFIG_OPTIONS = ("--config", "--tasks", "--methods")
+KINDS = ("task", "method", "prior")  # whose configs are found by name
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:
@@ -25,7 +27,7 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
         option, equals, value = argument.rpartition("=")
         last = option or (argument if argument.startswith("--") else last)
         if last in CONFIG_OPTIONS and not Path(value).exists():
-            named = (f"configs/{kind}/{value}.yaml" for kind in ("task", "method", "prior"))
+            named = (f"configs/{kind}/{value}.yaml" for kind in KINDS)
             value = next((name for name in named if (SHIPPED / name.removeprefix("configs/")).is_file()), value)
         if value.startswith("configs/") and not Path(value).exists():
             shipped = SHIPPED / value.removeprefix("configs/")
@@ -42,6 +44,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        shipped = {file.stem for kind in KINDS for file in (SHIPPED / kind).glob("*.yaml")}
+        raise InputError(f"config {path}: no such file{did_you_mean(path.stem, shipped)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
@@ -78,7 +83,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     for number, argument in enumerate(arguments, 1):
         option, _, value = argument.partition("=")
         file = value or "".join(arguments[number : number + 1])
-        if option == "--config" and os.path.isfile(file):
+        if option == "--config" and (os.path.isfile(file) or re.fullmatch(r"[\w.-]+", file)):
             found += [f"--config={base}" for base in with_bases(Path(file))[:-1]]
         found.append(argument)
     return found

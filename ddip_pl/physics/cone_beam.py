@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from ddip_pl.physics.cone_rays import CircularRays, ConeRays, FreeRays
 from ddip_pl.physics.description import array, numbers, square_pixel
 from ddip_pl.physics.geometry import (
     STANDARD,
+    Angles,
+    Bins,
+    Distance,
+    PixelSize,
+    Spacing,
     as_angles,
-    as_count,
+    as_bins,
     as_description,
-    as_length,
     cone_vectors,
     geometry_from,
     is_standard,
@@ -32,10 +36,12 @@ from ddip_pl.physics.geometry import (
 )
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, Slices, spectral_norm
+from ddip_pl.settings import PositiveInt, checked
 
 CACHE_VERSION = 1  # raise when the norm of a geometry changes
 
 
+@checked
 class ConeBeamCT(LinearOperator):
     """Cone-beam CT with a flat detector, on a circular orbit or along any path.
 
@@ -77,48 +83,47 @@ class ConeBeamCT(LinearOperator):
     def __init__(
         self,
         shape: Shape,
-        angles: int | Sequence[float] | None = None,
-        thickness: float = 1.0,
-        source_distance: float = 1.2,
-        detector_distance: float = 0.9,
-        rows: int | None = None,
-        detectors: int | None = None,
-        spacing: float | None = None,
-        iterations: int = 20,
+        angles: Angles | None = None,
+        thickness: Spacing = 1.0,
+        source_distance: Distance = 1.2,
+        detector_distance: Distance = 0.9,
+        rows: Bins | None = None,
+        detectors: Bins | None = None,
+        spacing: Spacing | None = None,
+        iterations: PositiveInt = 20,
         cache_dir: str | Path | None = None,
         geometry: Any = None,
         vectors: Any = None,
-        pixel: float = 1.0,
+        pixel: PixelSize = 1.0,
     ) -> None:
         super().__init__(shape)
         size = square(shape, "cone-beam CT")
         only_one_of(angles=angles, geometry=geometry, vectors=vectors)
-        self.coupled, self.thickness = self.shape[0], as_length("thickness", thickness)
-        self.norm, self.pixel, self.iterations = 1.0, as_length("pixel", pixel), as_count("iterations", iterations)
+        self.coupled, self.thickness = self.shape[0], float(thickness)
+        self.norm, self.pixel, self.iterations = 1.0, float(pixel), iterations
         self.cache_dir = Path(cache_dir) if cache_dir is not None else user_cache()
         if angles is not None:
-            source = as_length("source_distance", source_distance) * size
-            detector = as_length("detector_distance", detector_distance) * size
+            source, detector = float(source_distance) * size, float(detector_distance) * size
             focus = source + detector
             radius = size / math.sqrt(2)
             if source <= radius:
                 raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside the volume")
-            spacing = focus / source if spacing is None else as_length("spacing", spacing)
+            spacing = focus / source if spacing is None else float(spacing)
             if detectors is None:  # the outermost rays are tangents to the circle around the slices
                 detectors = math.ceil(2 * focus * radius / math.sqrt(source**2 - radius**2) / spacing)
             if rows is None:  # and meet the edge of the volume where it is nearest to the source
                 rows = math.ceil(self.coupled * self.thickness * focus / (source - radius) / spacing)
             self._geometry: Description = {
-                "kind": self.kind, "angles": as_angles(angles, 2 * math.pi), "rows": as_count("rows", rows),
-                "detectors": as_count("detectors", detectors), "detector_spacing": spacing, "source_distance": source,
+                "kind": self.kind, "angles": as_angles(angles, 2 * math.pi), "rows": as_bins("rows", rows),
+                "detectors": as_bins("detectors", detectors), "detector_spacing": spacing, "source_distance": source,
                 "detector_distance": detector,
             }  # fmt: skip
         elif geometry is not None:
             self._geometry = as_description(geometry, self.kind, pixel)
         else:
             self._geometry = {
-                "vectors": as_vectors(vectors) / pixel, "rows": as_count("rows", rows),
-                "detectors": as_count("detectors", detectors),
+                "vectors": as_vectors(vectors) / pixel, "rows": as_bins("rows", rows),
+                "detectors": as_bins("detectors", detectors),
             }  # fmt: skip
         self.rows, self.detectors = self._geometry["rows"], self._geometry["detectors"]
         self.angles, self.spacing = self._geometry.get("angles"), self._geometry.get("detector_spacing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +12,24 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.geometry import (
+    Angles,
+    AngularRange,
+    Bins,
+    Distance,
+    PixelSize,
+    Spacing,
     as_angles,
-    as_count,
+    as_bins,
     as_description,
-    as_length,
     only_one_of,
     square,
 )
 from ddip_pl.physics.operator import Shape
 from ddip_pl.physics.projector import Projector
+from ddip_pl.settings import PositiveInt, checked
 
-FILTERS = ("ram-lak", "hann")
 
-
+@checked
 class ParallelBeamCT(Projector):
     """Parallel-beam CT, see `Projector`.
 
@@ -58,28 +62,23 @@ class ParallelBeamCT(Projector):
     def __init__(
         self,
         shape: Shape,
-        angles: int | Sequence[float] | None = None,
-        angular_range: float = math.pi,
-        detectors: int | None = None,
-        spacing: float = 1.0,
+        angles: Angles | None = None,
+        angular_range: AngularRange = math.pi,
+        detectors: Bins | None = None,
+        spacing: Spacing = 1.0,
         filter: Literal["ram-lak", "hann"] = "ram-lak",
         cache_dir: str | Path | None = None,
         geometry: Any = None,
-        pixel: float = 1.0,
+        pixel: PixelSize = 1.0,
     ) -> None:
         size = square(shape, "parallel-beam CT")
         only_one_of(angles=angles, geometry=geometry)
-        if filter not in FILTERS:
-            raise InputError(f"filter is {filter!r}; expected one of {', '.join(FILTERS)}")
         if angles is not None:
-            spacing, directions = (
-                as_length("spacing", spacing),
-                as_angles(angles, as_length("angular_range", angular_range)),
-            )
+            spacing, directions = float(spacing), as_angles(angles, angular_range)
             if detectors is None:
                 detectors = math.ceil(math.sqrt(2) * size / spacing)
             geometry = {
-                "kind": self.kind, "angles": directions, "detectors": as_count("detectors", detectors),
+                "kind": self.kind, "angles": directions, "detectors": as_bins("detectors", detectors),
                 "detector_spacing": spacing,
             }  # fmt: skip
         else:
@@ -112,6 +111,7 @@ class ParallelBeamCT(Projector):
         return f"{super().extra_repr()}, filter={self.filter}"
 
 
+@checked
 class FanBeamCT(Projector):
     """Fan-beam CT with a flat detector, see `Projector`.
 
@@ -143,39 +143,38 @@ class FanBeamCT(Projector):
     def __init__(
         self,
         shape: Shape,
-        angles: int | Sequence[float] | None = None,
-        angular_range: float = 2 * math.pi,
-        source_distance: float = 1.2,
-        detector_distance: float = 0.9,
-        detectors: int | None = None,
-        spacing: float | None = None,
-        iterations: int = 20,
+        angles: Angles | None = None,
+        angular_range: AngularRange = 2 * math.pi,
+        source_distance: Distance = 1.2,
+        detector_distance: Distance = 0.9,
+        detectors: Bins | None = None,
+        spacing: Spacing | None = None,
+        iterations: PositiveInt = 20,
         cache_dir: str | Path | None = None,
         geometry: Any = None,
-        pixel: float = 1.0,
+        pixel: PixelSize = 1.0,
     ) -> None:
         size = square(shape, "fan-beam CT")
         only_one_of(angles=angles, geometry=geometry)
         if angles is not None:
-            directions = as_angles(angles, as_length("angular_range", angular_range))
-            source = as_length("source_distance", source_distance) * size
-            detector = as_length("detector_distance", detector_distance) * size
+            directions = as_angles(angles, angular_range)
+            source, detector = float(source_distance) * size, float(detector_distance) * size
             radius = size / math.sqrt(2)
             if source <= radius:
                 raise InputError(f"source_distance is {source_distance}; expected more than 0.71, outside the image")
             magnification = (source + detector) / source
-            spacing = magnification if spacing is None else as_length("spacing", spacing)
+            spacing = magnification if spacing is None else float(spacing)
             if detectors is None:  # the outermost rays are tangents to the circle around the image
                 widest = (source + detector) * radius / math.sqrt(source**2 - radius**2)
                 detectors = math.ceil(2 * widest / spacing)
             geometry = {
-                "kind": self.kind, "angles": directions, "detectors": as_count("detectors", detectors),
+                "kind": self.kind, "angles": directions, "detectors": as_bins("detectors", detectors),
                 "detector_spacing": spacing, "source_distance": source, "detector_distance": detector,
             }  # fmt: skip
         else:
             geometry = as_description(geometry, self.kind, pixel)
         super().__init__(shape, geometry, pixel, cache_dir)
-        self.iterations = as_count("iterations", iterations)
+        self.iterations = iterations
 
     def extra_repr(self) -> str:
         source, detector = (self._geometry[name] for name in ("source_distance", "detector_distance"))

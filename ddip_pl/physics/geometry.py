@@ -17,15 +17,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.description import array, numbers
 from ddip_pl.physics.operator import Description, Shape, volume_shape
+from ddip_pl.settings import Range, check
 
 ONE_TURN = 2.02 * math.pi
+
+# Settings of the operators.
+Angles = Annotated[int, Range(1, 10_000)] | Sequence[Annotated[float, Range(-1000, 1000)]]  # number, or in radians
+AngularRange = Annotated[float, Range(0, 4 * math.pi, above=True)]
+Bins = Annotated[int, Range(1, 16_384)]
+Distance = Annotated[float, Range(0, 1000, above=True)]  # in image widths
+Spacing = Annotated[float, Range(0.01, 100)]  # in pixels
+PixelSize = Annotated[float, Range(1e-9, 1e6)]  # in any unit
 
 # Arguments of ODL's geometries, with their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -154,7 +163,7 @@ def checked_geometry(description: Mapping[str, Any], kind: str) -> Description:
     found: Description = {"kind": kind}
     found |= {name: numbers(description, name, 1)[0] for name in lengths}
     for name in ["detectors"] + ["rows"] * (kind == "cone_beam"):
-        found[name] = as_count(name, description.get(name, "missing"))
+        found[name] = as_bins(name, description.get(name, "missing"))
     angles = array(description, "angles", "biufc")
     if angles.ndim != 1 or angles.size == 0 or np.iscomplexobj(angles) or not np.isfinite(angles).all():
         raise InputError(f"angles of shape {angles.shape}; expected a list of finite angles")
@@ -297,32 +306,20 @@ def as_description(geometry: Any, kind: str, pixel: float) -> Description:
         InputError: the geometry is of another kind, or an entry is missing or out of range.
     """
     described = checked_geometry(geometry if isinstance(geometry, Mapping) else describe_geometry(geometry), kind)
-    pixel = as_length("pixel", pixel)
     return {name: value / pixel if name in LENGTHS else value for name, value in described.items()}
 
 
-def as_count(name: str, value: Any) -> int:
-    """A setting that must be a whole number of at least 1; raises `InputError` if it is not."""
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
+def as_bins(name: str, value: Any) -> int:
+    """A number of detector bins or rows that was computed or read; raises `InputError` if it is out of range."""
+    check(name, value, Bins)
     return int(value)
 
 
-def as_length(name: str, value: Any) -> float:
-    """A setting that must be positive and finite; raises `InputError` if it is not."""
-    if not isinstance(value, (int, float, np.integer, np.floating)) or not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} is {value!r}; expected a positive, finite number")
-    return float(value)
-
-
-def as_angles(angles: int | Sequence[float], angular_range: float) -> np.ndarray:
-    """`angles` equidistant angles, or the given ones, in radians; raises `InputError` if they cannot be used."""
+def as_angles(angles: Angles, angular_range: float) -> np.ndarray:
+    """`angles` equidistant angles, or the given ones, in radians; raises `InputError` if none are given."""
     if isinstance(angles, (int, np.integer)):
-        return np.arange(as_count("angles", angles)) * (angular_range / angles)
-    try:
-        explicit = np.array(angles, dtype=np.float64)
-    except (TypeError, ValueError):  # text, ragged lists
-        explicit = np.empty(0)
-    if explicit.ndim != 1 or explicit.size == 0 or not np.isfinite(explicit).all():
-        raise InputError(f"angles is {angles!r}; expected the number of angles or a list of finite angles in radians")
+        return np.arange(angles) * (float(angular_range) / angles)
+    explicit = np.array(angles, dtype=np.float64)
+    if explicit.size == 0:
+        raise InputError("angles is []; give the number of angles or a list of angles in radians")
     return explicit

@@ -16,6 +16,7 @@ from ddip_pl.physics.fft import phases
 from ddip_pl.physics.operator import Description, Shape, spectral_norm, volume_shape
 from ddip_pl.physics.sampling import Sampling, measured_centre
 from ddip_pl.physics.sensitivity import CoilMaps
+from ddip_pl.settings import PositiveInt, checked
 
 
 class CartesianMRI(MultiCoilMRI):
@@ -142,6 +143,7 @@ class CartesianMRI(MultiCoilMRI):
         )
 
 
+@checked
 class SingleCoilMRI(CartesianMRI):
     """Cartesian MRI with one coil of sensitivity 1: `A = M F`, with unit spectral norm; see `CartesianMRI`.
 
@@ -178,6 +180,7 @@ class SingleCoilMRI(CartesianMRI):
         return self.adjoint(self.density * y)
 
 
+@checked
 class SENSE(CartesianMRI):
     """Cartesian MRI of complex images with several coils (Pruessmann et al. 1999); see `CartesianMRI`.
 
@@ -194,10 +197,8 @@ class SENSE(CartesianMRI):
         InputError: mask or maps have another size or are all zero.
     """
 
-    def __init__(self, shape: Shape, mask: Sampling | Tensor, maps: CoilMaps | Tensor, iterations: int = 10):
+    def __init__(self, shape: Shape, mask: Sampling | Tensor, maps: CoilMaps | Tensor, iterations: PositiveInt = 10):
         super().__init__(shape, checked_mask(mask, shape), checked_maps(maps, shape), channels=2)
-        if iterations < 1:
-            raise InputError(f"iterations of SENSE is {iterations}; give at least 1")
         self.iterations = iterations
         different = max(len(self.mask), len(self.maps))
         norm = spectral_norm(self.normal, (different, *self.domain[1:]), self.maps.dtype, tolerance=1e-6)

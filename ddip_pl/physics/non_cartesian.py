@@ -19,6 +19,7 @@ from ddip_pl.physics.description import array, length, numbers, square_pixel
 from ddip_pl.physics.operator import Description, Shape, spectral_norm, volume_shape
 from ddip_pl.physics.sensitivity import CoilMaps
 from ddip_pl.physics.trajectory import Trajectory
+from ddip_pl.settings import PositiveInt, checked
 from ddip_pl.solvers.cg import conjugate_gradient
 
 OVERSAMPLING = 2  # of torchkbnufft's grid; its orthonormal transform divides by the size of that grid
@@ -27,6 +28,7 @@ SMALLEST = 4  # image size in pixels that torchkbnufft's kernel fits into
 TOEPLITZ = tkbn.ToepNufft()
 
 
+@checked
 class NonCartesianMRI(MultiCoilMRI):
     """`A = F S / scale`: coil sensitivities `S` and the Fourier transform `F` at the positions of a trajectory.
 
@@ -60,14 +62,12 @@ class NonCartesianMRI(MultiCoilMRI):
         shape: Shape,
         trajectory: Trajectory | Tensor,
         maps: CoilMaps | Tensor | None = None,
-        iterations: int = 10,
+        iterations: PositiveInt = 10,
         density: Tensor | None = None,
     ):
         _, size, width = volume_shape(shape)
         if size != width or size < SMALLEST:
             raise InputError(f"images of {size} x {width}; expected square images, at least {SMALLEST} x {SMALLEST}")
-        if iterations < 1:
-            raise InputError(f"iterations of NonCartesianMRI is {iterations}; give at least 1")
         positions = checked_positions(trajectory(size) if isinstance(trajectory, Trajectory) else trajectory)
         maps = torch.ones(1, 1, size, size, dtype=torch.complex64) if maps is None else maps
         super().__init__(shape, OVERSAMPLING * checked_maps(maps, shape))

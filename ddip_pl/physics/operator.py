@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ddip_pl.errors import InputError
+from ddip_pl.settings import Pixels, PositiveInt, check, checked
 from ddip_pl.solvers.cg import conjugate_gradient
 
-Shape = tuple[int, int, int]  # of a volume: slices, height and width in pixels
-ImageSize = int | tuple[int, int]  # height and width in pixels, or one number for both
+Shape = tuple[PositiveInt, Pixels, Pixels]  # of a volume: slices, height and width in pixels
+ImageSize = Pixels | tuple[Pixels, Pixels]  # height and width in pixels, or one number for both
 Slices = slice | Sequence[int] | Tensor  # selects some slices
 Description = dict[str, Any]  # numbers, strings and arrays by name
 
@@ -41,6 +42,7 @@ def accepts_arrays(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     return call
 
 
+@checked
 class LinearOperator(nn.Module, ABC):
     """`y = A x` for volumes `x (slices, channels, height, width)`; `y` is `(slices, ...)`.
 
@@ -540,11 +542,9 @@ def volume_shape(shape: Sequence[int]) -> Shape:
     """Slices, height and width of a volume.
 
     Raises:
-        InputError: one of them is not a whole number of at least 1.
+        InputError: one of them is not a whole number of at least 1, or is too large.
     """
-    whole = all(isinstance(n, int | np.integer) and n >= 1 for n in shape) if isinstance(shape, Sequence) else False
-    if not whole or len(shape) != 3:
-        raise InputError(f"shape is {shape}; expected (slices, height, width), whole numbers of at least 1")
+    check("shape", shape, Shape)
     slices, height, width = map(int, shape)
     return slices, height, width
 
@@ -553,12 +553,11 @@ def height_width(image_size: ImageSize) -> tuple[int, int]:
     """Height and width of an image.
 
     Raises:
-        InputError: one of them is not a whole number of at least 1.
+        InputError: one of them is not a whole number of at least 1, or is too large.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(length, int) and length >= 1 for length in size):
-        raise InputError(f"image_size is {image_size}; expected one whole number of at least 1, or (height, width)")
-    return size
+    check("image_size", image_size, ImageSize)
+    height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    return int(height), int(width)
 
 
 def spectral_norm(

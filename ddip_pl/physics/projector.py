@@ -19,14 +19,24 @@ from torch.nn import functional as F
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.description import square_pixel
-from ddip_pl.physics.geometry import STANDARD, geometry_from, is_standard, plane_vectors, read_geometry, scaled
+from ddip_pl.physics.geometry import (
+    STANDARD,
+    PixelSize,
+    geometry_from,
+    is_standard,
+    plane_vectors,
+    read_geometry,
+    scaled,
+)
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectral_norm
+from ddip_pl.settings import checked
 
 CACHE_VERSION = 2  # raise when the content or meaning of a cache file changes
 SLICES_AT_ONCE = 32  # wider operands do not fit the CPU cache: with 64 columns, each takes 3 times as long
 
 
+@checked
 class Projector(LinearOperator):
     """Line integrals through square slices of unit pixels, centred at the origin; unit spectral norm.
 
@@ -63,7 +73,7 @@ class Projector(LinearOperator):
     transpose_values: Tensor
 
     def __init__(
-        self, shape: Shape, geometry: Description, pixel: float = 1.0, cache_dir: str | Path | None = None
+        self, shape: Shape, geometry: Description, pixel: PixelSize = 1.0, cache_dir: str | Path | None = None
     ) -> None:
         super().__init__(shape)
         use_up_the_warning()

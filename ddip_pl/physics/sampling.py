@@ -1,7 +1,7 @@
 """Sampling masks of Cartesian MRI: which positions in k-space are measured."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import ImageSize, height_width
+from ddip_pl.settings import Range, Seed, UnitInterval, checked
 
+Acceleration = Annotated[float, Range(1, 1000)]
 Density = Literal["uniform", "gaussian"]
 GAUSSIAN_WIDTH = 0.15  # standard deviation of the Gaussian density, as a share of k-space
 
 
+@checked
 class Sampling(ABC):
     """Makes a mask for an image size; the same settings give the same mask.
 
@@ -26,13 +29,7 @@ class Sampling(ABC):
         InputError: a setting is out of range.
     """
 
-    def __init__(self, acceleration: float, centre: float = 0.08, seed: int = 0) -> None:
-        if not 1 <= acceleration < float("inf"):
-            raise InputError(f"acceleration is {acceleration}; give a finite number of at least 1")
-        if not 0 <= centre <= 1:
-            raise InputError(f"centre of the mask is {centre}; give a share of k-space between 0 and 1")
-        if seed < 0:
-            raise InputError(f"seed of the mask is {seed}; give a whole number of at least 0")
+    def __init__(self, acceleration: Acceleration, centre: UnitInterval = 0.08, seed: Seed = 0) -> None:
         self.acceleration, self.centre, self.seed = acceleration, centre, seed
 
     @abstractmethod
@@ -81,6 +78,7 @@ class EquispacedLines(Sampling):
         return _lines(mask, height)
 
 
+@checked
 class RandomLines(Sampling):
     """Lines along ky, drawn with uniform or Gaussian density.
 
@@ -91,7 +89,9 @@ class RandomLines(Sampling):
         density: "uniform", or "gaussian": denser towards the centre.
     """
 
-    def __init__(self, acceleration: float, centre: float = 0.08, seed: int = 0, density: Density = "uniform") -> None:
+    def __init__(
+        self, acceleration: Acceleration, centre: UnitInterval = 0.08, seed: Seed = 0, density: Density = "uniform"
+    ) -> None:
         super().__init__(acceleration, centre, seed)
         self.density = density
 
@@ -100,6 +100,7 @@ class RandomLines(Sampling):
         return _lines(self._draw(self._middle(width), _density(width, self.density)), height)
 
 
+@checked
 class RandomPoints(Sampling):
     """Points in the (ky, kx) plane, drawn with uniform or Gaussian density, and a rectangular centre.
 
@@ -110,7 +111,9 @@ class RandomPoints(Sampling):
         density: "uniform", or "gaussian": denser towards the centre.
     """
 
-    def __init__(self, acceleration: float, centre: float = 0.08, seed: int = 0, density: Density = "gaussian") -> None:
+    def __init__(
+        self, acceleration: Acceleration, centre: UnitInterval = 0.08, seed: Seed = 0, density: Density = "gaussian"
+    ) -> None:
         super().__init__(acceleration, centre, seed)
         self.density = density
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.operator import ImageSize, height_width
+from ddip_pl.settings import Range, checked
 
 CACHE_VERSION = 1  # raise when the calibration changes
 
@@ -25,22 +27,21 @@ class CoilMaps(ABC):
         """Maps `(1, coils, height, width)`, complex64, one set for all slices, with `sum |S|^2 = 1` over the coils."""
 
 
+@checked
 class Birdcage(CoilMaps):
     """Coils in a ring around the image, each with the field of a straight wire.
 
     Args:
         coils: number of coils.
-        radius: of the ring, in half image widths.
+        radius: of the ring, in half image widths; above 1, outside the image.
 
     Raises:
         InputError: a setting is out of range.
     """
 
-    def __init__(self, coils: int = 8, radius: float = 1.5) -> None:
-        if coils < 1:
-            raise InputError(f"coils is {coils}; give at least 1")
-        if not 1 < radius < float("inf"):
-            raise InputError(f"radius of the birdcage is {radius}; give a finite number above 1, outside the image")
+    def __init__(
+        self, coils: Annotated[int, Range(1, 1024)] = 8, radius: Annotated[float, Range(1, 1000, above=True)] = 1.5
+    ) -> None:
         self.coils, self.radius = coils, radius
 
     def __call__(self, image_size: ImageSize) -> Tensor:

@@ -2,13 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddip_pl.errors import InputError
+from ddip_pl.settings import Range, checked
 
+Readouts = Annotated[int, Range(1, 10_000)]
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
 FURTHEST = 0.5**0.5  # distance to the nearest sample in the covered centre, in grid steps: half a cell's diagonal
 
@@ -21,6 +23,7 @@ class Trajectory(ABC):
         """Positions `(samples, 2)` of (ky, kx) in radians per pixel, within -pi .. pi, float64."""
 
 
+@checked
 class Radial(Trajectory):
     """Straight lines through the centre, each rotated by the golden angle from the last (Winkelmann et al. 2007).
 
@@ -31,9 +34,7 @@ class Radial(Trajectory):
         InputError: the number is below 1.
     """
 
-    def __init__(self, spokes: int) -> None:
-        if spokes < 1:
-            raise InputError(f"spokes of the trajectory is {spokes}; give at least 1")
+    def __init__(self, spokes: Readouts) -> None:
         self.spokes = spokes
 
     def __call__(self, image_size: int) -> Tensor:
@@ -42,6 +43,7 @@ class Radial(Trajectory):
         return torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1).flatten(0, 1)
 
 
+@checked
 class Spiral(Trajectory):
     """Archimedean spirals from the centre outwards, at even angles (Meyer et al. 1992).
 
@@ -53,11 +55,7 @@ class Spiral(Trajectory):
         InputError: a setting is out of range.
     """
 
-    def __init__(self, interleaves: int, acceleration: float = 1.0) -> None:
-        if interleaves < 1:
-            raise InputError(f"interleaves of the trajectory is {interleaves}; give at least 1")
-        if not 1 <= acceleration < float("inf"):
-            raise InputError(f"acceleration of the trajectory is {acceleration}; give a finite number of at least 1")
+    def __init__(self, interleaves: Readouts, acceleration: Annotated[float, Range(1, 1000)] = 1.0) -> None:
         self.interleaves, self.acceleration = interleaves, acceleration
 
     def __call__(self, image_size: int) -> Tensor:

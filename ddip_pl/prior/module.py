@@ -1,6 +1,6 @@
 """Training of the prior: predict the noise in diffused phantoms."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -9,14 +9,15 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, Throughpu
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import describe, load_prior
 from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, noise_schedule, timesteps, tweedie
 from ddip_pl.prior.unet import UNet, UNetConfig
+from ddip_pl.settings import LearningRate, NonNegativeInt, Power, Range, checked
 
 VALIDATION_TIMESTEPS = (20, 50, 100, 200, 400, 600, 800)
 
 
+@checked
 class DiffusionPrior(LightningModule):
     """Noise prediction, `w(t) || e - eps_theta(sqrt(abar) x + sqrt(1 - abar) e, t) ||^2` (Ho et al. 2020).
 
@@ -31,7 +32,7 @@ class DiffusionPrior(LightningModule):
         prior: file of a prior to start from; layers whose shape differs are trained from scratch.
 
     Raises:
-        InputError: `focus` is not positive, or the prior cannot be read.
+        InputError: a setting is out of range, or the prior cannot be read.
     """
 
     flops_per_batch: int | None = None  # read by ThroughputMonitor; not counted here
@@ -39,15 +40,13 @@ class DiffusionPrior(LightningModule):
     def __init__(
         self,
         network: UNetConfig,
-        learning_rate: float = 5e-4,
-        warmup_steps: int = 200,
-        weighting: float = 0.0,
-        focus: float = 1.0,
+        learning_rate: LearningRate = 5e-4,
+        warmup_steps: NonNegativeInt = 200,
+        weighting: Annotated[float, Range(0, 2)] = 0.0,
+        focus: Power = 1.0,
         prior: str | None = None,
     ):
         super().__init__()
-        if focus <= 0:
-            raise InputError(f"model.focus is {focus}; give a positive power, 1 draws all timesteps equally often")
         self.network = UNet(network)
         if prior is not None:
             own = self.network.state_dict()

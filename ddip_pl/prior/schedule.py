@@ -3,10 +3,15 @@
 Pure functions of tensors. `abar` is the cumulative product of `1 - beta`: `x_t = sqrt(abar) x + sqrt(1 - abar) e`.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from ddip_pl.settings import Range
+
 STEPS, BETA_START, BETA_END = 1000, 1e-4, 2e-2
+Timestep = Annotated[int, Range(0, STEPS - 1)]
 
 
 def noise_schedule(steps: int = STEPS, beta_start: float = BETA_START, beta_end: float = BETA_END) -> Tensor:

@@ -7,6 +7,7 @@ by name and as a list.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ddip_pl.errors import InputError
+from ddip_pl.settings import HalfOpenUnitInterval, Pixels, Range, checked
+
+Channels = Annotated[int, Range(1, 4096)]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """Settings of the network, named as in guided-diffusion.
@@ -40,31 +45,24 @@ class UNetConfig:
         InputError: a setting is out of range, or `image_size` does not fit the number of levels.
     """
 
-    image_size: int
-    in_channels: int = 1
-    out_channels: int | None = None
-    num_channels: int = 32
-    channel_mult: Sequence[int] = (1, 1, 2, 4)
-    num_res_blocks: int = 1
-    attention_resolutions: Sequence[int] = (16,)
-    num_heads: int = 4
-    num_head_channels: int = -1
-    dropout: float = 0.0
+    image_size: Pixels
+    in_channels: Channels = 1
+    out_channels: Channels | None = None
+    num_channels: Channels = 32
+    channel_mult: Sequence[Annotated[int, Range(1, 64)]] = (1, 1, 2, 4)
+    num_res_blocks: Annotated[int, Range(1, 64)] = 1
+    attention_resolutions: Sequence[Pixels] = (16,)
+    num_heads: Channels = 4
+    num_head_channels: Literal[-1] | Channels = -1
+    dropout: HalfOpenUnitInterval = 0.0
     resblock_updown: bool = True
     use_scale_shift_norm: bool = True
     use_new_attention_order: bool = False
     learn_sigma: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("channel_mult", "attention_resolutions"):
-            if not all(value >= 1 for value in getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}; give whole numbers of at least 1")
-        if (
-            not self.channel_mult
-            or self.num_heads < 1
-            or not (self.num_head_channels == -1 or self.num_head_channels > 0)
-        ):
-            raise InputError("the network needs at least one level and attention heads of at least one channel")
+        if not self.channel_mult:
+            raise InputError("channel_mult is empty; give a number for each resolution level")
         levels = len(self.channel_mult)
         if self.image_size % 2 ** (levels - 1):
             raise InputError(f"image_size is {self.image_size}; {levels} levels need a multiple of {2 ** (levels - 1)}")

@@ -19,11 +19,13 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.step import Process, Step
 from ddip_pl.results.result import Result
+from ddip_pl.settings import OpenUnitInterval, PositiveInt, Seed, checked
 from ddip_pl.volumes.frame import Frame
 
 log = logging.getLogger(__name__)
 
 
+@checked
 class BestOf(Method):
     """The best of several methods for a measurement, chosen by cross-validation (Stone 1974).
 
@@ -42,14 +44,16 @@ class BestOf(Method):
         InputError: there are no candidates, or a setting is out of range.
     """
 
-    def __init__(self, candidates: dict[str, Method], slices: int = 8, share: float = 0.1, seed: int = 0):
+    def __init__(
+        self,
+        candidates: dict[str, Method],
+        slices: PositiveInt = 8,
+        share: OpenUnitInterval = 0.1,
+        seed: Seed = 0,
+    ):
         super().__init__()
         if not candidates:
             raise InputError("model.candidates is empty; give at least one method")
-        if slices < 1:
-            raise InputError(f"model.slices is {slices}; give at least 1")
-        if not 0 < share < 1:
-            raise InputError(f"model.share is {share}; give a share above 0 and below 1")
         self.candidates, self.slices, self.share, self.seed = dict(candidates), slices, share, seed
         self.members = nn.ModuleList(candidates.values())  # moves with this module; no ModuleDict: names may have dots
         self.image_size = next((method.image_size for method in candidates.values() if method.image_size), None)

@@ -12,6 +12,7 @@ from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
+from ddip_pl.settings import PositiveInt, checked
 
 SHIPPED_PRIORS = {  # by image channels
     1: str(WEIGHTS / "ellipses_128.safetensors"),
@@ -24,6 +25,7 @@ SMALLEST, LARGEST = 0.5, 4  # suitable image sizes, relative to the prior's (doc
 log = logging.getLogger(__name__)
 
 
+@checked
 class Reconstruction(Method):
     """Test-time reconstruction with a diffusion prior.
 
@@ -44,11 +46,9 @@ class Reconstruction(Method):
         estimator: PosteriorMean | None = None,
         adaptation: Adaptation | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"model.batch_size is {batch_size}; give at least 1")
         self.estimator = estimator or DDS()
         self.adaptation = adaptation or NoAdaptation()
         self.adaptation.check(sampler.planes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import Memory, PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import THINNEST, Denoiser, Plane
-from ddip_pl.prior.schedule import STEPS, ddim_step, diffuse, slerp, timesteps, tweedie
+from ddip_pl.prior.schedule import STEPS, Timestep, ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.step import Step
+from ddip_pl.settings import HalfOpenUnitInterval, Power, Range, UnitInterval, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Sampler:
     """Settings of the reverse diffusion.
@@ -42,31 +44,18 @@ class Sampler:
         InputError: a setting is out of range.
     """
 
-    steps: int = 80
-    start: int = 150
-    spacing: float = 3.0
-    eta: float = 1.0
+    steps: Annotated[int, Range(1, STEPS)] = 80
+    start: Timestep = 150
+    spacing: Power = 3.0
+    eta: UnitInterval = 1.0
     initial_noise: Literal["interpolated", "independent"] = "interpolated"
     planes: Literal["slices", "all"] = "all"
-    averaging: float = 0.3
-    noise_above: int = 10
+    averaging: HalfOpenUnitInterval = 0.3
+    noise_above: Annotated[int, Range(-1, STEPS - 1)] = 10
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= self.start + 1 <= STEPS:
-            raise InputError(f"{self.steps} steps from timestep {self.start}; give 1 <= steps <= start + 1 <= {STEPS}")
-        if not 0 < self.spacing < float("inf"):
-            raise InputError(f"spacing of the sampler is {self.spacing}; give a positive power, 1 for even timesteps")
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"eta of the sampler is {self.eta}; give a share between 0 and 1")
-        if not 0 <= self.averaging < 1:
-            raise InputError(f"averaging of the sampler is {self.averaging}; give a share of at least 0 and below 1")
-        if not -1 <= self.noise_above < STEPS:
-            raise InputError(
-                f"noise_above of the sampler is {self.noise_above}; give a timestep, or -1 for noise to the end"
-            )
-        for name, choices in {"initial_noise": ("interpolated", "independent"), "planes": ("slices", "all")}.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} of the sampler is {getattr(self, name)!r}; give {' or '.join(choices)}")
+        if self.steps > self.start + 1:
+            raise InputError(f"{self.steps} steps from timestep {self.start}; give at most start + 1 steps")
 
     @classmethod
     def published(cls) -> Sampler:

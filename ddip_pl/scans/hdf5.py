@@ -152,7 +152,7 @@ def operator_of(kind: str) -> type[LinearOperator]:
     if kind not in found:
         raise InputError(
             f"attribute 'operator' is {kind!r}; expected one of {', '.join(sorted(found))}; import the module of "
-            "your own operator (predict: name its class by --data.operator MODULE.CLASS)"
+            "your own operator (predict: --plugins MODULE --data.operator MODULE.CLASS)"
         )
     return found[kind]
 

@@ -319,16 +319,16 @@ def test_images_may_be_complex(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (partial(TotalVariation, 0.0), "model.strength is 0.0"),
-        (partial(TotalVariation, float("nan")), "model.strength is nan"),
-        (partial(L1Wavelet, -1.0), "model.strength is -1.0"),
-        (partial(L1Wavelet, iterations=0), "model.iterations is 0"),
-        (partial(TotalVariation, iterations=0), "model.iterations is 0"),
-        (partial(DeepImagePrior, learning_rate=0), "model.learning_rate is 0"),
-        (partial(DeepImagePrior, averaging=1), "model.averaging is 1"),
-        (partial(DeepImagePrior, discrepancy=-1), "model.discrepancy is -1"),
-        (partial(DeepImagePrior, iterations=0), "model.iterations is 0"),
-        (partial(DeepImagePrior, batch_size=0), "model.batch_size is 0"),
+        (partial(TotalVariation, 0.0), "strength is 0.0"),
+        (partial(TotalVariation, float("nan")), "strength is nan"),
+        (partial(L1Wavelet, -1.0), "strength is -1.0"),
+        (partial(L1Wavelet, iterations=0), "iterations is 0"),
+        (partial(TotalVariation, iterations=0), "iterations is 0"),
+        (partial(DeepImagePrior, learning_rate=0), "learning_rate is 0"),
+        (partial(DeepImagePrior, averaging=1), "averaging is 1"),
+        (partial(DeepImagePrior, discrepancy=-1), "discrepancy is -1"),
+        (partial(DeepImagePrior, iterations=0), "iterations is 0"),
+        (partial(DeepImagePrior, batch_size=0), "batch_size is 0"),
     ],
 )
 def test_bad_settings(ct: Measurement, method: Any, message: str) -> None:

@@ -272,7 +272,7 @@ def test_nothing_is_logged_unless_it_is_asked_for(phantom_volume, monkeypatch):
     ("arguments", "message"),
     [
         (("--wandb", "sometimes"), "wandb"),
-        (("--images_every", "0"), "images_every is 0; give at least 1"),
+        (("--images_every", "0"), "images_every is 0; give a whole number from 1"),
         (("--wandb", "online"), "run `wandb login`, or give --wandb offline"),
     ],
 )

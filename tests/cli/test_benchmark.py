@@ -85,7 +85,7 @@ def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, p
     arguments = ["--tasks", str(TASK), "--methods", str(path), "--volumes", str(phantom_volume), "--output", "out"]
     assert benchmark.main(arguments) == 2
     out, error = capfd.readouterr()
-    assert "0 steps" in error
+    assert "steps is 0" in error
     assert "failed: sv_ct, phantom.nii.gz, broken" in " ".join(out.split())
     assert [row["method"] for row in table(Path("out"))] == ["fbp"]
 
@@ -110,7 +110,7 @@ def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("- a\n", "no named settings"),
         ("methods: {a: {model.steps: 3}}", "'a' has no config"),
         ("methods: {a: {config: nothing.yaml}}", "nothing.yaml"),

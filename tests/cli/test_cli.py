@@ -468,41 +468,44 @@ BAD_INPUT = {
     "window of one value": (["--data.window", "[5]"], "data.window"),
     "unknown plane": (["--data.plane", "oblique"], "oblique"),
     "more slices than there are": (["--data.slices", "99"], "data.slices is 99; the volume has 6 axial slices"),
-    "no slices": (["--data.slices", "0"], "data.slices is 0"),
+    "no slices": (["--data.slices", "0"], "slices is 0"),
     "slices after the last": (["--data.first", "6"], "data.first is 6"),
-    "size zero": (["--data.size", "0"], "data.size is 0"),
+    "size zero": (["--data.size", "0"], "size is 0"),
     "size too small": (["--data.size", "2"], "slices of 28 x 32 pixels"),
-    "negative noise": (["--data.sigma_y", "-0.1"], "data.sigma_y is -0.1"),
-    "noise that is not finite": (["--data.sigma_y", ".inf"], "data.sigma_y"),
-    "text as noise": (["--data.sigma_y", "much"], "\"data.sigma_y\": Expected a <class 'float'>. Got value: much"),
+    "negative noise": (["--data.sigma_y", "-0.1"], "VolumeDataModule: sigma_y is -0.1; give a number from 0 to 1000"),
+    "noise that is not finite": (["--data.sigma_y", ".inf"], "sigma_y is inf"),
+    "text as noise": (["--data.sigma_y", "much"], "data.sigma_y is much; expected a number"),
     "no angles": (["--data.operator.init_args.angles", "0"], "angles is 0"),
     "text as angles": (["--data.operator.init_args.angles", "x"], "angles"),
-    "unknown operator": (["--data.operator", "ddip_pl.physics.Nothing"], "ddip_pl.physics.Nothing"),
+    "unknown operator": (["--data.operator", "ddip_pl.physics.Nothing"], "Nothing is none of its classes"),
     "missing prior": (["--model.prior", "{bad}/none.safetensors"], "prior {bad}/none.safetensors: no such file"),
     "truncated prior": (
         ["--model.prior", "{bad}/truncated.safetensors"],
         "prior {bad}/truncated.safetensors: truncated",
     ),
     "complex prior": (["--model.prior", "{bad}/complex.safetensors"], "the prior has 2 image channels, ParallelBeamCT"),
-    "steps 0": (["--model.sampler.steps", "0"], "0 steps from timestep 500"),
+    "steps 0": (["--model.sampler.steps", "0"], "Sampler: steps is 0; give a whole number from 1 to 1000"),
     "more steps than timesteps": (["--model.sampler.steps", "990"], "990 steps from timestep 500"),
     "text as steps": (
         ["--model.sampler.steps", "many"],
-        "\"model.sampler.steps\": Expected a <class 'int'>. Got value: many",
+        "model.sampler.steps is many; expected a whole number",
     ),
     "steps without a value": (["--model.sampler.steps"], "--model: expected one argument"),
-    "start 2000": (["--model.sampler.start", "2000"], "from timestep 2000"),
-    "eta 2": (["--model.sampler.eta", "2"], "eta of the sampler is 2.0"),
-    "spacing 0": (["--model.sampler.spacing", "0"], "spacing of the sampler is 0.0"),
-    "averaging 1": (["--model.sampler.averaging", "1"], "averaging of the sampler is 1.0"),
-    "negative averaging": (["--model.sampler.averaging", "-0.5"], "averaging of the sampler is -0.5"),
-    "batch size 0": (["--model.batch_size", "0"], "model.batch_size is 0"),
+    "start 2000": (["--model.sampler.start", "2000"], "start is 2000"),
+    "eta 2": (["--model.sampler.eta", "2"], "eta is 2.0"),
+    "spacing 0": (["--model.sampler.spacing", "0"], "Sampler: spacing is 0.0; give a number above 0 and at most 10"),
+    "averaging 1": (["--model.sampler.averaging", "1"], "averaging is 1.0"),
+    "negative averaging": (["--model.sampler.averaging", "-0.5"], "averaging is -0.5"),
+    "batch size 0": (["--model.batch_size", "0"], "batch_size is 0"),
     "unknown estimator": (["--model.estimator", "Nothing"], "Nothing"),
-    "estimator without iterations": (["--model.estimator.init_args.iterations", "0"], "DDS with 0 iterations"),
+    "estimator without iterations": (
+        ["--model.estimator.init_args.iterations", "0"],
+        "DDS: iterations is 0; give a whole number from 1 to 1000000",
+    ),
     "negative gamma": (["--model.estimator.init_args.gamma", "-1"], "gamma is -1.0"),
     "total variation without strength": (
         [*MBIR[-6:], "--model.estimator.init_args.strength", "0"],
-        "strength of DiffusionMBIR is 0.0",
+        "DiffusionMBIR: strength is 0.0",
     ),
     "total variation along unknown axes": (
         [*MBIR[-6:], "--model.estimator.init_args.axes", "rows"],
@@ -517,7 +520,7 @@ BAD_INPUT = {
             "--data.operator.mask.acceleration",
             "0.5",
         ],
-        "acceleration is 0.5; give a finite number of at least 1",
+        "PoissonDisc: acceleration is 0.5; give a number from 1 to 1000",
     ),
     "real prior for complex images": (
         ["--config", f"{CONFIGS}/task/csmri.yaml"],
@@ -529,24 +532,24 @@ BAD_INPUT = {
     ),
     "unknown initial noise": (["--model.sampler.initial_noise", "none"], "initial_noise"),
     "unknown method": (["--model", "Nothing"], "Nothing"),
-    "no method": (["--model", "ddip_pl.estimators.DDS"], "ddip_pl.estimators.DDS"),
+    "no method": (["--model", "ddip_pl.estimators.DDS"], "DDS"),
     "setting of another method": (
         ["--model", "DirectInverse", "--model.batch_size", "1"],
-        "Option 'batch_size' is not accepted",
+        "no setting model.batch_size",
     ),
     "total variation without strength as a method": (
         ["--model", "TotalVariation", "--model.strength", "0"],
-        "model.strength is 0.0",
+        "strength is 0.0",
     ),
     "strength of no noise": (["--model", "L1Wavelet", "--data.sigma_y", "0"], "data.sigma_y is 0"),
-    "iterations 0": (["--model", "DeepImagePrior", "--model.iterations", "0"], "model.iterations is 0"),
-    "rank 0": ([f"{ADAPTATION}training.rank", "0"], "rank of the adaptation is 0"),
-    "learning rate 0": ([f"{ADAPTATION}training.learning_rate", "0"], "learning_rate of the adaptation is 0.0"),
+    "iterations 0": (["--model", "DeepImagePrior", "--model.iterations", "0"], "iterations is 0"),
+    "rank 0": ([f"{ADAPTATION}training.rank", "0"], "rank is 0"),
+    "learning rate 0": ([f"{ADAPTATION}training.learning_rate", "0"], "learning_rate is 0.0"),
     "adaptation to more slices than there are": (
         [f"{ADAPTATION}slices", "7"],
         "draws 7 slices, the volume has 6; lower adaptation.slices",
     ),
-    "unknown setting": (["--model.nonsense", "1"], "\"model\": Option 'nonsense' is not accepted"),
+    "unknown setting": (["--model.nonsense", "1"], "no setting model.nonsense"),
     "argument without option": (["extra"], "unrecognized arguments: extra"),
     "missing config file": (["--config", "{bad}/none.yaml"], "{bad}/none.yaml"),
     "folder as config file": (["--config", "{bad}"], "{bad}"),
@@ -558,7 +561,7 @@ BAD_INPUT = {
     "config that is binary": (["--config", "{bad}/binary.yaml"], "config {bad}/binary.yaml: "),
     "unknown setting in a config": (
         ["--config", "{bad}/unknown.yaml"],
-        "config {bad}/unknown.yaml: Parser key \"model\": Option 'nonsense' is not accepted",
+        "config {bad}/unknown.yaml: no setting model.nonsense",
     ),
     "reference to nowhere": (
         ["--config", "{bad}/nowhere.yaml"],
@@ -581,6 +584,83 @@ BAD_INPUT = {
     "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator name"),
     "no devices": (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')`"),
     "text as seed": (["--seed_everything", "x"], "seed_everything"),
+}
+CALLED = "[{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {on_test_start: trap.call}}]"
+# Settings that name code of another package, each as an argument and as the content of a config file.
+STRANGE = {
+    "method": (["--model", "trap.Trap"], "model: trap.Trap"),
+    "estimator": (["--model.estimator", "trap.Trap"], "model: {estimator: {class_path: trap.Trap}}"),
+    "deep inside": (
+        ["--model.adaptation.init_args.training.loss_estimator", "trap.Trap"],
+        "model: {adaptation: {init_args: {training: {loss_estimator: {class_path: trap.Trap}}}}}",
+    ),
+    "operator": (["--data.operator", "trap.Trap"], "data: {operator: {class_path: trap.Trap}}"),
+    "function": (["--data.operator", "trap.call"], "data: {operator: trap.call}"),
+    "mask": (
+        ["--data.operator", "SingleCoilMRI", "--data.operator.mask", "trap.Trap"],
+        "data: {operator: {class_path: ddip_pl.physics.SingleCoilMRI, init_args: {mask: {class_path: trap.Trap}}}}",
+    ),
+    "module inside ours": (
+        ["--model.estimator", "ddip_pl.cli.parser.import_module"],
+        "model: {estimator: ddip_pl.cli.parser.import_module}",
+    ),
+    "callback": (
+        ["--trainer.callbacks", "[{class_path: trap.Trap}]"],
+        "trainer: {callbacks: [{class_path: trap.Trap}]}",
+    ),
+    "function of a callback": (["--trainer.callbacks", CALLED], f"trainer: {{callbacks: {CALLED}}}"),
+    "logger": (["--trainer.logger", "trap.Trap"], "trainer: {logger: {class_path: trap.Trap}}"),
+    "strategy": ([], "trainer: {strategy: {class_path: trap.Trap}}"),
+    "plugin": (["--trainer.plugins", "[{class_path: trap.Trap}]"], "trainer: {plugins: [{class_path: trap.Trap}]}"),
+    "help": (["--model.help", "trap.Trap"], ""),
+}
+# What the line about a wrong setting begins with.
+WRONG = {
+    "setting of the training": (
+        [f"{ADAPTATION}training", "{stepz: 3}"],
+        "no setting model.adaptation.training.stepz; did you mean step or steps?",
+    ),
+    "setting of the adaptation": (
+        [f"{ADAPTATION}slises", "3"],
+        "no setting model.adaptation.slises; did you mean slices?",
+    ),
+    "setting of a callback": (
+        ["--trainer.callbacks", "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save: 3}}]"],
+        "no setting trainer.callbacks.save",
+    ),
+    "type": (
+        ["--model.estimator.init_args.iterations", "x"],
+        "model.estimator.iterations is x; expected a whole number",
+    ),
+    "boolean": (
+        ["--model.estimator.iterations", "true"],
+        "model.estimator.iterations is True; expected a whole number",
+    ),
+    "type of two": (["--model.estimator.gamma", "x"], "model.estimator.gamma is x; expected a number or null"),
+    "type of three": (
+        ["--data.operator.angles", "x"],
+        "data.operator.angles is x; expected a whole number or a list or null",
+    ),
+    "type inside an estimator inside the training": (
+        [f"{ADAPTATION}training.loss_estimator", "{class_path: DDS, init_args: {iterations: x}}"],
+        "model.adaptation.training.loss_estimator.iterations is x; expected a whole number",
+    ),
+    "name of a class": (
+        ["--model.adaptation", "VolumeAdaption"],
+        "model.adaptation: VolumeAdaption is none of its classes; did you mean VolumeAdaptation?",
+    ),
+    "path of a class": (["--model.estimator", "ddip_pl.estimators.DSD"], "model.estimator: DSD is none of its classes"),
+    "choice": (["--model.sampler.planes", "rows"], "model.sampler.planes is rows; expected slices or all"),
+    "option": (["--data.slicez", "3"], "no setting data.slicez; did you mean slices?"),
+    "config": (["--config", "sv_cp"], "config sv_cp: no such file; did you mean sv_ct?"),
+    "seed": (["--seed_everything", "-1"], "seed_everything is -1; give a whole number from 0 to 4294967295"),
+    "not a number": (
+        ["--model.estimator.discrepancy", ".nan"],
+        "DDS: discrepancy is nan; give a number from 0 to 1e+12",
+    ),
+    "far too large": (["--data.sigma_y", "1e30"], "VolumeDataModule: sigma_y is 1e+30; give a number from 0 to 1000"),
+    "missing module": (["--plugins", "no_such_module"], "plugins: no_such_module cannot be imported (No module named"),
+    "plugins without a module": (["--plugins"], "argument --plugins: expected at least one argument"),
 }
 OPERATOR = ("--data.operator", "ddip_pl.physics.ParallelBeamCT", "--data.operator.init_args.angles", "8")
 WITHOUT = {
@@ -625,6 +705,53 @@ def test_bad_input(refused, phantom_volume, tiny_prior, case):
     arguments, message = BAD_INPUT[case]
     given = ["--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "new/out"]
     refused(["test", *D3IP, *given, *arguments], message)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_setting_is_named_first_in_a_short_line(run, case):
+    arguments, start = WRONG[case]
+    code, _, error = run("test", *D3IP, "--data.path", "x.nii", *arguments)
+    assert code == 2
+    assert error.startswith(f"ddip-pl: error: {start}")
+    assert error.count("\n") == 1
+    assert len(error) < 200
+
+
+@pytest.fixture
+def trap(folder, monkeypatch):
+    """A module that leaves a file when it is imported or called."""
+    text = "from pathlib import Path\nPath('sprung').touch()\nclass Trap: ...\ndef call(*_): Path('sprung').touch()\n"
+    (folder / "trap.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    yield folder / "sprung"
+    sys.modules.pop("trap", None)
+
+
+@pytest.mark.parametrize("case", STRANGE)
+@pytest.mark.parametrize("place", ["argument", "config"])
+def test_settings_cannot_name_code_of_other_packages(run, trap, case, place):
+    arguments, content = STRANGE[case]
+    if place == "config":
+        Path("strange.yaml").write_text(content)
+        arguments = ["--config", "strange.yaml"] if content else []
+    if not arguments:  # help is no setting; an argument for the strategy is a name
+        pytest.skip("there is no such setting")
+    code, _, error = run("test", *D3IP, "--data.path", "x.nii", *arguments)
+    assert code == 2
+    assert not trap.exists()
+    assert re.fullmatch(
+        r"ddip-pl: error: .*(trap|importlib)\.\w+ is from another package; .* add --plugins .*\n", error
+    )
+    assert len(error) < 200
+
+
+def test_plugins_are_for_the_command_line_only(run, trap):
+    Path("strange.yaml").write_text("plugins: [trap]\nmodel: {estimator: {class_path: trap.Trap}}")
+    code, _, error = run("test", *D3IP, "--data.path", "x.nii", "--config", "strange.yaml")
+    assert (code, trap.exists()) == (2, False)
+    assert "plugins" in error or "add --plugins trap" in error
+    code, _, error = run("test", *D3IP, "--data.path", "x.nii", "--config", "strange.yaml", "--plugins", "trap")
+    assert (code, trap.exists()) == (2, True)
 
 
 @pytest.mark.parametrize("case", WITHOUT)

@@ -361,13 +361,13 @@ BAD_SETTINGS = {
     "no files": (["--data.path", "[]"], "data.path has []"),
     "the same scan twice": (["--data.path", '["scan.npy", "scan.npy"]'], "data.path has ['scan', 'scan']"),
     "one of two is missing": (["--data.path", '["scan.npy", "none.npy"]'], "none.npy: no such file"),
-    "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "data.sigma_y is -1.0"),
+    "negative noise": (["--data.path", "scan.npy", "--data.sigma_y", "-1"], "sigma_y is -1.0"),
     "more slices": (
         ["--data.path", "scan.npy", "--data.slices", "9"],
         "scan.npy: data.slices is 9; the file has 6",
     ),
     "narrow calibration": (["--data.path", "scan.npy", "--data.calibration", "6"], "here it is 6 (data.calibration 6)"),
-    "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "Option 'window' is not accepted"),
+    "setting of a volume": (["--data.path", "scan.npy", "--data.window", "[0, 1]"], "no setting data.window"),
     "unknown data": (["--data", "NothingDataModule"], "NothingDataModule"),
 }
 

@@ -153,5 +153,5 @@ def test_dps_goes_through_the_unet_as_autograd_does() -> None:
 
 @pytest.mark.parametrize("step", [0.0, -1.0])
 def test_bad_steps_of_dps_are_refused(step: float) -> None:
-    with pytest.raises(InputError, match=rf"^step of DPS is {step}; give"):
+    with pytest.raises(InputError, match=rf"^DPS: step is {step}; give"):
         DPS(step)

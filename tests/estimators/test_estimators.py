@@ -298,7 +298,7 @@ def test_ddnm_has_the_right_gradient() -> None:
 @pytest.mark.parametrize("name", ["iterations", "tolerance"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_bad_settings_of_ddnm_are_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=rf"^{name} of DDNM is {value}; give"):
+    with pytest.raises(InputError, match=rf"^DDNM: {name} is {value}; give"):
         DDNM(**{name: value})  # type: ignore[arg-type]
 
 
@@ -411,12 +411,12 @@ def test_mbir_refuses_a_single_slice() -> None:
 @pytest.mark.parametrize("name", ["strength", "rho", "iterations", "cg_iterations"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_bad_settings_of_mbir_are_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=rf"^{name} of DiffusionMBIR is {value}; give"):
+    with pytest.raises(InputError, match=rf"^DiffusionMBIR: {name} is {value}; give"):
         DiffusionMBIR(**{name: value})  # type: ignore[arg-type]
 
 
 def test_mbir_refuses_unknown_axes() -> None:
-    with pytest.raises(InputError, match=r"^axes of DiffusionMBIR is 'z'; give 'slices' or 'all'$"):
+    with pytest.raises(InputError, match=r"^DiffusionMBIR: axes is 'z'; give slices or all$"):
         DiffusionMBIR(axes="z")  # type: ignore[arg-type]
 
 

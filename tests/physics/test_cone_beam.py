@@ -210,7 +210,7 @@ def test_wrong_shapes_are_refused():
         ({"detectors": 0}, "detectors is 0"),
         ({"spacing": math.inf}, "spacing is inf"),
         ({"iterations": 0}, "iterations is 0"),
-        ({"rows": 2, "spacing": 1000.0}, "no ray meets the volume"),
+        ({"rows": 2, "spacing": 100.0}, "no ray meets the volume"),
     ],
 )
 def test_bad_settings(bad, message):

@@ -257,7 +257,7 @@ def test_angular_weights(angles, expected):
 
 
 def test_hann_is_smoother_on_noise():
-    ram_lak, hann = (ParallelBeamCT(volume(64), 60, filter=f) for f in ct.FILTERS)
+    ram_lak, hann = (ParallelBeamCT(volume(64), 60, filter=f) for f in ("ram-lak", "hann"))
     noise = random(1, 1, 60, ram_lak.detectors)
     assert hann.pseudo_inverse(noise).std() < 0.5 * ram_lak.pseudo_inverse(noise).std()
 
@@ -409,7 +409,7 @@ def test_unusable_cache_folder_is_no_error(tmp_path):
         ({"angles": 0}, "angles is 0"),
         ({"angles": -3}, "angles is -3"),
         ({"angles": []}, r"angles is \[\]"),
-        ({"angles": [0.0, math.nan]}, "angles is .*finite angles"),
+        ({"angles": [0.0, math.nan]}, "angles is .*a list, each a number from -1000 to 1000"),
         ({"angles": "60"}, "angles is '60'"),
         ({"angles": ["a"]}, "angles is"),
         ({"angles": 7.5}, "angles is 7.5"),
@@ -420,7 +420,7 @@ def test_unusable_cache_folder_is_no_error(tmp_path):
         ({"detectors": 0}, "detectors is 0"),
         ({"spacing": -1.0}, "spacing is -1.0"),
         ({"spacing": "wide"}, "spacing is 'wide'"),
-        ({"filter": "cosine"}, "filter is 'cosine'; expected one of ram-lak, hann"),
+        ({"filter": "cosine"}, "filter is 'cosine'; give ram-lak or hann"),
         ({"detectors": 2, "spacing": 100.0}, "no ray meets the image"),
     ],
 )
@@ -572,7 +572,7 @@ def test_odl_is_imported_only_where_it_is_needed(tmp_path):
         ({"geometry": 3}, "geometry is a int; expected ODL's Parallel2dGeometry, FanBeamGeometry, ConeBeamGeometry"),
         ({"geometry": FanBeamGeometry(views(), SHIFTED, 20, 16, det_curvature_radius=40)}, "a curved detector"),
         ({"geometry": Parallel2dGeometry(views(), nonuniform_partition([0, 1, 3]))}, "uneven bins"),
-        ({"geometry": STANDARD["parallel_beam"](), "pixel": 0}, "pixel is 0; expected a positive"),
+        ({"geometry": STANDARD["parallel_beam"](), "pixel": 0}, "pixel is 0; give a number from 1e-09"),
         ({"geometry": STANDARD["parallel_beam"](), "angles": 3}, "angles and geometry given; expected exactly one"),
         ({"geometry": {"kind": "parallel_beam", "angles": np.zeros(3)}}, "attribute 'detector_spacing' is missing"),
     ],

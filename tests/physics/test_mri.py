@@ -168,7 +168,7 @@ def test_scale_is_that_of_the_maps():
             "coil maps of a slice are all zero",
         ),
         (lambda: SENSE((2, 16, 16), RandomLines(2), smooth_maps(16, 16) * float("nan")), "not finite"),
-        (lambda: SENSE((2, 16, 16), RandomLines(2), smooth_maps(16, 16), iterations=0), "iterations of SENSE is 0"),
+        (lambda: SENSE((2, 16, 16), RandomLines(2), smooth_maps(16, 16), iterations=0), "SENSE: iterations is 0"),
         (
             lambda: SENSE((3, 16, 16), torch.ones(2, 16, 16), smooth_maps(16, 16, slices=3)),
             r"mask of shape \(2, 16, 16\) for 3 slices",

@@ -110,9 +110,9 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Radial(0), "spokes of the trajectory is 0"),
-        (lambda: Spiral(0), "interleaves of the trajectory is 0"),
-        (lambda: Spiral(2, 0.5), "acceleration of the trajectory is 0.5"),
+        (lambda: Radial(0), "spokes is 0"),
+        (lambda: Spiral(0), "interleaves is 0"),
+        (lambda: Spiral(2, 0.5), "acceleration is 0.5"),
         (lambda: NonCartesianMRI(SHAPE, torch.zeros(2, 30)), r"trajectory of shape \(2, 30\); expected \(samples, 2\)"),
         (lambda: NonCartesianMRI(SHAPE, torch.full((5, 2), 8.0)), r"positions up to 8; expected radians per pixel"),
         (lambda: NonCartesianMRI(SHAPE, torch.full((5, 2), math.nan)), "positions up to nan"),
@@ -129,7 +129,7 @@ def test_turns_of_the_spirals_are_as_far_apart_as_the_acceleration_says(size, in
             r"density compensation of shape \(48,\) for 256 samples; expected one value for each",
         ),
         (lambda: NonCartesianMRI(SHAPE, Radial(8), density=torch.zeros(256)), "at least 0 and not all 0"),
-        (lambda: NonCartesianMRI(SHAPE, Radial(8), iterations=0), "iterations of NonCartesianMRI is 0"),
+        (lambda: NonCartesianMRI(SHAPE, Radial(8), iterations=0), "NonCartesianMRI: iterations is 0"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

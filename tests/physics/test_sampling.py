@@ -195,13 +195,13 @@ def test_poisson_disc_that_cannot_be_had():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"acceleration": 0.9}, r"acceleration is 0\.9; give .* at least 1"),
+        ({"acceleration": 0.9}, r"acceleration is 0\.9; give a number from 1 to 1000"),
         ({"acceleration": -4}, "acceleration is -4"),
         ({"acceleration": float("nan")}, "acceleration is nan"),
         ({"acceleration": float("inf")}, "acceleration is inf"),
-        ({"centre": -0.1}, r"centre of the mask is -0\.1"),
-        ({"centre": 24}, "centre of the mask is 24"),
-        ({"seed": -1}, "seed of the mask is -1"),
+        ({"centre": -0.1}, r"centre is -0\.1"),
+        ({"centre": 24}, "centre is 24"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_bad_settings(sampling, bad, message):
@@ -218,8 +218,8 @@ def test_centre_beyond_the_acceleration(sampling):
 
 @pytest.mark.parametrize("sampling", [EquispacedLines, RandomLines, RandomPoints, PoissonDisc])
 def test_acceleration_that_leaves_nothing(sampling):
-    with pytest.raises(InputError, match=r"acceleration 1e\+06 leaves 0 of"):
-        sampling(1e6, centre=0)(16)
+    with pytest.raises(InputError, match="acceleration 1000 leaves 0 of"):
+        sampling(1000, centre=0)(16)
 
 
 # --- the centre that is measured ------------------------------------------------------------------------------

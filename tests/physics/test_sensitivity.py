@@ -82,9 +82,9 @@ def test_espirit_finds_the_maps_of_a_birdcage():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"coils": 0}, "coils is 0; give at least 1"),
-        ({"radius": 1.0}, r"radius of the birdcage is 1\.0"),
-        ({"radius": float("nan")}, "radius of the birdcage is nan"),
+        ({"coils": 0}, "coils is 0; give a whole number from 1"),
+        ({"radius": 1.0}, r"radius is 1\.0"),
+        ({"radius": float("nan")}, "radius is nan"),
     ],
 )
 def test_bad_birdcage(bad, message):

@@ -285,14 +285,15 @@ def test_an_operator_of_ones_own_on_the_command_line(tmp_path, phantom_volume):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    given = ("--data.operator", "halving.Halving", "--data.sigma_y", "0.01", "--data.size", "32")
-    made = run("simulate", "--data.path", str(phantom_volume), *given, "--output", "own.h5")
+    own = ("--plugins", "halving", "--data.operator", "halving.Halving")
+    given = ("--data.path", str(phantom_volume), "--data.sigma_y", "0.01", "--data.size", "32")
+    made = run("simulate", *own, *given, "--output", "own.h5")
     assert made.returncode == 0, made.stderr
     predict = ("predict", "--config", "configs/task/measured.yaml", "--config", "configs/method/fbp.yaml",
                "--data.path", "own.h5", "--output", "out")  # fmt: skip
     without = run(*predict)
     assert (without.returncode, without.stderr.count("\n")) == (2, 1)
-    assert "--data.operator MODULE.CLASS" in without.stderr
-    found = run(*predict, "--data.operator", "halving.Halving")
+    assert "--plugins MODULE --data.operator MODULE.CLASS" in without.stderr
+    found = run(*predict, *own)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "out" / "phantom" / "reconstruction.nii.gz").is_file()
