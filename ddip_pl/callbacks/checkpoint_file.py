@@ -99,10 +99,10 @@ def check_origin(path: _PATH, saved: Fingerprint | None, now: Fingerprint) -> No
         raise InputError(f"ckpt_path {path}: the checkpoint does not say what it is of; leave out --ckpt_path")
     if other := difference(saved, now):
         raise InputError(f"ckpt_path {path}: the checkpoint was saved with {other}; {advice}")
-    if saved[TORCH] != now[TORCH]:
+    if saved.get(TORCH) != now.get(TORCH):
         log.warning(
             "the checkpoint was saved with PyTorch %s, now it is %s; the result may differ in the last digits",
-            saved[TORCH], now[TORCH],
+            saved.get(TORCH), now.get(TORCH),
         )  # fmt: skip
 
 

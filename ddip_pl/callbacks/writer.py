@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ddip_pl.errors import InputError, reason
 from ddip_pl.results.claim import claimed
-from ddip_pl.results.folder import PartlyWritten, check_replaceable
+from ddip_pl.results.folder import PartlyWritten, check_replaceable, remove_unfinished
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.volumes.dicom import check_writable
@@ -47,6 +47,7 @@ class VolumeWriter(Callback):
         """
         if trainer.is_global_zero:
             self.claim.enter_context(claimed(self.folder))
+            remove_unfinished(self.folder)
 
     on_predict_start = on_test_start
 

@@ -28,6 +28,8 @@ LORA, WEIGHTS = "lora", "weights.safetensors"
 PLANES, PAGE = "figures/planes.png", "report.html"
 RECORD = (METRICS, SLICES, TRAJECTORY, CONFIG, REFERENCE)  # what `write_run` writes
 
+UNFINISHED = ".unfinished-"  # begins the names of folders that are still being written
+
 NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON lacks, as `plain` writes them
 
 
@@ -134,13 +136,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as temporary:
         place = Path(temporary, "volume")
         place.mkdir()
         yield place
         if folder.exists():
             folder.rename(Path(temporary, "replaced"))
         place.rename(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs have left of the results that they were writing to a folder."""
+    for place in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class PartlyWritten(InputError):

@@ -1,4 +1,4 @@
-"""When `VolumeWriter` refuses to write, where it writes, and the folders it leaves; `Result.save` writes the results."""
+"""When `VolumeWriter` refuses to write, where it writes, and what it leaves; `Result.save` writes the results."""
 
 import errno
 import shutil
