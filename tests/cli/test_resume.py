@@ -276,3 +276,13 @@ def test_a_claim_leaves_no_folder_that_it_created(tmp_path):
     with claimed(tmp_path / "a"):
         (tmp_path / "a" / "kept").touch()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("place", ["ddip_pl.cli.parser.Parser.read", "ddip_pl.data.simulated.VolumeDataModule.setup"])
+def test_ctrl_c_before_the_run_has_started(run, given, monkeypatch, place):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning would ignore Ctrl-C from here on
+    assert run(*given) == (128 + signal.SIGINT, "ddip-pl: interrupted before the run had started\n")
