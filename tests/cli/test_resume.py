@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import D3IP, FIT, TASK
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 from ddip_pl import cli
 from ddip_pl.callbacks import checkpoint_file
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile, origin
 from ddip_pl.callbacks.fingerprint import TORCH, difference
+from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.errors import InputError
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
@@ -286,3 +288,10 @@ def test_ctrl_c_before_the_run_has_started(run, given, monkeypatch, place):
     monkeypatch.setattr(place, interrupt)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning would ignore Ctrl-C from here on
     assert run(*given) == (128 + signal.SIGINT, "ddip-pl: interrupted before the run had started\n")
+
+
+def test_lightnings_own_way_of_ending_at_sigterm_is_no_success(tmp_path):
+    """It ends trainings on several devices."""
+    ended = SIGTERMException()
+    Interruption(tmp_path / "last.ckpt", "").on_exception(None, None, ended)
+    assert ended.code == 128 + signal.SIGTERM
