@@ -75,9 +75,7 @@ def start(arguments: tuple[str, ...], before: Callable[[], None] = lambda: None)
         return process
     code = 70
     try:
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        sys.stdout = sys.stderr = Path("log.txt").open("a", buffering=1)  # noqa: SIM115 (the process ends)
         sys.argv = ["ddip-pl", *arguments]
         before()
         code = cli.main()
