@@ -63,17 +63,23 @@ class Interruption(ReconstructionCallback):
         """Save a checkpoint and exit, if there was a signal."""
         if self.received is None:
             return
-        resumable = getattr(trainer.lightning_module, "resumable", True)
-        if resumable:
+        if resumable(trainer):
             trainer.save_checkpoint(self.path)
-        kept = resumable and self.path.exists()
-        advice = f"to go on: {self.command}" if kept else "there is no checkpoint to go on from"
-        print(f"ended by {self.received.name}; {advice}", file=sys.stderr)
         raise SystemExit(128 + self.received)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         remove(self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Print what goes on from the checkpoint, after the last state of the progress bar."""
+        if self.received is not None:
+            kept = resumable(trainer) and self.path.exists()
+            advice = f"to go on: {self.command}" if kept else "there is no checkpoint to go on from"
+            print(f"ended by {self.received.name}; {advice}", file=sys.stderr)
         if isinstance(exception, SIGTERMException):  # Lightning's, with exit code 0
             exception.code = 128 + signal.SIGTERM
+
+
+def resumable(trainer: Trainer) -> bool:
+    """Whether what runs can go on from a checkpoint; a training can."""
+    return getattr(trainer.lightning_module, "resumable", True)
