@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random docs benchmark yardstick paper clean
+.PHONY: demo test test-slow test-random test-faults docs benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -16,7 +16,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not faults" -n auto --dist worksteal
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
@@ -27,6 +27,11 @@ test-random: $(VENV)/installed-dev
 	for round in $$(seq $(ROUNDS)); do \
 		OMP_NUM_THREADS=1 $(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile random -n auto --dist worksteal || exit 1; \
 	done
+
+# Kill whole runs at random points and repeat them; the results must be bit for bit the same: make test-faults KILLS=200
+KILLS ?= 60
+test-faults: $(VENV)/installed-dev
+	KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/pytest -m faults tests/test_faults.py
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

@@ -1,27 +1,30 @@
 """Saves the state of a running reconstruction."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 
+from ddip_pl.callbacks.checkpoint_file import remove
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.settings import NonNegative, checked
 
 
 @checked
 class DiffusionCheckpoint(ReconstructionCallback):
-    """Save `last.ckpt` during a reconstruction; `--ckpt_path` resumes from it.
+    """Save a checkpoint during a reconstruction, and remove it when all volumes are done.
 
     Args:
-        folder: for the checkpoint.
+        path: of the checkpoint.
         every_seconds: shortest time between two saves.
+
+    Raises:
+        InputError: the time is negative.
     """
 
-    def __init__(self, folder: Path, every_seconds: NonNegative = 60):
-        self.path, self.every_seconds = folder / "last.ckpt", every_seconds
+    def __init__(self, path: Path, every_seconds: NonNegative = 60):
+        self.path, self.every_seconds = path, every_seconds
         self.saved = time.monotonic()
 
     def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, *_: Any) -> None:
@@ -29,13 +32,7 @@ class DiffusionCheckpoint(ReconstructionCallback):
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print how to resume an interrupted run."""
-        if isinstance(exception, KeyboardInterrupt):
-            kept = f"to resume, add --ckpt_path {self.path} --output {self.path.parent} to the same command"
-            print(f"interrupted; {kept if self.path.exists() else 'no checkpoint was saved yet'}", file=sys.stderr)
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
     on_predict_end = on_test_end

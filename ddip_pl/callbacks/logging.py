@@ -147,7 +147,8 @@ def result_media(result: Result, folder: Path) -> dict[str, Any]:
     """The picture from a volume's folder, and a table of its slices."""
     import wandb
 
-    media: dict[str, Any] = {"planes": wandb.Image(str(folder / PLANES))}
+    picture = folder / PLANES  # missing if it could not be written
+    media: dict[str, Any] = {"planes": wandb.Image(str(picture))} if picture.is_file() else {}
     if rows := result.slice_metrics():
         columns: list[str | int] = [*rows[0]]
         media["slice_table"] = wandb.Table(columns, [[*row.values()] for row in rows])

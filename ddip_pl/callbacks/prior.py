@@ -9,6 +9,7 @@ import matplotlib.image
 import torch
 from einops import rearrange
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
@@ -64,9 +65,13 @@ class ExportPrior(Callback):
         self.path = path
         self.seconds = 0.0
         self.images = 0
+        self.trained = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock = time.monotonic()
+        self.trained = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -82,6 +87,10 @@ class ExportPrior(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionPrior)
+        if not self.trained:  # resumed after the last step, so that Lightning has skipped the end, where it averages
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback.on_train_end(trainer, pl_module)
         metrics = trainer.callback_metrics
         data = getattr(trainer, "datamodule", None)
         card = {

@@ -1,20 +1,23 @@
 """Writes reconstructed volumes as they are finished."""
 
+import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from ddip_pl.errors import InputError
-from ddip_pl.results.folder import check_replaceable
+from ddip_pl.errors import InputError, reason
+from ddip_pl.results.claim import claimed
+from ddip_pl.results.folder import PartlyWritten, check_replaceable, remove_unfinished
+from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.volumes.dicom import check_writable
 
 
 class VolumeWriter(Callback):
-    """Save every result to `<folder>/<volume>/`, see `Result.save`.
+    """Save every result to `<folder>/<volume>/`, see `Result.save`, or elsewhere if that has become impossible.
 
     Args:
         folder: for all volumes of the run.
@@ -26,27 +29,25 @@ class VolumeWriter(Callback):
 
     Attributes:
         written: folders of the volumes, in the order written.
+        failures: what could not be written where it should be, one line each.
     """
 
     def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False, hdf5: bool = False):
         self.folder, self.task, self.method, self.config = folder, task, method, config
         self.dicom, self.hdf5 = dicom, hdf5
-        self.created: list[Path] = []
+        self.claim = ExitStack()
         self.written: list[Path] = []
+        self.failures: list[str] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check before the long run that the folder can be written.
+        """Claim the folder before the long run.
 
         Raises:
-            InputError: it cannot.
+            InputError: it cannot be written, or another run writes to it.
         """
-        self.created = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise InputError(f"output folder {self.folder}: cannot be written ({error.strerror})") from error
+        if trainer.is_global_zero:
+            self.claim.enter_context(claimed(self.folder))
+            remove_unfinished(self.folder)
 
     on_predict_start = on_test_start
 
@@ -66,18 +67,19 @@ class VolumeWriter(Callback):
     on_predict_batch_start = on_test_batch_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the folders that were created and are still empty."""
-        with suppress(OSError):
-            for folder in self.created:
-                folder.rmdir()
+        """Give the folder back."""
+        self.claim.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the folder back."""
+        self.claim.close()
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Save the result."""
-        folder = self.folder / outputs.frame.name
-        outputs.save(folder, task=self.task, method=self.method, config=self.config, dicom=self.dicom, hdf5=self.hdf5)
+        folder = self.save(outputs)
         self.written.append(folder)
         if outputs.choice:
             (chosen, least), *others = outputs.ranking
@@ -86,3 +88,37 @@ class VolumeWriter(Callback):
         print(f"{folder.name}: files in {folder}")
 
     on_predict_batch_end = on_test_batch_end
+
+    def save(self, result: Result) -> Path:
+        """Save a result, if need be to a new folder in the current folder or in the one for temporary files.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            InputError: it cannot be written anywhere.
+        """
+        for parent in (self.folder, Path("."), Path(tempfile.gettempdir())):
+            created = None
+            try:
+                if parent != self.folder:
+                    created = Path(tempfile.mkdtemp(prefix=f"{result.frame.name}-", dir=parent.absolute()))
+                folder = (created or parent) / result.frame.name
+                result.save(
+                    folder, task=self.task, method=self.method, config=self.config, dicom=self.dicom, hdf5=self.hdf5
+                )
+                return folder
+            except PartlyWritten as error:
+                self.fail(str(error))
+                return folder
+            except Exception as error:  # whatever it is, the volume must not be lost
+                self.fail(f"{result.frame.name} cannot be written to {parent} ({reason(error)})")
+                if created is not None:
+                    with suppress(OSError):
+                        created.rmdir()
+        raise InputError(f"{result.frame.name} could not be written anywhere; make room, and resume from a checkpoint")
+
+    def fail(self, line: str) -> None:
+        """Report what could not be written."""
+        self.failures.append(line)
+        print(f"ddip-pl: error: {line}", file=sys.stderr)

@@ -17,16 +17,24 @@ A file of methods lists variations by name:
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args
 
+import yaml
 from rich.console import Console
 
+from ddip_pl.callbacks.checkpoint_file import origin
+from ddip_pl.callbacks.fingerprint import Fingerprint, difference, fingerprint
+from ddip_pl.callbacks.interruption import SIGNALS
 from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.cli.reconstruct import make_parser
 from ddip_pl.errors import ArgumentParser, InputError
 from ddip_pl.methods.configs import read_config, with_bases
 from ddip_pl.report.page import write_page
@@ -70,26 +78,61 @@ class Job:
         return ["test", *configs, "--data.path", str(self.volume), *settings, *names, "--output", str(self.folder)]
 
     @property
-    def record(self) -> str:
-        """Everything the results depend on, to recognise results of the same settings."""
-        contents = [config.read_text() for config in self.configs]
-        return json.dumps({"volume": str(self.volume.resolve()), "configs": contents, "settings": self.settings})
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the results depend on.
+
+        Raises:
+            InputError: the settings cannot be used.
+        """
+        parser = make_parser("test")
+        settings = parser.read(self.arguments[1:])
+        return fingerprint("test", yaml.safe_load(parser.dump(settings, skip_unset=False)))
 
     def is_done(self) -> bool:
-        """Whether the folder has results of these settings."""
+        """Whether the folder has results of these settings, this volume and this version."""
         path = self.folder / "run.json"
-        return any(self.folder.glob(f"*/{METRICS}")) and path.is_file() and path.read_text() == self.record
+        if not any(self.folder.glob(f"*/{METRICS}")):
+            return False
+        try:
+            return difference(json.loads(path.read_text()), self.fingerprint) is None
+        except (OSError, ValueError):  # InputError is one: the run itself reports what is wrong with its settings
+            return False
 
     def start(self) -> int:
         """Run it, or resume an interrupted run of the same settings; returns the exit code."""
-        path, checkpoint = self.folder / "run.json", self.folder / "last.ckpt"
-        resumes = checkpoint.is_file() and path.is_file() and path.read_text() == self.record
+        command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(f"*/{METRICS}"):  # of other settings
             shutil.rmtree(stale.parent)
-        path.write_text(self.record)
-        command = [sys.executable, "-m", "ddip_pl.cli", *self.arguments]
-        return subprocess.run(command + (["--ckpt_path", str(checkpoint)] if resumes else [])).returncode
+        with suppress(InputError):  # which the run itself reports
+            now, checkpoint = self.fingerprint, self.folder / "last.ckpt"
+            (self.folder / "run.json").write_text(json.dumps(now))
+            saved = origin(checkpoint)
+            if saved is not None and difference(saved, now) is None:
+                command += ["--ckpt_path", str(checkpoint)]
+        return run(command)
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a process and return its exit code, or 128 + the signal that was meant to end it.
+
+    Signals are passed on, so that the process can save its state, except Ctrl-C, which a terminal sends to both.
+    """
+    received: list[int] = []
+    with subprocess.Popen(command) as process:
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            if number != signal.SIGINT:
+                process.send_signal(number)
+
+        before = {number: signal.signal(number, receive) for number in SIGNALS}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 128 + received[0] if received else code
 
 
 def as_argument(value: Any) -> str:
@@ -192,9 +235,12 @@ def main(arguments: Sequence[str]) -> int:
         done = job.is_done()
         state = "already done" if done else "running"
         console.print(f"[bold]{number}/{len(jobs)}[/] {job.task}, {job.volume.name}, {job.method}: {state}")
-        if not done and job.start():
-            failed.append(job)
+        code = 0 if done else job.start()
         write_tables(options.output, methods)
+        if code - 128 in SIGNALS:
+            return code
+        if code:
+            failed.append(job)
     if finished(options.output):
         write_report(options.output, methods)
         console.print(*tables(read_runs([options.output])))

@@ -4,6 +4,7 @@ A command is imported only when it runs, so that `ddip-pl --help` does not wait 
 """
 
 import logging
+import signal
 import sys
 import traceback
 import warnings
@@ -39,7 +40,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """Entry point; the exit code is 0, 2 for bad input, or 1 for an internal error."""
+    """Entry point; the exit code is 0, 2 for bad input, 1 for an internal error, 128 + a signal that ended the run."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -48,6 +49,11 @@ def main() -> int:
         return 0
     try:
         return run(arguments[0], arguments[1:])
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not any(isinstance(reason, KeyboardInterrupt) for reason in (error, error.__context__)):
+            raise
+        print("ddip-pl: interrupted before the run had started", file=sys.stderr)  # Lightning would exit with 1
+        return 128 + signal.SIGINT
     except Exception as error:
         if debug:
             traceback.print_exc()

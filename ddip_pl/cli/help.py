@@ -28,6 +28,7 @@ RESULTS = {
     "--dicom true": "write the volume as a DICOM series too",
     "--hdf5 true": "write the volume as an HDF5 file too, complex values kept",
     "--images_every": "diffusion steps between two logged pictures [10]",
+    "--checkpoint_every": "seconds between two checkpoints [60]",
 }
 RUN = {
     "--config": "file with settings; later arguments override earlier ones, so put options after files",

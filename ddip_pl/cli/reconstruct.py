@@ -1,9 +1,11 @@
 """`ddip-pl test` and `ddip-pl predict`: reconstruct volumes."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from jsonargparse import Namespace
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -11,6 +13,9 @@ from rich.console import Console
 
 import ddip_pl.data.measured  # noqa: F401 (one of the classes for --data)
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
+from ddip_pl.callbacks.checkpoint_file import CheckpointFile
+from ddip_pl.callbacks.fingerprint import fingerprint
+from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.callbacks.logging import RunLogging, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
 from ddip_pl.callbacks.writer import VolumeWriter
@@ -24,8 +29,11 @@ from ddip_pl.results.tables import read_runs, tables
 from ddip_pl.volumes.files import volume_name
 
 
-def main(command: str, arguments: Sequence[str]) -> None:
+def main(command: str, arguments: Sequence[str]) -> int:
     """Reconstruct volumes, and compare them with the reference (`test`) or not (`predict`).
+
+    Returns:
+        The exit code: 2 if some result could not be written where it should be.
 
     Raises:
         InputError: the settings or the data cannot be used.
@@ -39,15 +47,19 @@ def main(command: str, arguments: Sequence[str]) -> None:
     config = parser.dump(settings, skip_unset=False)
     writer = VolumeWriter(folder, settings.task, settings.method, config, settings.dicom, settings.hdf5)
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
-    callbacks: list[Callback] = [ReconstructionProgress(), writer, logging]
+    path = folder / "last.ckpt"
+    again = shlex.join(["ddip-pl", command, *arguments, "--ckpt_path", str(path), "--output", str(folder)])
+    callbacks: list[Callback] = [ReconstructionProgress(), writer, logging, Interruption(path, again)]
     if made.model.resumable:
-        callbacks.append(DiffusionCheckpoint(folder))
-    trainer = make_trainer(made.trainer, callbacks)
+        callbacks.append(DiffusionCheckpoint(path, settings.checkpoint_every))
+    checkpoints = CheckpointFile(fingerprint(command, yaml.safe_load(config)))
+    trainer = make_trainer(made.trainer, callbacks, [checkpoints])
     if command == "test":
         trainer.test(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, verbose=False)
     else:  # the callback writes each result, so that none has to stay in memory
         trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, return_predictions=False)
     Console().print(*tables(read_runs(writer.written)))
+    return 2 if writer.failures else 0
 
 
 def make_parser(command: str) -> Parser:
@@ -60,6 +72,7 @@ def make_parser(command: str) -> Parser:
         devices=1,
     )  # fmt: skip
     parser.add_argument("--images_every", type=int, default=10, help="Steps between two logged pictures.")
+    parser.add_argument("--checkpoint_every", type=float, default=60, help="Seconds between two checkpoints.")
     parser.add_argument("--task", default="task", help="Name of the task, for the results.")
     parser.add_argument("--method", default="method", help="Name of the method, for the results.")
     parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")

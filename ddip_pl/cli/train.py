@@ -1,17 +1,24 @@
 """`ddip-pl fit` and `ddip-pl validate`: train a prior on phantoms."""
 
+import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
-from lightning import seed_everything
+from lightning import Callback, seed_everything
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.loggers import CSVLogger
 
+from ddip_pl.callbacks.checkpoint_file import CheckpointFile
+from ddip_pl.callbacks.fingerprint import fingerprint
+from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.callbacks.logging import wandb_logger
 from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
 from ddip_pl.data.ellipses import EllipsesDataModule
 from ddip_pl.prior.module import DiffusionPrior
+from ddip_pl.results.claim import claimed
 
 
 def main(command: str, arguments: Sequence[str]) -> None:
@@ -33,10 +40,19 @@ def main(command: str, arguments: Sequence[str]) -> None:
     folder = Path(settings.trainer.default_root_dir or ".")
     if made.trainer.logger in (None, True):
         made.trainer.logger = CSVLogger(folder)
-    trainer = make_trainer(made.trainer, [])
+    config = yaml.safe_load(parser.dump(settings, skip_unset=False))
+    callbacks: list[Callback] = []
+    plugins: list[CheckpointIO] = []
+    if command == "fit":
+        path = folder / "interrupted.ckpt"
+        again = shlex.join(["ddip-pl", command, *arguments, "--ckpt_path", str(path)])
+        callbacks, plugins = [Interruption(path, again)], [CheckpointFile(fingerprint(command, config))]
+    trainer = make_trainer(made.trainer, callbacks, plugins)
     if settings.wandb != "disabled":
-        config = yaml.safe_load(parser.dump(settings, skip_unset=False))
         about = {"name": folder.resolve().name, "group": "prior", "job_type": command, "config": config}
         trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
-    start = trainer.fit if command == "fit" else trainer.validate
-    start(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+    if command == "validate":  # any checkpoint
+        trainer.validate(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+        return
+    with claimed(folder) if trainer.is_global_zero else nullcontext():
+        trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)

@@ -1,10 +1,12 @@
 """Lightning's Trainer on the command line."""
 
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ddip_pl.callbacks.logging import WandbMode
@@ -31,15 +33,19 @@ def check_checkpoint(path: str | None) -> None:
         raise InputError(f"ckpt_path {path}: no such file, or not a complete checkpoint")
 
 
-def make_trainer(settings: Namespace, callbacks: list[Callback]) -> Trainer:
-    """A Trainer with these callbacks after the user's own.
+def make_trainer(settings: Namespace, callbacks: Sequence[Callback], plugins: Sequence[CheckpointIO]) -> Trainer:
+    """A Trainer with these callbacks and plugins after the user's own.
 
     Raises:
         InputError: its settings are invalid.
     """
-    own = settings.callbacks or []
-    own = own if isinstance(own, list) else [own]
+    callbacks, plugins = [*as_list(settings.callbacks), *callbacks], [*as_list(settings.plugins), *plugins]
     try:
-        return Trainer(**settings.as_dict() | {"callbacks": [*own, *callbacks]})
+        return Trainer(**settings.as_dict() | {"callbacks": callbacks, "plugins": plugins})
     except (MisconfigurationException, ValueError) as error:
         raise InputError(f"trainer: {error}") from error
+
+
+def as_list(value: Any) -> list[Any]:
+    """Nothing, one or several values as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -20,12 +20,46 @@ VALIDATION_SEED = 20240710
 class FreshIndices(DistributedSampler[Any]):
     """Epoch e has the indices e n .. (e + 1) n - 1, divided among the ranks: no phantom appears in two epochs.
 
-    A run resumed within an epoch repeats the phantoms of that epoch.
+    Attributes:
+        done: number of phantoms that each rank has already seen in this epoch.
     """
+
+    done = 0
 
     def __iter__(self) -> Iterator[Any]:
         first = self.epoch * self.total_size
-        return iter(range(first + self.rank, first + self.total_size, self.num_replicas))
+        start = first + self.rank + self.done * self.num_replicas
+        return iter(range(start, first + self.total_size, self.num_replicas))
+
+
+class PhantomLoader(DataLoader[Item]):
+    """Goes on, in a resumed training, with the next batch of the epoch.
+
+    Which one that is follows from the trainer's progress. So the loader has no state of its own, but the methods by
+    which Lightning knows that it can resume.
+
+    Args:
+        trainer: counts the batches.
+        arguments: of the DataLoader.
+    """
+
+    sampler: FreshIndices
+    batch_size: int
+
+    def __init__(self, trainer: Trainer | None, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        # A generator, so that this runs at the first batch, when Lightning has restored its progress.
+        self.sampler.done = (self.trainer.fit_loop.batch_idx + 1) * self.batch_size if self.trainer else 0
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 @checked
@@ -68,11 +102,13 @@ class EllipsesDataModule(LightningDataModule):
         self.batch_size, self.epoch_size, self.validation_size = batch_size, epoch_size, validation_size
         self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader[Item]:
+    def train_dataloader(self) -> PhantomLoader:
         dataset = RandomEllipses(self.epoch_size, torch.initial_seed() % 2**63, self.variant)
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = FreshIndices(dataset, ranks, rank, shuffle=False)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, num_workers=self.num_workers, drop_last=True)
+        return PhantomLoader(
+            self.trainer, dataset, self.batch_size, sampler=sampler, num_workers=self.num_workers, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader[Item]:
         dataset = RandomEllipses(self.validation_size, VALIDATION_SEED, self.variant)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,18 @@ from einops import rearrange
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, reason
 from ddip_pl.report.page import Case, Shown, plain
 from ddip_pl.volumes.frame import Frame
 
 METRICS, SLICES, TRAJECTORY, CONFIG = "metrics.json", "slices.csv", "trajectory.csv", "config.yaml"
 RECONSTRUCTION, REFERENCE = "reconstruction.nii.gz", "reference.nii.gz"
 HDF5, DICOM = "reconstruction.h5", "dicom"
-LORA = "lora"
+LORA, WEIGHTS = "lora", "weights.safetensors"
 PLANES, PAGE = "figures/planes.png", "report.html"
+RECORD = (METRICS, SLICES, TRAJECTORY, CONFIG, REFERENCE)  # what `write_run` writes
+
+UNFINISHED = ".unfinished-"  # begins the names of folders that are still being written
 
 NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON lacks, as `plain` writes them
 
@@ -104,11 +108,10 @@ def read_case(runs: Sequence[Run]) -> Case:
 
 
 def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None:
-    """Write everything that `read_run` and `read_case` read to an existing folder."""
+    """Write everything that `read_run` and `read_case` read, except the volume, to an existing folder."""
     (folder / METRICS).write_text(json.dumps(plain(shown.metrics), indent=2, allow_nan=False) + "\n")
     (folder / CONFIG).write_text(shown.config)
     write_table(folder / TRAJECTORY, shown.trajectory)
-    nib.save(shown.image, folder / RECONSTRUCTION)  # type: ignore[attr-defined]
     if reference is not None:
         write_table(folder / SLICES, shown.slices)
         nib.save(reference, folder / REFERENCE)  # type: ignore[attr-defined]
@@ -133,13 +136,37 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder.parent) as temporary:
         place = Path(temporary, "volume")
         place.mkdir()
         yield place
         if folder.exists():
             folder.rename(Path(temporary, "replaced"))
         place.rename(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs have left of the results that they were writing to a folder."""
+    for place in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class PartlyWritten(InputError):
+    """A volume was written, but not all other files of its result."""
+
+
+@contextmanager
+def separately(failed: list[str], *paths: Path) -> Iterator[None]:
+    """Write files or folders whose failure must not stop the others.
+
+    If they cannot be written, what there is of them is removed, and the first is added to `failed`.
+    """
+    try:
+        yield
+    except Exception as error:  # such as a full disk, or a fault of the library that writes the format
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        failed.append(f"{paths[0].name} ({reason(error)})")
 
 
 def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +22,21 @@ from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
 from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.report.page import Case, Shown, write_page
-from ddip_pl.results.folder import DICOM, HDF5, PAGE, PLANES, new_folder, write_hdf5, write_run
+from ddip_pl.results.folder import (
+    DICOM,
+    HDF5,
+    LORA,
+    PAGE,
+    PLANES,
+    RECONSTRUCTION,
+    RECORD,
+    WEIGHTS,
+    PartlyWritten,
+    new_folder,
+    separately,
+    write_hdf5,
+    write_run,
+)
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.frame import Frame, magnitude
 
@@ -184,7 +199,8 @@ class Result:
     ) -> None:
         """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
 
-        The folder appears only once it is complete.
+        The folder appears only once everything has been written. A file that cannot be written, other than the volume
+        itself, does not stop the others.
 
         Args:
             folder: of the volume; results of an earlier run in it are replaced.
@@ -195,26 +211,41 @@ class Result:
             hdf5: write the volume as an HDF5 file too, complex images with their phase.
 
         Raises:
-            InputError: the folder exists and is not a result, or DICOM cannot express the orientation of the volume.
+            PartlyWritten: some files could not be written; the volume and the others are there.
+            InputError: the folder exists and is not a result.
+            OSError: the folder or the volume cannot be written.
         """
         volume, frame = self.volume, self.frame
         reference = None if self.reference is None else frame.nifti(self.reference)
-        shown = self.shown(method, {"task": task, "method": method} | self.facts(), config)
+        failed: list[str] = []
+
+        def shown() -> Shown:
+            return self.shown(method, {"task": task, "method": method} | self.facts(), config)
+
         with new_folder(Path(folder)) as place:
-            write_run(place, shown, reference)
-            self.weights.save(place)
+            nib.save(frame.nifti(volume), place / RECONSTRUCTION)  # type: ignore[attr-defined]
+            with separately(failed, *(place / name for name in RECORD)):
+                write_run(place, shown(), reference)
+            with separately(failed, place / WEIGHTS, place / LORA):
+                self.weights.save(place)
             if dicom:
-                write_dicom(place / DICOM, frame.in_units(volume), frame.affine, frame.header, f"{task} {method}")
+                with separately(failed, place / DICOM):
+                    write_dicom(place / DICOM, frame.in_units(volume), frame.affine, frame.header, f"{task} {method}")
             if hdf5:
-                write_hdf5(place / HDF5, volume, frame)
-            (place / PLANES).parent.mkdir()
-            panels = {"input": self.direct, method: self}
-            compare(
-                {name: result.volume for name, result in panels.items()},
-                self.reference,
-                {name: result.metrics() for name, result in panels.items()},
-                frame.affine,
-                place / PLANES,
-            )
-            case = Case(task, frame.name, [self.direct.shown("input"), shown], reference)
-            write_page(place / PAGE, f"{frame.name}, {task}, {method}", [case])
+                with separately(failed, place / HDF5):
+                    write_hdf5(place / HDF5, volume, frame)
+            with separately(failed, place / PLANES):
+                (place / PLANES).parent.mkdir()
+                panels = {"input": self.direct, method: self}
+                compare(
+                    {name: result.volume for name, result in panels.items()},
+                    self.reference,
+                    {name: result.metrics() for name, result in panels.items()},
+                    frame.affine,
+                    place / PLANES,
+                )
+            with separately(failed, place / PAGE):
+                case = Case(task, frame.name, [self.direct.shown("input"), shown()], reference)
+                write_page(place / PAGE, f"{frame.name}, {task}, {method}", [case])
+        if failed:
+            raise PartlyWritten(f"{folder}: {', '.join(failed)} could not be written; the other files are there")

@@ -1,5 +1,8 @@
-"""When `VolumeWriter` refuses to write, and the folders it leaves; `Result.save` writes the results themselves."""
+"""When `VolumeWriter` refuses to write, where it writes, and what it leaves; `Result.save` writes the results."""
 
+import errno
+import shutil
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -63,6 +66,7 @@ def test_results_get_the_settings_of_the_run(tmp_path: Path, trainer: Trainer, c
     writer.on_test_start(trainer, None)
     writer.on_test_batch_start(trainer, None, Scan(result.measurement, result.frame), 0)
     writer.on_test_batch_end(trainer, None, result, None, 0)
+    writer.teardown(trainer, None, "test")
     folder = tmp_path / "run" / "head"
     assert writer.written == [folder]
     assert capsys.readouterr().out == f"head: files in {folder}\n"
@@ -87,3 +91,46 @@ def test_what_cannot_be_written_is_refused_before_the_run(tmp_path: Path, traine
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         VolumeWriter(tmp_path / "file" / "x", "ct", "mine").on_test_start(trainer, None)
+
+
+def test_a_folder_that_has_become_a_file_does_not_cost_the_volume(
+    tmp_path: Path, trainer: Trainer, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result goes to the current folder, or to the one for temporary files if that has gone too."""
+    result, here, temporary = make_result(), tmp_path / "here", tmp_path / "temporary"
+    writer = VolumeWriter(tmp_path / "run", "ct", "mine")
+    writer.on_test_start(trainer, None)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").touch()
+    here.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    writer.on_test_batch_end(trainer, None, result, None, 0)
+    shutil.rmtree(here)
+    writer.on_test_batch_end(trainer, None, result, None, 0)
+    writer.teardown(trainer, None, "test")
+    first, second = writer.written
+    assert (first.parent.parent, second.parent.parent) == (here, temporary)
+    assert read_volume(second / "reconstruction.nii.gz").data.shape == (6, 8, 3)
+    out, error = capsys.readouterr()
+    assert out == f"head: files in {first}\nhead: files in {second}\n"
+    assert error.splitlines() == [f"ddip-pl: error: {line}" for line in writer.failures]
+    assert f"head cannot be written to {tmp_path / 'run'}" in writer.failures[0]
+
+
+def test_a_volume_that_cannot_be_written_anywhere_is_an_error(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Result, "save", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    writer = VolumeWriter(tmp_path / "run", "ct", "mine")
+    writer.on_test_start(trainer, None)
+    with pytest.raises(InputError, match="head could not be written anywhere"):
+        writer.on_test_batch_end(trainer, None, make_result(), None, 0)
+    writer.on_exception(trainer, None, InputError())
+    assert list(tmp_path.iterdir()) == []

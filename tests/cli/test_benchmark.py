@@ -3,15 +3,17 @@
 import csv
 import json
 import re
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT
 
 from ddip_pl import cli
+from ddip_pl.callbacks.fingerprint import difference
 from ddip_pl.cli import benchmark
 from ddip_pl.errors import InputError
 from ddip_pl.reconstruction import Sampler
@@ -19,6 +21,7 @@ from ddip_pl.results.tables import read_tests
 
 TASK = ROOT / "configs/task/sv_ct.yaml"
 FBP = ROOT / "configs/method/fbp.yaml"
+TV = ROOT / "configs/method/admm_tv.yaml"
 ABLATIONS = sorted([*(ROOT / "configs/ablation").glob("*.yaml"), *(ROOT / "configs/paper").glob("*.yaml")])
 
 
@@ -90,21 +93,36 @@ def test_a_method_that_cannot_run_does_not_stop_the_others(folder, tiny_prior, p
     assert [row["method"] for row in table(Path("out"))] == ["fbp"]
 
 
-def test_interrupted_run_goes_on_from_its_checkpoint(folder, monkeypatch):
+def test_interrupted_run_goes_on_from_its_own_checkpoint_only(folder, monkeypatch):
     job = benchmark.Job("task", "method", folder / "a.nii.gz", [TASK, FBP], {"data.slices": 4}, folder / "out")
     calls: list[list[str]] = []
-
-    class Completed:
-        returncode = 0
-
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda command: calls.append(command) or Completed())
+    monkeypatch.setattr(benchmark, "run", lambda command: calls.append(command) or 0)
     job.start()
-    (folder / "out" / "last.ckpt").touch()
+    torch.save({"fingerprint": job.fingerprint}, folder / "out" / "last.ckpt")
     job.start()
-    job.settings["data.slices"] = 5  # the checkpoint is from a run with other settings
+    job.settings["data.slices"] = 5
+    job.start()
+    job.start()  # nor when it was interrupted before it had a checkpoint of its own
+    torch.save({}, folder / "out" / "last.ckpt")
+    job.start()
+    (folder / "out" / "last.ckpt").write_bytes(b"truncated")
     job.start()
     checkpoint = ["--ckpt_path", str(folder / "out" / "last.ckpt")]
-    assert [call[-2:] == checkpoint for call in calls] == [False, True, False]
+    assert [call[-2:] == checkpoint for call in calls] == [False, True, False, False, False, False]
+
+
+def test_a_signal_is_passed_on_and_ends_the_benchmark(folder, phantom_volume, monkeypatch, capfd):
+    """The process that it is passed to ends with exit code 0, as if it had just finished."""
+    script = (
+        "import os, signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); os.kill(os.getppid(), signal.SIGTERM); time.sleep(30)"
+    )
+    monkeypatch.setattr(benchmark.Job, "start", lambda job: benchmark.run([sys.executable, "-c", script]))
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["--tasks", str(TASK), "--methods", str(FBP), str(TV), "--volumes", str(phantom_volume)]
+    assert benchmark.main(arguments) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capfd.readouterr().out.count("running") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,25 +161,19 @@ def test_ablations_name_settings_that_exist(path, phantom_volume, monkeypatch, c
         assert printed["method"] == job.method
 
 
-def test_record_changes_with_the_content_of_a_config(folder):
-    config = folder / "method.yaml"
-    config.write_text("method: a\n")
-    job = benchmark.Job("task", "a", folder / "a.nii.gz", [config], {}, folder / "out")
-    before = job.record
-    config.write_text("method: a\nmodel: {steps: 3}\n")
-    assert job.record != before
-    assert json.loads(before)["configs"] == ["method: a\n"]
-
-
-def test_record_changes_with_the_content_of_a_config_that_another_builds_on(folder):
-    sampler, config = folder / "sampler.yaml", folder / "method.yaml"
+def test_fingerprint_has_the_content_of_configs_and_of_the_volume(folder):
+    sampler, config, volume = folder / "sampler.yaml", folder / "method.yaml", folder / "a.nii.gz"
     sampler.write_text("model: {sampler: {steps: 3}}\n")
     config.write_text("config: sampler.yaml\nmethod: a\n")
-    (folder / "a.nii.gz").touch()
-    [job] = benchmark.plan([TASK], [config], [folder / "a.nii.gz"], {}, folder / "out")
-    before = job.record
+    volume.write_bytes(b"one")
+    [job] = benchmark.plan([TASK], [config], [volume], {}, folder / "out")
+    before = job.fingerprint
+    assert difference(before, job.fingerprint) is None
     sampler.write_text("model: {sampler: {steps: 4}}\n")
-    assert job.record != before
+    assert difference(before, job.fingerprint) == "model.sampler.steps 3, now it is 4"
+    sampler.write_text("model: {sampler: {steps: 3}}\n")
+    volume.write_bytes(b"two")
+    assert re.match(r"the contents of data.path \w+, now it is \w+", difference(before, job.fingerprint))
 
 
 def test_a_variation_can_have_several_configs(folder, phantom_volume, monkeypatch, capsys):
@@ -179,18 +191,23 @@ def test_a_variation_can_have_several_configs(folder, phantom_volume, monkeypatc
     assert printed["adaptation"]["class_path"].endswith("SlicewiseAdaptation")
 
 
-def test_results_of_other_settings_are_not_passed_off_as_finished(folder, phantom_volume, monkeypatch):
-    method = folder / "method.yaml"
+def test_results_of_other_settings_or_another_volume_are_not_passed_off_as_finished(folder, monkeypatch):
+    method, volume = folder / "method.yaml", folder / "phantom.nii.gz"
     method.write_text("method: m\nmodel: DirectInverse\n")
-    [job] = benchmark.plan([TASK], [method], [phantom_volume], {}, folder / "out")
+    volume.write_bytes(b"one")
+    [job] = benchmark.plan([TASK], [method], [volume], {}, folder / "out")
     done = job.folder / "phantom"
     done.mkdir(parents=True)
     (done / "metrics.json").write_text("{}")
-    (job.folder / "run.json").write_text(job.record)
+    (job.folder / "run.json").write_text(json.dumps(job.fingerprint))
+    assert job.is_done()
+    volume.write_bytes(b"two")
+    assert not job.is_done()
+    volume.write_bytes(b"one")
     assert job.is_done()
     method.write_text("method: m\nmodel: TotalVariation\n")
     assert not job.is_done()
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))  # it fails
+    monkeypatch.setattr(benchmark, "run", lambda _: 2)  # it fails
     assert job.start() == 2
     assert not job.is_done()
 

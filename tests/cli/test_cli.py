@@ -230,11 +230,11 @@ def test_dicom_series_beside_the_volume(run, phantom_volume, monkeypatch):
     assert "not perpendicular" in error
 
 
-def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, tiny_prior, monkeypatch):
+def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, monkeypatch):
     monkeypatch.setattr(ReverseDiffusionLoop, "_tell", lambda loop, *_: loop.trainer.save_checkpoint("some.ckpt"))
-    given = ("--data.path", str(phantom_volume), "--data.slices", "1")
-    assert run("test", *DDS, *given, "--model.prior", str(tiny_prior), "--output", "out")[0] == 0
-    code, _, error = run("test", *TASK, *given, "--model", "DirectInverse", "--ckpt_path", "some.ckpt", "--output", "b")
+    given = (*TASK, "--data.path", str(phantom_volume), "--data.slices", "1", "--model", "DirectInverse")
+    assert run("test", *given, "--output", "out")[0] == 0
+    code, _, error = run("test", *given, "--ckpt_path", "some.ckpt", "--output", "b")
     line = "DirectInverse cannot continue from a checkpoint; leave out --ckpt_path"
     assert (code, error) == (2, f"ddip-pl: error: {line}\n")
 

@@ -33,6 +33,7 @@ def save_run(folder: Path, method: str, slices: int = 9, **metrics: object) -> P
     }  # fmt: skip
     rows = [{"slice": k, "psnr": 30.0, "ssim": 0.9} for k in range(slices)]
     shown = Shown(method, image(len(method), slices), known | metrics, rows, [{"step": 1, "residual": 0.5}], "a: 1\n")
+    nib.save(shown.image, folder / "reconstruction.nii.gz")
     write_run(folder, shown, image(9, slices))
     return folder
 

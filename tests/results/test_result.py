@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ddip_pl.evaluation.metrics import by_slice, summary
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.results import result as module
-from ddip_pl.results.folder import finished, read_case, read_run
+from ddip_pl.results.folder import RECORD, PartlyWritten, finished, read_case, read_run
 from ddip_pl.results.result import Result
 from ddip_pl.volumes.frame import Frame
 
@@ -203,8 +204,38 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError("no space left on device")
 
     make_result(prior="a").save(tmp_path / "head")
-    monkeypatch.setattr(module, "write_page", full)
+    monkeypatch.setattr(module.nib, "save", full)
     with pytest.raises(OSError, match="no space"):
         make_result(prior="b").save(tmp_path / "head")
     assert [path.name for path in tmp_path.iterdir()] == ["head"]
     assert read_run(tmp_path / "head").metrics["prior"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        ("write_run", "metrics.json"),
+        ("write_dicom", "dicom"),
+        ("write_hdf5", "reconstruction.h5"),
+        ("compare", "planes.png"),
+        ("write_page", "report.html"),
+    ],
+)
+def test_a_file_that_cannot_be_written_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, name: str
+) -> None:
+    original = getattr(module, writer)
+
+    def break_off(*arguments: object) -> None:
+        original(*arguments)
+        raise OSError("no space left on device")
+
+    make_result().save(tmp_path / "whole", dicom=True, hdf5=True)
+    monkeypatch.setattr(module, writer, break_off)
+    with pytest.raises(PartlyWritten, match=re.escape(f"{name} (no space left on device) could not be written")):
+        make_result().save(tmp_path / "head", dicom=True, hdf5=True)
+    whole, written = (
+        {path.name for path in (tmp_path / folder).rglob("*") if path.suffix != ".dcm"} for folder in ("whole", "head")
+    )
+    lost = {*RECORD} if writer == "write_run" else {name}
+    assert written == whole - lost
