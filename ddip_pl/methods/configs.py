@@ -42,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # invalid dates and deep nesting raise more than YAML's own errors
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"config {path}: no named settings in it")

@@ -73,7 +73,7 @@ def is_own(path: Path) -> bool:
     try:
         with h5py.File(path) as file:
             return "operator" in file.attrs
-    except OSError:
+    except Exception:  # on a damaged file the reader may raise anything
         return False
 
 
@@ -90,7 +90,8 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
     Raises:
         InputError: an entry is missing or inconsistent.
     """
-    attributes, name = dict(file.attrs), str(file.attrs.get("name", Path(file.filename).stem))
+    attributes = dict(file.attrs)
+    name = str(attributes.get("name", Path(file.filename).stem))
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and is_numeric(item)}
     [version] = numbers(attributes, "version", 1, (VERSION,))
     if version != VERSION:

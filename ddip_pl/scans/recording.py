@@ -15,7 +15,8 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.kspace import completed
 from ddip_pl.scans.scan import Scan
-from ddip_pl.volumes.frame import Frame
+from ddip_pl.volumes.claims import check_claim
+from ddip_pl.volumes.frame import Frame, folder_name
 from ddip_pl.volumes.volume import is_affine
 
 Margin = tuple[int, int, int, int]
@@ -26,7 +27,7 @@ class Recording:
     """Measured data and how they were measured; see docs/measurements.md.
 
     Attributes:
-        name: of the scan, and of the folder with its results.
+        name: of the scan; the folder with its results is named after it, see `folder_name`.
         operator: class of the operator.
         data: measured values, with the operator's `axes`.
         description: of the operator, see `LinearOperator.describe`; for k-space, mask and coil maps may be missing. Its
@@ -94,6 +95,12 @@ class Recording:
             )
         if self.affine is not None and not is_affine(self.affine):
             raise InputError(f"affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
+        [size], [slices] = (
+            numbers(self.description, "image_size", 1, (1,)),
+            numbers(self.description, "slices", 1, (len(self.data),)),
+        )
+        coils = self.data.shape[axes.index("coils")] if "coils" in axes else 1
+        check_claim(int(abs(size) ** 2 * abs(slices) * coils * 4), self.data.nbytes, "an image of this size")
 
     def pixel(self, operator: LinearOperator) -> tuple[float, float]:
         """Height and width of a pixel, in mm.
@@ -129,7 +136,10 @@ class Recording:
             affine = np.diag([width, -height, self.slice_spacing, 1.0])
             kept = columns - left - right, rows - top - bottom, slices
             affine[:3, 3] = -affine[:3, :3] @ [(count - 1) / 2 for count in kept]
-        return Frame(self.name, affine, (self.intercept, self.intercept + self.slope), self.margin, self.units)
+            if not is_affine(affine):
+                raise InputError(f"pixels of {height:g} x {width:g} mm, {self.slice_spacing:g} mm apart; expected mm")
+        window = self.intercept, self.intercept + self.slope
+        return Frame(folder_name(self.name), affine, window, self.margin, self.units)
 
     def measured(self, operator: LinearOperator, unit: float) -> torch.Tensor:
         """`data / unit` with the shape and type of the operator's measurements.

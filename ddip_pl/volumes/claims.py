@@ -1,0 +1,21 @@
+"""What the header of a file claims, compared with what the file can hold, before any memory is allocated."""
+
+from ddip_pl.errors import InputError
+
+RATIO = 1032  # of the best compression by deflate (gzip, HDF5, DICOM)
+SMALL = 2**24  # bytes that are always allowed: images of one value can be compressed further
+
+
+def check_claim(claimed: int, held: int, what: str) -> None:
+    """Refuse a file that cannot hold what its header claims.
+
+    Args:
+        claimed: bytes that reading takes.
+        held: bytes in the file.
+        what: claims that much, for the error message.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if claimed > max(SMALL, RATIO * held):
+        raise InputError(f"damaged: {what} claims {claimed} bytes, the file has {held}")
