@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random docs benchmark yardstick paper clean
+.PHONY: demo test test-slow test-random fuzz docs benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -27,6 +27,11 @@ test-random: $(VENV)/installed-dev
 	for round in $$(seq $(ROUNDS)); do \
 		OMP_NUM_THREADS=1 $(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile random -n auto --dist worksteal || exit 1; \
 	done
+
+# Damage and edit files of every format at random, and check that each is refused or gives data: make fuzz CASES=20000
+CASES ?= 2000
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.many --cases $(CASES)
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

@@ -1,6 +1,7 @@
 """Opens HDF5 files that somebody else wrote."""
 
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,20 +11,33 @@ import h5py
 from ddip_pl.errors import InputError
 from ddip_pl.volumes.claims import check_claim
 
+HEAPS = (b"GCOL\x01\0\0\0", b"HEAP\0\0\0\0")  # how a heap, which holds texts or names, starts; its size follows
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file in which everything lies in the file itself, and every dataset is as large as it claims.
+    """An HDF5 file in which everything lies in the file itself, and nothing is larger than the file can hold.
 
     Raises:
-        InputError: a link or dataset refers to another file, or a dataset claims more than the file can hold. The error
+        InputError: a link or dataset refers to another file, or something claims more than the file can hold. The error
             message does not name the file.
     """
+    check_heaps(path)
     with h5py.File(path) as file:
         file.visititems_links(check_link)
         size = path.stat().st_size
         file.visititems(lambda name, item: check_dataset(name, item, size) if isinstance(item, h5py.Dataset) else None)
         yield file
+
+
+def check_heaps(path: Path) -> None:
+    """Refuse a heap that claims to be larger than the file: the library would allocate it all."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for start in HEAPS:
+            place = -1
+            while (place := content.find(start, place + 1)) >= 0:
+                claimed = int.from_bytes(content[place + 8 : place + 16], "little")
+                check_claim(claimed, len(content), "a heap")
 
 
 def check_link(name: str, link: object) -> None:
