@@ -68,8 +68,7 @@ def run(name: str, seed: int, folder: Path) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = form.read(path)
-    except InputError as error:
-        assert str(error), "an error without a message"
+    except InputError:
         return "refused"
     same = len(found) == len(expected) and all(map(np.array_equal, found, expected))
     assert same or edited or not form.checksum, "damaged, but accepted"

@@ -228,9 +228,10 @@ def edit_hdf5(path: Path, random: Random) -> None:
         else:
             del file[name]
             with np.errstate(all="ignore"):
+                kind = random.choice(["S4", "f8", "i1"])
                 file[name] = pick(random, [
-                    values * np.nan, values * 1e30, values[..., None], np.ravel(values), np.zeros(3), values.astype("S4"),
-                    values.astype("f8"), np.zeros((0, 3)), np.ones((200, 3, 2, 5), "c8"), values * 0, values.astype("i1"),
+                    values * np.nan, values * 1e30, values[..., None], np.ravel(values), np.zeros(3), values * 0,
+                    values.real.astype(kind), np.zeros((0, 3)), np.ones((200, 3, 2, 5), "c8"),
                 ])  # fmt: skip
 
 
@@ -280,7 +281,7 @@ def edit_checkpoint(path: Path, random: Random) -> None:
     for _ in range(60):
         nested = [nested, nested]
     part[pick(random, part)] = pick(random, [
-        *JUNK, None, [], nested, torch.zeros(3), torch.full((1,), torch.nan).expand(10**9), torch.zeros(2**30, device="meta"),
+        *JUNK, None, [], nested, torch.zeros(3), torch.zeros(1).expand(10**9), torch.zeros(2**30, device="meta"),
         torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**12,)),
     ])  # fmt: skip
     torch.save(content, path, _use_new_zipfile_serialization=bool(random.random() < 0.7))
@@ -338,8 +339,8 @@ def edit_settings(path: Path, random: Random) -> None:
     words = list(re.finditer(r"[\w.]+", SETTINGS))
     word = pick(random, words)
     new = pick(random, [
-        *map(str, JUNK), "2024-99-99", "!!python/object:os.system x", "[" * 3000, "&a [*a]", "${model}", "${oc.env:HOME}",
-        "{a: 1}", "null", "0x_", "12:99:99", "? ", "<<: 1", "- 1",
+        *map(str, JUNK), "2024-99-99", "!!python/object:os.system x", "[" * 3000, "&a [*a]", "${model}",
+        "${oc.env:HOME}", "{a: 1}", "null", "0x_", "12:99:99", "? ", "<<: 1", "- 1",
     ])  # fmt: skip
     text = SETTINGS[: word.start()] + new + SETTINGS[word.end() :]
     path.write_text(bomb + text if random.random() < 0.02 else text)
