@@ -5,6 +5,7 @@ No code in a file is ever run: `.safetensors` holds none, and pickles are read w
 
 import json
 import os
+import reprlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -44,7 +45,10 @@ def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
         raise InputError("the prior is class-conditional; only unconditional networks can be used")
     schedule = settings.get("noise_schedule", "linear"), settings.get("diffusion_steps", STEPS)
     if schedule != ("linear", STEPS):
-        raise InputError(f"the noise schedule is {schedule[0]} with {schedule[1]} steps, expected linear with {STEPS}")
+        name, steps = (
+            reprlib.repr(part).strip("'") for part in schedule
+        )  # from a pickle, lists can be nested beyond all measure
+        raise InputError(f"the noise schedule is {name} with {steps} steps, expected linear with {STEPS}")
     known = {field.name for field in fields(UNetConfig)}
     if unknown := set(settings) - known - IRRELEVANT:
         raise InputError(f"unknown network settings {sorted(unknown)}; known are {sorted(known)}")
@@ -58,7 +62,9 @@ def parse_config(settings: Mapping[str, Any]) -> UNetConfig:
     for name in LARGEST.keys() & values.keys():
         each = [values[name]] if isinstance(values[name], int) else values[name] or ()
         if len(each) > MOST_LEVELS or not all(isinstance(v, int) and abs(v) <= LARGEST[name] for v in each):
-            raise InputError(f"{name} is {values[name]!r:.80}; expected whole numbers of at most {LARGEST[name]}")
+            raise InputError(
+                f"{name} is {reprlib.repr(values[name])}; expected whole numbers of at most {LARGEST[name]}"
+            )
     return UNetConfig(**values)
 
 
@@ -172,7 +178,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor] | list[Tensor], Mapping
 
 def _check_schedule(schedule: object) -> None:
     if schedule != json.dumps(SCHEDULE):
-        raise InputError(f"noise schedule {schedule}, expected {SCHEDULE}")
+        raise InputError(f"noise schedule {reprlib.repr(schedule)}, expected {SCHEDULE}")
 
 
 def _name_parameters(network: UNet, parameters: list[Tensor]) -> dict[str, Tensor]:

@@ -95,12 +95,14 @@ class Recording:
             )
         if self.affine is not None and not is_affine(self.affine):
             raise InputError(f"affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
-        [size], [slices] = (
-            numbers(self.description, "image_size", 1, (1,)),
-            numbers(self.description, "slices", 1, (len(self.data),)),
-        )
+        size, slices = self.claimed("image_size", 1), self.claimed("slices", len(self.data))
         coils = self.data.shape[axes.index("coils")] if "coils" in axes else 1
-        check_claim(int(abs(size) ** 2 * abs(slices) * coils * 4), self.data.nbytes, "an image of this size")
+        check_claim(size * size * slices * coils * 4, self.data.nbytes, "an image of this size")
+
+    def claimed(self, name: str, default: float) -> float:
+        """A number in the description; `default` if it is none, about which the operator complains."""
+        value = self.description.get(name, default)
+        return float(value) if isinstance(value, int | float | np.number) and np.isfinite(value) else default
 
     def pixel(self, operator: LinearOperator) -> tuple[float, float]:
         """Height and width of a pixel, in mm.

@@ -6,7 +6,7 @@ RATIO = 1032  # of the best compression by deflate (gzip, HDF5, DICOM)
 SMALL = 2**24  # bytes that are always allowed: images of one value can be compressed further
 
 
-def check_claim(claimed: int, held: int, what: str) -> None:
+def check_claim(claimed: float, held: int, what: str) -> None:
     """Refuse a file that cannot hold what its header claims.
 
     Args:
@@ -18,4 +18,4 @@ def check_claim(claimed: int, held: int, what: str) -> None:
         InputError: it cannot.
     """
     if claimed > max(SMALL, RATIO * held):
-        raise InputError(f"damaged: {what} claims {claimed} bytes, the file has {held}")
+        raise InputError(f"damaged: {what} claims {claimed:.4g} bytes, the file has {held}")

@@ -14,7 +14,7 @@ from ddip_pl.errors import InputError, reason
 from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.dicom import read_dicom
 from ddip_pl.volumes.frame import folder_name
-from ddip_pl.volumes.hdf5 import open_hdf5
+from ddip_pl.volumes.hdf5 import attributes, open_hdf5
 from ddip_pl.volumes.volume import Volume, as_volume
 
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -183,19 +183,19 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
                 available = ", ".join(f"{name} {item.shape} {item.dtype}" for name, item in found.items()) or "none"
                 wanted = f"no dataset {name}" if name else f"{len(volumes)} 3D datasets of real numbers"
                 raise InputError(f"{wanted}; choose one as {path}:NAME; available datasets: {available}")
-            data, attributes = found[name][()], dict(found[name].attrs)
+            data, given = found[name][()], attributes(found[name])
     except InputError as error:
         raise InputError(f"volume {path}: {error}") from error
     except Exception as error:  # as above
         raise InputError(f"volume {path}: not a readable HDF5 file ({reason(error)})") from error
     try:
-        voxel_size = np.broadcast_to(np.asarray(attributes.get("voxel_size", 1), dtype=float), 3)
-        affine = np.asarray(attributes.get("affine", stack(voxel_size)), dtype=float)
+        voxel_size = np.broadcast_to(np.asarray(given.get("voxel_size", 1), dtype=float), 3)
+        affine = np.asarray(given.get("affine", stack(voxel_size)), dtype=float)
     except ValueError as error:
         raise InputError(f"volume {path}: affine or voxel_size of {name} is invalid ({reason(error)})") from error
     if not (voxel_size > 0).all():
         raise InputError(f"volume {path}: voxel_size of {name} is {voxel_size.tolist()}; expected mm above 0")
-    return as_volume(f"{path}:{name}", np.asarray(data), affine, str(attributes.get("units", "")))
+    return as_volume(f"{path}:{name}", np.asarray(data), affine, str(given.get("units", "")))
 
 
 def stack(voxel_size: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -73,6 +74,12 @@ def check_dataset(name: str, dataset: h5py.Dataset, size: int) -> None:
     held = min(dataset.id.get_storage_size(), size)
     largest = max(math.prod(dataset.shape or ()), math.prod(dataset.chunks or ()))
     check_claim(largest * dataset.dtype.itemsize, held, f"'{name}'")
+
+
+def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """The attributes that are numbers or texts; the library can crash on others, such as damaged lists."""
+    plain = h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID, h5py.h5t.TypeEnumID
+    return {name: item.attrs[name] for name in item.attrs if isinstance(item.attrs.get_id(name).get_type(), plain)}
 
 
 def check_lengths(name: str, dataset: h5py.Dataset, path: Path) -> None:

@@ -18,7 +18,9 @@ def kept(folder: Path, made: list[int]) -> dict[str, np.ndarray]:
 
     found = cached(folder, "some", [1], make)
     assert found.keys() == ARRAYS.keys()
-    assert all(np.array_equal(found[name], value) and found[name].dtype == value.dtype for name, value in ARRAYS.items())
+    assert all(
+        np.array_equal(found[name], value) and found[name].dtype == value.dtype for name, value in ARRAYS.items()
+    )
     return found
 
 
