@@ -19,6 +19,8 @@ from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.frame import Frame, folder_name
 from ddip_pl.volumes.volume import is_affine
 
+SMALL_IMAGE = 2**20  # bytes of an image that is always allowed; larger ones take long, however few the data
+
 Margin = tuple[int, int, int, int]
 
 
@@ -97,7 +99,7 @@ class Recording:
             raise InputError(f"affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
         size, slices = self.claimed("image_size", 1), self.claimed("slices", len(self.data))
         coils = self.data.shape[axes.index("coils")] if "coils" in axes else 1
-        check_claim(size * size * slices * coils * 4, self.data.nbytes, "an image of this size")
+        check_claim(size * size * slices * coils * 4, self.data.nbytes, "an image of this size", SMALL_IMAGE)
 
     def claimed(self, name: str, default: float) -> float:
         """A number in the description; `default` if it is none, about which the operator complains."""
