@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random test-faults docs benchmark yardstick paper clean
+.PHONY: demo test test-slow test-random test-faults fuzz docs benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -32,6 +32,11 @@ test-random: $(VENV)/installed-dev
 KILLS ?= 60
 test-faults: $(VENV)/installed-dev
 	KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/pytest -m faults tests/test_faults.py
+
+# Damage and edit files of every format at random, and check that each is refused or gives data: make fuzz CASES=20000
+CASES ?= 2000
+fuzz: $(VENV)/installed-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.many --cases $(CASES)
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

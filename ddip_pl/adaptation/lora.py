@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddip_pl.adaptation.weights import AdaptedWeights
-from ddip_pl.errors import InputError
+from ddip_pl.errors import InputError, reason
+from ddip_pl.prior.tensors import check_finite, read_tensors, write_tensors
 
 BLOCKS = ("input_blocks", "middle_block", "output_blocks")
 PEFT_PREFIX = "base_model.model."  # of the names in a file
@@ -215,25 +214,30 @@ def save_one(weights: Weights, rank: int, bias: bool, folder: Path) -> None:
     config = peft_config(rank, bias, targets)
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": w.cpu().contiguous() for name, w in weights.items()}
-    save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
+    stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": weight for name, weight in weights.items()}
+    write_tensors(folder / "adapter_model.safetensors", stored, {"format": "pt"})
 
 
 def load_one(folder: Path) -> tuple[Weights, int, bool]:
     """Read a folder in PEFT's format: the weights, their rank, and whether biases were trained.
 
     Raises:
-        InputError: the files cannot be read, or were not written by ddip-pl.
+        InputError: the files cannot be read, are damaged, were not written by ddip-pl, or a weight is NaN or infinite.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        stored = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"LoRA weights {folder}: cannot be read ({error})") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or config.get("lora_alpha") != config.get("r"):
+        stored, _ = read_tensors(folder / "adapter_model.safetensors")
+        check_finite(stored)
+    except InputError as error:
+        raise InputError(f"LoRA weights {folder}: {error}") from error
+    except Exception as error:  # deeply nested JSON can raise more than ValueError
+        raise InputError(f"LoRA weights {folder}: cannot be read ({reason(error)})") from error
+    config = config if isinstance(config, dict) else {}
+    rank = config.get("r")
+    if config.get("peft_type") != "LORA" or not isinstance(rank, int) or config.get("lora_alpha") != rank:
         raise InputError(f"LoRA weights {folder}: not written by ddip-pl; give the folder `lora` of a result")
     weights = {}
     for name, weight in stored.items():
         layer, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".")
         weights[f"{layer}.default.{kind}"] = weight
-    return weights, config["r"], bool(config.get("lora_bias"))
+    return weights, rank, bool(config.get("lora_bias"))

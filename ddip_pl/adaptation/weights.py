@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors.torch import save_file
 from torch import Tensor
+
+from ddip_pl.prior.tensors import write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,5 +34,4 @@ class AdaptedWeights:
     def save(self, folder: Path) -> None:
         """Write `weights.safetensors` into a folder, or nothing if there are none."""
         if self.tensors:
-            weights = {name: weight.cpu().contiguous() for name, weight in self.tensors.items()}
-            save_file(weights, folder / "weights.safetensors")
+            write_tensors(folder / "weights.safetensors", self.tensors, {})

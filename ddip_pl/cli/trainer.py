@@ -1,7 +1,7 @@
 """Lightning's Trainer on the command line."""
 
-import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from ddip_pl.callbacks.logging import WandbMode
 from ddip_pl.cli.parser import Parser
 from ddip_pl.errors import InputError
+from ddip_pl.prior.checkpoint import read_pickle
 
 
 def add_trainer(parser: Parser, **defaults: Any) -> None:
@@ -29,8 +30,16 @@ def check_checkpoint(path: str | None) -> None:
     Raises:
         InputError: it has not.
     """
-    if path is not None and not zipfile.is_zipfile(path):
-        raise InputError(f"ckpt_path {path}: no such file, or not a complete checkpoint")
+    if path is None:
+        return
+    if not Path(path).is_file():
+        raise InputError(f"ckpt_path {path}: no such file")
+    try:
+        content = read_pickle(Path(path))
+    except InputError as error:
+        raise InputError(f"ckpt_path {path}: not a complete checkpoint ({error})") from error
+    if not isinstance(content, dict) or "loops" not in content:
+        raise InputError(f"ckpt_path {path}: not a checkpoint of a run; give its last.ckpt")
 
 
 def make_trainer(settings: Namespace, callbacks: Sequence[Callback], plugins: Sequence[CheckpointIO]) -> Trainer:

@@ -47,7 +47,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         shipped = {file.stem for kind in KINDS for file in (SHIPPED / kind).glob("*.yaml")}
         raise InputError(f"config {path}: no such file{did_you_mean(path.stem, shipped)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # invalid dates and deep nesting raise more than YAML's own errors
         raise InputError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"config {path}: no named settings in it")

@@ -25,9 +25,10 @@ def read_fastmri(file: h5py.File, slices: int | None, first: int | None) -> Reco
     if not isinstance(kspace, h5py.Dataset) or kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
         given = f"{kspace.shape} of {kspace.dtype}" if isinstance(kspace, h5py.Dataset) else "a group"
         raise InputError(f"kspace is {given}; expected (slices, coils, ky, kx) or (slices, ky, kx), complex")
-    if "ismrmrd_header" not in file:
-        raise InputError("no dataset 'ismrmrd_header'; fastMRI files give the field of view there")
-    header = parse_header(file["ismrmrd_header"][()])
+    text = file.get("ismrmrd_header")
+    if not isinstance(text, h5py.Dataset) or h5py.check_string_dtype(text.dtype) is None:
+        raise InputError("no dataset 'ismrmrd_header' of text; fastMRI files give the field of view there")
+    header = parse_header(text[()])
     if header.trajectory != "cartesian" or header.matrix[2] != 1:
         raise InputError(
             f"a {header.trajectory} trajectory with {header.matrix[2]} partitions; fastMRI files contain Cartesian 2D "

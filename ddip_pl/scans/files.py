@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import h5py
-
 from ddip_pl.errors import InputError, reason
 from ddip_pl.scans.fastmri import read_fastmri
 from ddip_pl.scans.hdf5 import contents, read_own
@@ -11,6 +9,7 @@ from ddip_pl.scans.ismrmrd import is_ismrmrd, read_ismrmrd
 from ddip_pl.scans.numpy import read_array
 from ddip_pl.scans.recording import Recording
 from ddip_pl.scans.scan import Scan
+from ddip_pl.volumes.hdf5 import open_hdf5
 
 
 def read_scan(path: str | Path, slices: int | None = None, first: int | None = None, calibration: int = 24) -> Scan:
@@ -35,6 +34,8 @@ def read_scan(path: str | Path, slices: int | None = None, first: int | None = N
         return read_recording(Path(path), slices, first).scan(calibration)
     except InputError as error:
         raise InputError(f"measurement {path}: {error}") from error
+    except Exception as error:  # what a damaged file says about the scan can fail anywhere
+        raise InputError(f"measurement {path}: damaged or inconsistent ({reason(error)})") from error
 
 
 def read_recording(path: Path, slices: int | None, first: int | None) -> Recording:
@@ -46,7 +47,7 @@ def read_recording(path: Path, slices: int | None, first: int | None) -> Recordi
     if path.suffix == ".npy":
         return read_array(path, slices, first)
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             if "operator" in file.attrs:
                 return read_own(file, slices, first)
             if "kspace" in file:

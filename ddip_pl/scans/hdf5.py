@@ -16,6 +16,7 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.frame import Frame
+from ddip_pl.volumes.hdf5 import attributes
 from ddip_pl.volumes.slices import span
 
 VERSION = 1
@@ -73,7 +74,7 @@ def is_own(path: Path) -> bool:
     try:
         with h5py.File(path) as file:
             return "operator" in file.attrs
-    except OSError:
+    except Exception:  # on a damaged file the reader may raise anything
         return False
 
 
@@ -90,16 +91,17 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
     Raises:
         InputError: an entry is missing or inconsistent.
     """
-    attributes, name = dict(file.attrs), str(file.attrs.get("name", Path(file.filename).stem))
+    given = attributes(file)
+    name = str(given.get("name", Path(file.filename).stem))
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and is_numeric(item)}
-    [version] = numbers(attributes, "version", 1, (VERSION,))
+    [version] = numbers(given, "version", 1, (VERSION,))
     if version != VERSION:
         raise InputError(f"layout version {version:g}, but this ddip-pl reads {VERSION}; update whichever is older")
     if not name or name.startswith(".") or Path(name).name != name:
         raise InputError(f"attribute 'name' is {name!r}; expected a valid folder name")
     if "data" not in datasets:
         raise InputError(f"no numeric dataset 'data'; the file has {contents(file)}")
-    operator = operator_of(str(attributes["operator"]))
+    operator = operator_of(str(given["operator"]))
     if operator.axes[:1] != (SLICES,) and (slices, first) != (None, None):
         raise InputError("the slices were measured together; leave out data.slices and data.first")
     data = datasets["data"]
@@ -115,22 +117,22 @@ def read_own(file: h5py.File, slices: int | None, first: int | None) -> Recordin
     if affine is not None and affine.shape == (4, 4):
         affine[:, 3] += chosen.start * affine[:, 2]
     [slope], [intercept] = (
-        numbers(attributes, "rescale_slope", 1, (1,)),
-        numbers(attributes, "rescale_intercept", 1, (0,)),
+        numbers(given, "rescale_slope", 1, (1,)),
+        numbers(given, "rescale_intercept", 1, (0,)),
     )
-    [spacing] = numbers(attributes, "slice_spacing", 1, (1,))
-    top, bottom, left, right = map(int, numbers(attributes, "margin", 4, (0, 0, 0, 0)))
-    described = {name: value for name, value in attributes.items() if name not in COMMON}
+    [spacing] = numbers(given, "slice_spacing", 1, (1,))
+    top, bottom, left, right = map(int, numbers(given, "margin", 4, (0, 0, 0, 0)))
+    described = {name: value for name, value in given.items() if name not in COMMON}
     return Recording(
         name=name,
         operator=operator,
         data=data[chosen],
         description=described | {key: of_chosen(each) for key, each in datasets.items() if key not in COMMON},
-        sigma_y=numbers(attributes, "sigma_y", 1)[0] if "sigma_y" in attributes else float("nan"),
+        sigma_y=numbers(given, "sigma_y", 1)[0] if "sigma_y" in given else float("nan"),
         affine=affine,
         slice_spacing=spacing,
         margin=(top, bottom, left, right),
-        units=str(attributes.get("units", "")),
+        units=str(given.get("units", "")),
         slope=slope,
         intercept=intercept,
     )

@@ -15,6 +15,7 @@ from ddip_pl.physics.non_cartesian import NonCartesianMRI
 from ddip_pl.scans.header import Encoding, parse_header
 from ddip_pl.scans.oversampling import UNITS, without_oversampling
 from ddip_pl.scans.recording import Recording
+from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.slices import span
 
 Line = Any  # ismrmrd.Acquisition, one readout of all coils; the package is untyped
@@ -136,7 +137,9 @@ def _samples(line: Line) -> np.ndarray:
 def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray, np.ndarray]:
     """K-space `(slices, coils, readout, lines, partitions)` and its mask, which has no axis of coils."""
     x, y, z = header.matrix
-    data = np.zeros((len(planes), planes[0][0].active_channels, x, y, z), np.complex64)
+    coils, held = planes[0][0].active_channels, sum(line.data.nbytes for plane in planes for line in plane)
+    check_claim(len(planes) * coils * x * y * z * np.complex64().nbytes, held, "the header's matrix")
+    data = np.zeros((len(planes), coils, x, y, z), np.complex64)
     count = np.zeros((len(planes), x, y, z), np.int32)
     for i, plane in enumerate(planes):
         for line in plane:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ddip_pl.errors import InputError, reason
 from ddip_pl.physics.mri import CartesianMRI
 from ddip_pl.scans.oversampling import UNITS
 from ddip_pl.scans.recording import Recording
+from ddip_pl.volumes.files import load_array
 from ddip_pl.volumes.slices import span
 
 
@@ -17,10 +17,7 @@ def read_array(path: Path, slices: int | None, first: int | None) -> Recording:
     Raises:
         InputError: the file cannot be read, or has too few slices.
     """
-    try:
-        data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"damaged, or not a NumPy array ({reason(error)})") from error
+    data = load_array(path)
     data = data[None] if data.ndim == 3 else data
     chosen = span(len(data), first, slices, "the file") if data.ndim else slice(None)
     description = {"field_of_view": data.shape[-2:]}

@@ -15,8 +15,11 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.kspace import completed
 from ddip_pl.scans.scan import Scan
-from ddip_pl.volumes.frame import Frame
+from ddip_pl.volumes.claims import check_claim
+from ddip_pl.volumes.frame import Frame, folder_name
 from ddip_pl.volumes.volume import is_affine
+
+SMALL_IMAGE = 2**20  # bytes of an image that is always allowed; larger ones take long, however few the data
 
 Margin = tuple[int, int, int, int]
 
@@ -26,7 +29,7 @@ class Recording:
     """Measured data and how they were measured; see docs/measurements.md.
 
     Attributes:
-        name: of the scan, and of the folder with its results.
+        name: of the scan; the folder with its results is named after it, see `folder_name`.
         operator: class of the operator.
         data: measured values, with the operator's `axes`.
         description: of the operator, see `LinearOperator.describe`; for k-space, mask and coil maps may be missing. Its
@@ -94,6 +97,14 @@ class Recording:
             )
         if self.affine is not None and not is_affine(self.affine):
             raise InputError(f"affine {self.affine.tolist()}; expected an invertible 4x4 matrix")
+        size, slices = self.claimed("image_size", 1), self.claimed("slices", len(self.data))
+        coils = self.data.shape[axes.index("coils")] if "coils" in axes else 1
+        check_claim(size * size * slices * coils * 4, self.data.nbytes, "an image of this size", SMALL_IMAGE)
+
+    def claimed(self, name: str, default: float) -> float:
+        """A number in the description; `default` if it is none, about which the operator complains."""
+        value = self.description.get(name, default)
+        return float(value) if isinstance(value, int | float | np.number) and np.isfinite(value) else default
 
     def pixel(self, operator: LinearOperator) -> tuple[float, float]:
         """Height and width of a pixel, in mm.
@@ -129,7 +140,10 @@ class Recording:
             affine = np.diag([width, -height, self.slice_spacing, 1.0])
             kept = columns - left - right, rows - top - bottom, slices
             affine[:3, 3] = -affine[:3, :3] @ [(count - 1) / 2 for count in kept]
-        return Frame(self.name, affine, (self.intercept, self.intercept + self.slope), self.margin, self.units)
+            if not is_affine(affine):
+                raise InputError(f"pixels of {height:g} x {width:g} mm, {self.slice_spacing:g} mm apart; expected mm")
+        window = self.intercept, self.intercept + self.slope
+        return Frame(folder_name(self.name), affine, window, self.margin, self.units)
 
     def measured(self, operator: LinearOperator, unit: float) -> torch.Tensor:
         """`data / unit` with the shape and type of the operator's measurements.

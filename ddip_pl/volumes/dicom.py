@@ -1,6 +1,7 @@
 """Reads volumes from DICOM series, and writes volumes as derived series."""
 
 import datetime
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 from pydicom.valuerep import format_number_as_ds
 
 from ddip_pl.errors import InputError, reason
+from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.volume import Volume, as_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point to the patient's left and back
@@ -173,6 +175,8 @@ def pixels(header: Dataset) -> np.ndarray:
     """Rescaled values of a slice, `(columns, rows)` float32."""
     try:
         image = dcmread(str(header.filename))
+        claimed = image.Rows * image.Columns * image.BitsAllocated // 8
+        check_claim(claimed, os.path.getsize(header.filename), "the header")
         with np.errstate(over="ignore"):  # `as_volume` refuses infinite values
             return apply_modality_lut(image.pixel_array, image).T.astype(np.float32)
     except Exception as error:  # as above

@@ -1,17 +1,24 @@
 """Reads volumes from image files."""
 
+import math
 import re
 from pathlib import Path
 
 import h5py
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.openers import ImageOpener
 
 from ddip_pl.errors import InputError, reason
+from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.dicom import read_dicom
+from ddip_pl.volumes.frame import folder_name
+from ddip_pl.volumes.hdf5 import attributes, open_hdf5
 from ddip_pl.volumes.volume import Volume, as_volume
 
 HDF5 = (".h5", ".hdf5", ".hdf")
+CHUNK = 2**20  # bytes
 
 MEASURED = ", not a volume; use ddip-pl predict --config configs/task/measured.yaml"
 
@@ -23,8 +30,18 @@ def read_volume(path: str | Path) -> Volume:
     slices as `.npy` files, see `read_slices`. `scan.h5`, `scan.h5:DATASET`: HDF5, see `read_hdf5`.
 
     Raises:
-        InputError: it is missing, unreadable or not a complete 3D volume of finite numbers; see these functions.
+        InputError: it is missing, damaged or not a complete 3D volume of finite numbers; see these functions.
     """
+    try:
+        return read_any(path)
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged header says can fail anywhere
+        raise InputError(f"volume {path}: damaged, or not a volume ({reason(error)})") from error
+
+
+def read_any(path: str | Path) -> Volume:
+    """See `read_volume`; on a damaged file it may raise anything."""
     place, choice = split(path)
     if place.is_dir():
         return read_slices(place) if not choice and any(place.glob("*.npy")) else read_dicom(place, choice)
@@ -40,9 +57,21 @@ def read_volume(path: str | Path) -> Volume:
 def is_kspace(path: Path) -> bool:
     """Whether a NumPy file has complex values."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).dtype.kind == "c"
-    except (OSError, ValueError, EOFError):
+        return load_array(path).dtype.kind == "c"
+    except InputError:
         return False
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array in a NumPy file, on disk until it is used. Error messages do not name the file.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+    try:  # unlike `np.load`, this reads nothing but one array, and refuses one that the file is too short for
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # on a damaged file the reader may raise anything
+        raise InputError(f"damaged, or not a NumPy array ({reason(error)})") from error
 
 
 def split(path: str | Path) -> tuple[Path, str]:
@@ -56,14 +85,14 @@ def volume_name(path: str | Path) -> str:
     place, choice = split(path)
     name = place.resolve().name.removesuffix(".gz")
     stem = Path(name).stem if Path(name).suffix.lower() in (".nii", *HDF5) else name
-    return "-".join([stem, *choice.replace("/", " ").split()])
+    return folder_name("-".join([stem, *choice.replace("/", " ").split()]))
 
 
 def read_nifti(path: str | Path) -> Volume:
     """Read a NIfTI file, turned to RAS+ orientation.
 
     Raises:
-        InputError: the file is missing or unreadable, or see `as_volume`.
+        InputError: the file is missing or damaged, or see `as_volume`.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,10 +100,29 @@ def read_nifti(path: str | Path) -> Volume:
     try:
         with nib.imageglobals.ErrorLevel(30):  # type: ignore[attr-defined]  # or voxel sizes of 0 or less become 1
             image = nib.load(path)  # type: ignore[attr-defined]
+        check_complete(image.dataobj, image.file_map["image"].filename)  # type: ignore
         data, affine = np.asarray(image.dataobj), image.affine  # type: ignore[attr-defined]
     except Exception as error:  # on a damaged file the reader may raise anything
         raise InputError(f"volume {path}: not a readable NIfTI file ({reason(error)})") from error
     return as_volume(path, data, affine)
+
+
+def check_complete(voxels: ArrayProxy, file: str) -> None:
+    """Check that a file has as many bytes as its header claims, and read a compressed one to the end.
+
+    Only at the end does gzip compare its checksum; the voxels may end before.
+    """
+    if not isinstance(voxels, ArrayProxy):
+        raise InputError("another format")
+    claimed = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
+    check_claim(claimed, Path(file).stat().st_size, "the header")
+    if Path(file).suffix.lower() in ImageOpener.compress_ext_map:
+        with ImageOpener(file) as stream:
+            unread = claimed + CHUNK
+            while unread > 0 and (part := stream.read(CHUNK)):
+                unread -= len(part)
+        if unread <= 0:
+            raise InputError("damaged: it goes on after the last voxel")
 
 
 def read_slices(folder: Path) -> Volume:
@@ -100,13 +148,13 @@ def read_slices(folder: Path) -> Volume:
     images: list[np.ndarray] = []
     for _, file in sorted(files.items()):
         try:
-            image = np.load(file, allow_pickle=False)
-        except Exception as error:  # as above
-            raise InputError(f"volume {folder}: {file.name} is not a readable array ({reason(error)})") from error
+            image = load_array(file)
+        except InputError as error:
+            raise InputError(f"volume {folder}: {file.name} is not a readable array; {error}") from error
         expected = images[0].shape if images else "(rows, columns)"
         if image.ndim != 2 or (images and image.shape != expected):
             raise InputError(f"volume {folder}: {file.name} has shape {image.shape}, expected {expected}")
-        images.append(image)
+        images.append(np.array(image))
     return as_volume(folder, np.stack(images), stack(np.ones(3)))
 
 
@@ -124,9 +172,9 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
     if not path.is_file():
         raise InputError(f"volume {path}: no such file")
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             if not dataset and ("operator" in file.attrs or {"kspace", "ismrmrd_header"} <= set(file)):
-                raise InputError(f"volume {path}: a measurement{MEASURED}")
+                raise InputError(f"a measurement{MEASURED}")
             found: dict[str, h5py.Dataset] = {}
             file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
             volumes = [name for name, item in found.items() if item.ndim == 3 and item.dtype.kind in "iuf"]
@@ -134,20 +182,20 @@ def read_hdf5(path: Path, dataset: str = "") -> Volume:
             if name not in found:
                 available = ", ".join(f"{name} {item.shape} {item.dtype}" for name, item in found.items()) or "none"
                 wanted = f"no dataset {name}" if name else f"{len(volumes)} 3D datasets of real numbers"
-                raise InputError(f"volume {path}: {wanted}; choose one as {path}:NAME; available datasets: {available}")
-            data, attributes = found[name][()], dict(found[name].attrs)
-    except InputError:
-        raise
+                raise InputError(f"{wanted}; choose one as {path}:NAME; available datasets: {available}")
+            data, given = found[name][()], attributes(found[name])
+    except InputError as error:
+        raise InputError(f"volume {path}: {error}") from error
     except Exception as error:  # as above
         raise InputError(f"volume {path}: not a readable HDF5 file ({reason(error)})") from error
     try:
-        voxel_size = np.broadcast_to(np.asarray(attributes.get("voxel_size", 1), dtype=float), 3)
-        affine = np.asarray(attributes.get("affine", stack(voxel_size)), dtype=float)
+        voxel_size = np.broadcast_to(np.asarray(given.get("voxel_size", 1), dtype=float), 3)
+        affine = np.asarray(given.get("affine", stack(voxel_size)), dtype=float)
     except ValueError as error:
         raise InputError(f"volume {path}: affine or voxel_size of {name} is invalid ({reason(error)})") from error
     if not (voxel_size > 0).all():
         raise InputError(f"volume {path}: voxel_size of {name} is {voxel_size.tolist()}; expected mm above 0")
-    return as_volume(f"{path}:{name}", np.asarray(data), affine, str(attributes.get("units", "")))
+    return as_volume(f"{path}:{name}", np.asarray(data), affine, str(given.get("units", "")))
 
 
 def stack(voxel_size: np.ndarray) -> np.ndarray:

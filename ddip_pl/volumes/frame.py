@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,16 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+LONGEST_NAME = 100  # bytes; file systems allow 255, and names of files in the folder are made from it
+
+
+def folder_name(name: str) -> str:
+    """A name as it can be that of a folder: without path separators, not hidden, not empty and not too long."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]", "-", name).strip().lstrip(".")
+    name = name.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore").strip()
+    return "last-ckpt" if name == "last.ckpt" else name or "volume"  # a run keeps its checkpoint in `last.ckpt`
 
 
 @dataclass(frozen=True, eq=False)

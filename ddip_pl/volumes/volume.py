@@ -9,6 +9,8 @@ from pydicom import Dataset
 
 from ddip_pl.errors import InputError
 
+LARGEST = 1e9  # mm
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -69,8 +71,8 @@ def as_volume(
 
 
 def is_affine(affine: np.ndarray) -> bool:
-    """Whether an array is an invertible `(4, 4)` matrix from indices to coordinates."""
-    if np.shape(affine) != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
+    """Whether an array is an invertible `(4, 4)` matrix from indices to coordinates in mm."""
+    if np.shape(affine) != (4, 4) or not np.array_equal(affine[3], (0, 0, 0, 1)) or not (abs(affine) < LARGEST).all():
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(lengths.all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
+    return bool((lengths > 1 / LARGEST).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)

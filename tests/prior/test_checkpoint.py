@@ -132,11 +132,11 @@ def test_saving_that_fails_keeps_the_earlier_file(
     path = tmp_path / "prior.safetensors"
     save_prior(path, network, card={"steps": 1})
 
-    def disk_full(weights: object, file: Path, metadata: object) -> None:
-        Path(file).write_bytes(b"half of it")
+    def disk_full(file: Path, weights: object, metadata: object) -> None:
+        file.write_bytes(b"half of it")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ddip_pl.prior.checkpoint.save_file", disk_full)
+    monkeypatch.setattr("ddip_pl.prior.checkpoint.write_tensors", disk_full)
     with pytest.raises(OSError, match="no space"):
         save_prior(path, network, card={"steps": 2})
     assert json.loads(metadata(path)["card"]) == {"steps": 1}
