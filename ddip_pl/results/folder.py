@@ -22,6 +22,7 @@ from ddip_pl.volumes.frame import Frame
 
 METRICS, SLICES, TRAJECTORY, CONFIG = "metrics.json", "slices.csv", "trajectory.csv", "config.yaml"
 RECONSTRUCTION, REFERENCE = "reconstruction.nii.gz", "reference.nii.gz"
+DEVIATION, NULL_SPACE = "standard_deviation", "null_space"  # maps, written as NAME.nii.gz
 HDF5, DICOM = "reconstruction.h5", "dicom"
 LORA = "lora"
 PLANES, PAGE = "figures/planes.png", "report.html"
@@ -61,6 +62,12 @@ class Run:
         return Nifti1Image.from_filename(self.folder / RECONSTRUCTION)
 
     @property
+    def maps(self) -> dict[str, Nifti1Image]:
+        """Maps of the uncertainty by name; empty if there was only one sample."""
+        paths = {name: self.folder / f"{name}.nii.gz" for name in (DEVIATION, NULL_SPACE)}
+        return {name: Nifti1Image.from_filename(path) for name, path in paths.items() if path.is_file()}
+
+    @property
     def reference(self) -> Nifti1Image | None:
         """The reference volume, if there is one."""
         path = self.folder / REFERENCE
@@ -96,7 +103,9 @@ def read_run(folder: Path) -> Run:
 def read_case(runs: Sequence[Run]) -> Case:
     """Runs of one task and volume for a page, with the reference of the run that has the most slices."""
     shown = [
-        Shown(run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text())
+        Shown(
+            run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text(), run.maps
+        )
         for run in runs
     ]
     longest = max(range(len(runs)), key=lambda i: shown[i].image.shape[2])
@@ -109,6 +118,8 @@ def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None
     (folder / CONFIG).write_text(shown.config)
     write_table(folder / TRAJECTORY, shown.trajectory)
     nib.save(shown.image, folder / RECONSTRUCTION)  # type: ignore[attr-defined]
+    for name, image in shown.maps.items():
+        nib.save(image, folder / f"{name}.nii.gz")  # type: ignore[attr-defined]
     if reference is not None:
         write_table(folder / SLICES, shown.slices)
         nib.save(reference, folder / REFERENCE)  # type: ignore[attr-defined]
