@@ -1,6 +1,10 @@
 """The method composed of prior, estimator, adaptation and sampler."""
 
 import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from ddip_pl.adaptation.adaptation import Adaptation, OnGradientStep, ignore
 from ddip_pl.adaptation.none import NoAdaptation
@@ -12,7 +16,10 @@ from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
+from ddip_pl.reconstruction.step import Process
+from ddip_pl.results.result import Result
 from ddip_pl.settings import PositiveInt, checked
+from ddip_pl.volumes.frame import Frame
 
 SHIPPED_PRIORS = {  # by image channels
     1: str(WEIGHTS / "ellipses_128.safetensors"),
@@ -35,6 +42,8 @@ class Reconstruction(Method):
         adaptation: of the prior to the measurement; by default none.
         sampler: settings of the reverse diffusion.
         batch_size: images that pass through the network at once.
+        samples: number of posterior samples. With 2 or more, the result is their mean, and their standard deviation
+            shows where it is uncertain. The sampler must keep its noise, as `Sampler.posterior()` does.
 
     Raises:
         InputError: a setting is out of range, the prior cannot be read, or two settings do not fit together.
@@ -47,12 +56,18 @@ class Reconstruction(Method):
         adaptation: Adaptation | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
         batch_size: PositiveInt = 8,
+        samples: PositiveInt = 1,
     ):
         super().__init__()
+        if samples > 1 and not sampler.keeps_noise:
+            raise InputError(
+                f"model.samples is {samples}, but this sampler removes the noise that samples differ by; add --config "
+                "configs/sampler/posterior.yaml, in Python sampler=Sampler.posterior()"
+            )
         self.estimator = estimator or DDS()
         self.adaptation = adaptation or NoAdaptation()
         self.adaptation.check(sampler.planes)
-        self.sampler, self.batch_size = sampler, batch_size
+        self.sampler, self.batch_size, self.samples = sampler, batch_size, samples
         self.shipped, self.image_size = prior is None, SHIPPED_SIZE
         if prior is not None:
             self.use_prior(prior)
@@ -78,8 +93,24 @@ class Reconstruction(Method):
             )
         self.warn_if_far(*measurement.operator.shape[1:])
         return ReverseDiffusion(
-            measurement, self.denoiser, self.estimator, self.adaptation, self.sampler, on_gradient_step
+            measurement, self.denoiser, self.estimator, self.adaptation, self.sampler, on_gradient_step, self.samples
         )
+
+    def result(
+        self,
+        process: Process,
+        images: Tensor,
+        measurement: Measurement,
+        frame: Frame,
+        trajectory: list[dict[str, float]],
+    ) -> Result:
+        """The result of a process, with its samples if there are several."""
+        result = super().result(process, images, measurement, frame, trajectory)
+        if self.samples == 1:
+            return result
+        assert isinstance(process, ReverseDiffusion), "the process of this method"
+        assert process.mean is not None, "it has ended"
+        return replace(result, samples=torch.stack([measurement.operator.visible(x) for x in process.mean]))
 
     def warn_if_far(self, height: int, width: int) -> None:
         """Warn if the size of the images is far from the one that the prior is trained for."""

@@ -62,6 +62,20 @@ class Sampler:
         """The settings of the paper."""
         return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0)
 
+    @classmethod
+    def posterior(cls) -> Sampler:
+        """Settings to draw posterior samples with: the deterministic way from noise to image (DDIM with eta 0).
+
+        The default settings lead to about the same image from any noise. These keep the noise to the end, and start
+        from more of it, so that different noise gives images that differ as much as the measurement allows.
+        """
+        return cls(start=300, eta=0.0, initial_noise="independent", averaging=0.0, noise_above=-1)
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether the image still depends on the initial noise; otherwise samples are nearly alike."""
+        return self.eta < 1 and self.averaging == 0 and self.noise_above < 0
+
     @property
     def timesteps(self) -> list[int]:
         """The timesteps, from `start` down to 0."""
@@ -84,13 +98,15 @@ class ReverseDiffusion:
         adaptation: of the prior to the measurement.
         sampler: settings of the steps.
         on_gradient_step: called after every gradient step of the adaptation.
+        samples: number of volumes that are drawn side by side, each with noise of its own. They share the adapted
+            prior: it adapts at the `x_t` of the first one.
 
     Attributes:
-        x: `x_t` of all slices, `(slices, channels, height, width)`.
+        x: `x_t` of all samples, `(samples, slices, channels, height, width)`.
         step: number of diffusion steps done, over all trajectories.
         steps: number of diffusion steps in total.
-        mean: running average of the posterior means.
-        memory: what the estimator carries from one step to the next.
+        mean: running averages of the posterior means, with the shape of `x`.
+        memory: what the estimator carries from one step to the next, for each sample.
         noise: generator of the noise, which depends only on the seed, not on other random draws.
         weights: the adapted weights, available at the end.
     """
@@ -106,14 +122,15 @@ class ReverseDiffusion:
         adaptation: Adaptation,
         sampler: Sampler,
         on_gradient_step: OnGradientStep = ignore,
+        samples: int = 1,
     ):
         self.measurement, self.denoiser = measurement, denoiser
         self.estimator, self.adaptation, self.sampler = estimator, adaptation, sampler
-        self.on_gradient_step = on_gradient_step
+        self.on_gradient_step, self.samples = on_gradient_step, samples
         self.timesteps, self.planes = sampler.timesteps, sampler.planes_of(len(measurement))
         self.step, self.steps = 0, len(self.timesteps) * adaptation.trajectories
         self.mean: Tensor | None = None
-        self.memory: Memory = {}
+        self.memory: tuple[Memory, ...] = ()
         self.noise = torch.Generator()
 
     def iterate(self, state: Mapping[str, Any] | None = None) -> Iterator[Step]:
@@ -135,15 +152,18 @@ class ReverseDiffusion:
     def initialise(self) -> None:
         """Begin a trajectory: `x_T' = sqrt(abar) A^+ y + sqrt(1 - abar) slerp(e_1, e_N, i / N)`."""
         if self.mean is not None:
-            self.adaptation.next_trajectory(self.mean)
+            self.adaptation.next_trajectory(self.mean.mean(0))
         guess = self.data.operator.pseudo_inverse(self.data.y)
-        if self.sampler.initial_noise == "interpolated":
-            first, last = self.gaussian(2, *guess.shape[1:])
-            noise = slerp(first, last, len(guess))
-        else:
-            noise = self.gaussian(*guess.shape)
+        noise = torch.stack([self.initial_noise(guess) for _ in range(self.samples)])
         self.x = diffuse(guess, noise.to(guess), self.denoiser.abar_at(self.timesteps[0]))
-        self.mean, self.memory = None, {}
+        self.mean, self.memory = None, ({},) * self.samples
+
+    def initial_noise(self, guess: Tensor) -> Tensor:
+        """Gaussian noise for a volume like `guess`."""
+        if self.sampler.initial_noise == "independent":
+            return self.gaussian(*guess.shape)
+        first, last = self.gaussian(2, *guess.shape[1:])
+        return slerp(first, last, len(guess))
 
     @torch.no_grad()
     def advance(self) -> Step:
@@ -152,16 +172,22 @@ class ReverseDiffusion:
         t, t_next = self.timesteps[index], (*self.timesteps, 0)[index + 1]
         plane = self.planes[self.step % len(self.planes)]
 
-        denoiser, figures = self.adaptation.adapt(self.estimator, x, t, self.on_gradient_step)
-        mean, eps, self.memory = self.estimator(denoiser.across(plane), x, t, self.data, self.memory)
+        denoiser, figures = self.adaptation.adapt(self.estimator, x[0], t, self.on_gradient_step)
+        estimates = [
+            self.estimator(denoiser.across(plane), x_t, t, self.data, memory)
+            for x_t, memory in zip(x, self.memory, strict=True)
+        ]
+        means, noises, self.memory = zip(*estimates, strict=True)
+        mean, eps = torch.stack(means), torch.stack(noises)
         self.mean = mean if self.mean is None else mean.lerp(self.mean, self.sampler.averaging)
         noise = self.gaussian(*x.shape).to(x)
         abar_next = denoiser.abar_at(t_next if t_next > self.sampler.noise_above else None)
         self.x = ddim_step(self.mean, eps, noise, abar_next, self.sampler.eta)
 
         self.step += 1
-        images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)), "estimate": self.mean}
-        return Step(images, {"t": t, "residual": self.measurement.relative_residual(self.mean), **figures})
+        estimate = self.mean.mean(0)
+        images = {"x0_hat": tweedie(x, eps, denoiser.abar_at(t)).mean(0), "estimate": estimate}
+        return Step(images, {"t": t, "residual": self.measurement.relative_residual(estimate), **figures})
 
     @property
     def data(self) -> Measurement:
@@ -192,15 +218,18 @@ class ReverseDiffusion:
         Raises:
             InputError: the state belongs to another run.
         """
-        if (state["timesteps"], len(state["x"])) != (self.timesteps, len(self.measurement)):
+        samples, slices = state["x"].shape[:2]
+        if (state["timesteps"], samples, slices) != (self.timesteps, self.samples, len(self.measurement)):
             raise InputError(
-                f"the checkpoint is of {len(state['x'])} slices, {len(state['timesteps'])} steps from "
+                f"the checkpoint is of {samples} x {slices} slices, {len(state['timesteps'])} steps from "
                 f"{state['timesteps'][0]}; give the data and settings it was saved with"
             )
         state = copy.deepcopy(state)
         self.x, self.step = state["x"].to(self.measurement.y.device), state["step"]
         self.mean = None if state["mean"] is None else state["mean"].to(self.x)
-        self.memory = {name: value.to(self.x.device) for name, value in state["memory"].items()}
+        self.memory = tuple(
+            {name: value.to(self.x.device) for name, value in memory.items()} for memory in state["memory"]
+        )
         self.adaptation.load_state_dict(state["adaptation"])
         self.noise.set_state(state["noise"])
         torch.set_rng_state(state["random"])

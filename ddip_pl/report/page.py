@@ -32,6 +32,7 @@ class Shown:
         slices: figures of merit of each slice, with its number as `slice`.
         trajectory: figures of each step, with its number as `step`.
         config: settings, YAML.
+        maps: of its uncertainty by name, in units of the volume: `standard_deviation` and `null_space`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Shown:
     slices: list[dict[str, float]] = field(default_factory=list)
     trajectory: list[dict[str, float]] = field(default_factory=list)
     config: str = ""
+    maps: dict[str, Nifti1Image] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,6 +92,10 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
     to_fine = np.diag([factor, factor, factor, 1.0])
     to_fine[:3, 3] = (factor - 1) / 2
     axis, _ = nib.io_orientation(template.affine)[2]  # type: ignore[attr-defined]
+
+    def packed(image: Nifti1Image) -> dict[str, Any]:
+        return pack(coarsen(on_grid(image, grid), factor))
+
     return {
         "task": case.task,
         "volume": case.volume,
@@ -102,11 +108,12 @@ def as_json(case: Case, factor: int) -> dict[str, Any]:
         "runs": [
             {
                 "name": run.name, "metrics": run.metrics, "trajectory": run.trajectory, "config": run.config,
-                "slices": places(run, grid, int(axis), factor), **pack(coarsen(on_grid(run.image, grid), factor)),
+                "slices": places(run, grid, int(axis), factor), **packed(run.image),
+                "maps": {name: packed(image) for name, image in run.maps.items()},
             }
             for run in case.runs
         ],
-        "reference": case.reference and pack(coarsen(on_grid(case.reference, grid), factor)),
+        "reference": case.reference and packed(case.reference),
     }  # fmt: skip
 
 

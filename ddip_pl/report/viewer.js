@@ -21,15 +21,18 @@ const COLUMNS = {
 };
 const FACTS = {
   task: "Task", method: "Method", chosen: "Chosen", hidden_discrepancy: "Hidden discrepancy", prior: "Prior",
+  samples: "Samples", standard_deviation: "Mean standard deviation", null_space_energy: "Null-space energy",
   steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
   seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions",
 };
 const HOUNSFIELD = { Lung: [-600, 1500], "Soft tissue": [40, 400], Bone: [400, 1800] };
+const MAPS = { standard_deviation: "standard deviation", null_space: "null-space part" };
 const COLOURS = {
   image: ["#000000", "#ffffff"],
   absolute: ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#fcffa4"],
   signed: ["#d6e8ff", "#58a6ff", "#12457d", "#000000", "#7d2a12", "#ff8a58", "#ffe3d6"],
 };
+Object.assign(COLOURS, { standard_deviation: COLOURS.absolute, null_space: COLOURS.signed });
 const OPAQUE = 0xff000000;
 
 const cases = JSON.parse(document.getElementById("data").textContent);
@@ -86,15 +89,19 @@ const indexOf = ([x, y, z]) => x + shown.shape[0] * (y + shown.shape[1] * z);
 const inMillimetres = ([x, y, z]) => shown.affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
 const spacing = () => [0, 1, 2].map((axis) => Math.hypot(...shown.affine.slice(0, 3).map((row) => row[axis])));
 
-/** Everything a side can show, by key: volumes and, with a reference, their errors. */
+/** Everything a side can show, by key: volumes, maps of their uncertainty and, with a reference, their errors. */
 function choices() {
   const ofRuns = (kind, label) =>
     shown.runs.map((volume, i) => ({ key: `${kind} ${i}`, kind, label: label(volume.name), volume }));
   const images = ofRuns("image", (name) => name);
-  if (!shown.reference) return images;
+  const maps = shown.runs.flatMap((each, i) =>
+    Object.entries(each.maps).map(([kind, volume]) =>
+      ({ key: `${kind} ${i}`, kind, label: `${MAPS[kind]} of ${each.name}`, volume })));
+  if (!shown.reference) return [...images, ...maps];
   return [
     ...images,
     { key: "reference", kind: "image", label: "reference", volume: shown.reference },
+    ...maps,
     ...ofRuns("absolute", (name) => `|error| of ${name}`),
     ...ofRuns("signed", (name) => `signed error of ${name}`),
   ];
@@ -115,18 +122,18 @@ function ramp(anchors) {
 }
 const RAMPS = Object.fromEntries(Object.entries(COLOURS).map(([kind, anchors]) => [kind, ramp(anchors)]));
 
-/** The values at the two ends of the ramp. */
+/** The values at the two ends of the ramp; errors and maps have the same ones, so that they can be compared. */
 function ends(kind) {
   if (kind === "image") return [view.level - view.width / 2, view.level + view.width / 2];
   const largest = (shown.window[1] - shown.window[0]) / view.gain;
-  return [kind === "signed" ? -largest : 0, largest];
+  return [COLOURS[kind] === COLOURS.signed ? -largest : 0, largest];
 }
 
 /** A function from the index of a voxel to its colour. */
 function painter({ kind, volume }) {
   const [low, high] = ends(kind), colours = RAMPS[kind];
   const colour = (value) => colours[clamp(Math.round((255 * (value - low)) / (high - low)), 0, 255)];
-  if (kind === "image") {
+  if (kind === "image" || kind in MAPS) {
     const { low: first, step } = volume;
     const table = Uint32Array.from({ length: LEVELS }, (_, code) => (code ? colour(first + step * code) : 0));
     return (index) => table[volume.values[index]];
@@ -197,13 +204,15 @@ function drawReadout(millimetres) {
   const fine = (value) => number(value, digitsOf());
   const rows = shown.runs.map((each) => [each.name, each]);
   if (shown.reference) rows.push(["reference", shown.reference]);
+  const compared = rows.slice(0, shown.runs.length).map(([, volume]) => volume);
+  rows.push(...choices().filter(({ kind }) => kind in MAPS).map(({ label, volume }) => [label, volume]));
   byId("readout").replaceChildren(
     element("caption", {}, `Crosshair at ${place.join(", ")} mm`),
     element("tr", {}, element("th", { scope: "col" }, "Volume"), element("th", { scope: "col" }, `Value${unit}`),
       ...(shown.reference ? [element("th", { scope: "col" }, "Error")] : [])),
     ...rows.map(([name, volume]) => {
       const value = valueAt(volume, index);
-      const error = volume === shown.reference ? "" : fine(value - truth);
+      const error = compared.includes(volume) ? fine(value - truth) : "";
       return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, fine(value)),
         ...(shown.reference ? [element("td", {}, error)] : []));
     }),
@@ -350,7 +359,10 @@ function showRun(chosen) {
 }
 
 function buildChoices() {
-  const groups = { image: "Volumes", absolute: "Absolute error", signed: "Signed error" };
+  const groups = {
+    image: "Volumes", standard_deviation: "Standard deviation", null_space: "Null-space part",
+    absolute: "Absolute error", signed: "Signed error",
+  };
   const options = (kind) =>
     choices().filter((each) => each.kind === kind).map(({ key, label }) => element("option", { value: key }, label));
   for (const side of ["left", "right"]) {
@@ -518,6 +530,7 @@ function buildFacts() {
       Object.entries(values).map(([name, value]) => `${name} ${number(value)}`).join(", "),
     peak_memory_bytes: (bytes) => `${number(bytes * 1e-9, 2)} GB`,
     seconds: (seconds) => `${number(seconds, 1)} s`,
+    standard_deviation: (value) => `${number(value)} ${shown.units}`,
     versions: (versions) => Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", "),
   };
   const facts = Object.keys(FACTS).filter((name) => figures[name]);
@@ -534,7 +547,8 @@ function buildFacts() {
 // ---------------------------------------------------------------------------------------------------------- the page
 
 async function showCase(chosen) {
-  const volumes = [...chosen.runs, ...(chosen.reference ? [chosen.reference] : [])];
+  const maps = chosen.runs.flatMap((each) => Object.values(each.maps));
+  const volumes = [...chosen.runs, ...maps, ...(chosen.reference ? [chosen.reference] : [])];
   await Promise.all(volumes.map(unpack));
   shown = chosen;
   drawn = {};

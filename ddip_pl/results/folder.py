@@ -23,10 +23,12 @@ from ddip_pl.volumes.frame import Frame
 
 METRICS, SLICES, TRAJECTORY, CONFIG = "metrics.json", "slices.csv", "trajectory.csv", "config.yaml"
 RECONSTRUCTION, REFERENCE = "reconstruction.nii.gz", "reference.nii.gz"
+DEVIATION, NULL_SPACE = "standard_deviation", "null_space"
 HDF5, DICOM = "reconstruction.h5", "dicom"
 LORA, WEIGHTS = "lora", "weights.safetensors"
 PLANES, PAGE = "figures/planes.png", "report.html"
-RECORD = (METRICS, SLICES, TRAJECTORY, CONFIG, REFERENCE)  # what `write_run` writes
+MAPS = {name: f"{name}.nii.gz" for name in (DEVIATION, NULL_SPACE)}
+RECORD = (METRICS, SLICES, TRAJECTORY, CONFIG, REFERENCE, *MAPS.values())  # what `write_run` writes
 
 UNFINISHED = ".unfinished-"  # begins the names of folders that are still being written
 
@@ -65,6 +67,12 @@ class Run:
         return Nifti1Image.from_filename(self.folder / RECONSTRUCTION)
 
     @property
+    def maps(self) -> dict[str, Nifti1Image]:
+        """Maps of the uncertainty by name; empty if there was only one sample."""
+        paths = {name: self.folder / file for name, file in MAPS.items()}
+        return {name: Nifti1Image.from_filename(path) for name, path in paths.items() if path.is_file()}
+
+    @property
     def reference(self) -> Nifti1Image | None:
         """The reference volume, if there is one."""
         path = self.folder / REFERENCE
@@ -100,7 +108,9 @@ def read_run(folder: Path) -> Run:
 def read_case(runs: Sequence[Run]) -> Case:
     """Runs of one task and volume for a page, with the reference of the run that has the most slices."""
     shown = [
-        Shown(run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text())
+        Shown(
+            run.method, run.image, run.metrics, run.slices, run.trajectory, (run.folder / CONFIG).read_text(), run.maps
+        )
         for run in runs
     ]
     longest = max(range(len(runs)), key=lambda i: shown[i].image.shape[2])
@@ -112,6 +122,8 @@ def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None
     (folder / METRICS).write_text(json.dumps(plain(shown.metrics), indent=2, allow_nan=False) + "\n")
     (folder / CONFIG).write_text(shown.config)
     write_table(folder / TRAJECTORY, shown.trajectory)
+    for name, image in shown.maps.items():
+        nib.save(image, folder / MAPS[name])  # type: ignore[attr-defined]
     if reference is not None:
         write_table(folder / SLICES, shown.slices)
         nib.save(reference, folder / REFERENCE)  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ import lightning
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
 from ddip_pl.adaptation.weights import AdaptedWeights
@@ -23,9 +24,11 @@ from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.report.page import Case, Shown, write_page
 from ddip_pl.results.folder import (
+    DEVIATION,
     DICOM,
     HDF5,
     LORA,
+    NULL_SPACE,
     PAGE,
     PLANES,
     RECONSTRUCTION,
@@ -39,6 +42,8 @@ from ddip_pl.results.folder import (
 )
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.frame import Frame, magnitude
+
+ITERATIONS, TOLERANCE = 300, 1e-5  # of the pseudo-inverse; in single precision, more of them diverge
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,8 @@ class Result:
         peak_memory_bytes: see `peak_memory`.
         prior: file of the prior, if there is one.
         choice: discrepancy on hidden data by name of a method, if the method was chosen by it (see `BestOf`).
+        samples: posterior samples `(samples, slices, channels, height, width)` whose mean the images are; None if the
+            method drew only one.
     """
 
     images: Tensor | np.ndarray
@@ -65,6 +72,7 @@ class Result:
     peak_memory_bytes: int = 0
     prior: str | None = None
     choice: Mapping[str, float] = field(default_factory=dict)
+    samples: Tensor | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items())
@@ -73,7 +81,8 @@ class Result:
     def to(self, device: torch.device | str) -> Result:
         """The same on another device. Lightning calls this on what `predict` returns."""
         measurement, weights = self.measurement.to(device), self.weights.to(device)
-        return replace(self, images=self.tensor.to(device), measurement=measurement, weights=weights)
+        samples = None if self.samples is None else self.samples.to(device)
+        return replace(self, images=self.tensor.to(device), measurement=measurement, weights=weights, samples=samples)
 
     @property
     def seconds(self) -> float:
@@ -100,6 +109,35 @@ class Result:
         """The true images without padding, 0 where nothing is measured; None if unknown."""
         reference = self.measurement.reference
         return None if reference is None else self.frame.unpad(self.measurement.operator.visible(reference))
+
+    @cached_property
+    def standard_deviation(self) -> Tensor | None:
+        """Standard deviation of the samples without padding, `(slices, 1, height, width)`; None without samples.
+
+        If they are complex, it is that of their magnitude, as the volume is written as magnitude.
+        """
+        if self.samples is None:
+            return None
+        return torch.stack([magnitude(self.frame.unpad(sample)) for sample in self.samples]).std(0)
+
+    @cached_property
+    def null_space(self) -> Tensor:
+        """`x - A^+ A x` without padding: the part of the images that leaves no trace in the measurement.
+
+        The prior alone decided it. `A^+` is by conjugate gradients, to convergence. The noise is not considered: of
+        what the noise hides, the prior decided more.
+        """
+        A, x = self.measurement.operator, self.tensor
+        return self.frame.unpad(x - A.solve(A.normal(x), ITERATIONS, tolerance=TOLERANCE))
+
+    @property
+    def maps(self) -> dict[str, Nifti1Image]:
+        """Where the volume is uncertain, as images in its units, by name; empty without samples."""
+        if self.standard_deviation is None:
+            return {}
+        low, high = self.frame.window
+        frame = replace(self.frame, window=(0.0, high - low))  # scaled like the volume, not shifted
+        return {DEVIATION: frame.nifti(self.standard_deviation), NULL_SPACE: frame.nifti(self.null_space)}
 
     @cached_property
     def direct(self) -> Result:
@@ -151,12 +189,28 @@ class Result:
     def _slice_metrics(self) -> list[dict[str, float]]:
         return [] if self.reference is None else by_slice(self.volume, self.reference)
 
+    @property
+    def uncertainty(self) -> dict[str, float]:
+        """Number of samples, their mean `standard_deviation` in units of the volume, and the `null_space_energy`.
+
+        The energy is `||x - A^+ A x||^2 / ||x||^2`. Empty without samples.
+        """
+        if self.samples is None or self.standard_deviation is None:
+            return {}
+        low, high = self.frame.window
+        return {
+            "samples": len(self.samples),
+            "standard_deviation": float(self.standard_deviation.mean()) * (high - low),
+            "null_space_energy": float(self.null_space.square().sum() / self.volume.square().sum()),
+        }
+
     def facts(self) -> dict[str, Any]:
         """Figures of merit of the volume and of the direct inversion (`input_...`), cost, settings and versions."""
         measurement = self.measurement
         return {
             **self.metrics(),
             **{f"input_{name}": value for name, value in self.direct.metrics().items()},
+            **self.uncertainty,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "sigma_y": measurement.sigma_y,
@@ -184,8 +238,8 @@ class Result:
             config: settings, YAML.
         """
         steps = [{"step": i} | row for i, row in enumerate(self.trajectory, 1)]
-        image = self.frame.nifti(self.volume)
-        return Shown(name, image, self.metrics() if metrics is None else metrics, self.slice_metrics(), steps, config)
+        image, figures = self.frame.nifti(self.volume), self.metrics() if metrics is None else metrics
+        return Shown(name, image, figures, self.slice_metrics(), steps, config, self.maps)
 
     def save(
         self,
@@ -198,6 +252,8 @@ class Result:
         hdf5: bool = False,
     ) -> None:
         """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
+
+        With samples, their standard deviation and the null-space part are written too.
 
         The folder appears only once everything has been written. A file that cannot be written, other than the volume
         itself, does not stop the others.

@@ -59,6 +59,9 @@ def test_samplers_are_those_of_the_class() -> None:
     for name, sampler in (("default", Sampler()), ("published", Sampler.published())):
         content = yaml.safe_load((CONFIGS / "sampler" / f"{name}.yaml").read_text())
         assert content["model"]["sampler"] == vars(sampler)
+    content = yaml.safe_load((CONFIGS / "sampler" / "posterior.yaml").read_text())
+    assert vars(Sampler()) | content["model"]["sampler"] == vars(Sampler.posterior())
+    assert content["model"]["samples"] > 1
 
 
 def test_changes() -> None:

@@ -148,13 +148,14 @@ def test_checkpoint_holds_average_and_memory(tiny_prior: Path, phantom_volume: P
     whole = reconstruct(tiny_prior, phantom_volume, keep=keep, **settings).images
     saved = torch.load(path, weights_only=True)
     state = saved["loops"]["test_loop"][STATE]["process"]
-    assert state["mean"].shape == whole.shape
-    assert {name: value.shape for name, value in state["memory"].items()} == {
+    assert state["mean"].shape == (1, *whole.shape)
+    [memory] = state["memory"]
+    assert {name: value.shape for name, value in memory.items()} == {
         "d": (1, *whole.shape),
         "u": (1, *whole.shape),
     }
     assert torch.equal(reconstruct(tiny_prior, phantom_volume, ckpt_path=path, **settings).images, whole)
-    for name, nothing in {"mean": None, "memory": {}}.items():
+    for name, nothing in {"mean": None, "memory": [{}]}.items():
         kept, state[name] = state[name], nothing
         torch.save(saved, tmp_path / "less.ckpt")
         state[name] = kept
@@ -176,7 +177,7 @@ def test_lightning_still_has_what_the_loop_builds_on(tiny_prior: Path, phantom_v
 def test_checkpoint_of_another_run_is_refused(tiny_prior: Path, phantom_volume: Path, tmp_path: Path) -> None:
     keep = Keep(2, lambda trainer: trainer.save_checkpoint(tmp_path / "last.ckpt"))
     reconstruct(tiny_prior, phantom_volume, keep=keep)
-    with pytest.raises(InputError, match="the checkpoint is of 6 slices, 6 steps from 980"):
+    with pytest.raises(InputError, match="the checkpoint is of 1 x 6 slices, 6 steps from 980"):
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", steps=5)
     with pytest.raises(InputError, match="another measurement of phantom"):  # with other noise
         reconstruct(tiny_prior, phantom_volume, ckpt_path=tmp_path / "last.ckpt", sigma_y=0.05)

@@ -386,7 +386,7 @@ def test_the_state_of_another_run_is_refused(small: Measurement) -> None:
     next(diffusion.iterate())
     state = diffusion.state_dict()
     for other in (begin(small, steps=4, start=400), begin(small[:5], steps=3, start=400)):
-        with pytest.raises(InputError, match="the checkpoint is of 8 slices, 3 steps from 400; give"):
+        with pytest.raises(InputError, match="the checkpoint is of 1 x 8 slices, 3 steps from 400; give"):
             next(other.iterate(state))
 
 

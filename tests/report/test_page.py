@@ -391,6 +391,31 @@ def test_errors_are_those_against_the_reference(show: Callable[..., Viewer]) -> 
     assert (blue[8:] > red[8:] + 30).all()
 
 
+def test_the_deviation_is_shown_on_the_scale_of_the_error(show: Callable[..., Viewer]) -> None:
+    """Where the deviation is the absolute error, both have the same picture, whatever the gain."""
+    reference = image(9, 0, 100)
+    off = np.linspace(-20, 20, reference.get_fdata().size, dtype=np.float32).reshape(SHAPE)
+    volume = Nifti1Image(reference.get_fdata().astype(np.float32) + off, AFFINE)
+    maps = {"standard_deviation": Nifti1Image(np.abs(off), AFFINE), "null_space": Nifti1Image(off, AFFINE)}
+    metrics = {"samples": 8, "standard_deviation": 10.0, "null_space_energy": 0.25, "units": "HU"}
+    without = Shown("without samples", image(3, 0, 100))
+    viewer = show(Case("t", "v", [without, Shown("a", volume, metrics, maps=maps)], reference))
+    facts = dict(zip(viewer.texts("#facts dt"), viewer.texts("#facts dd"), strict=True))
+    assert facts == {"Samples": "8", "Mean standard deviation": "10 HU", "Null-space energy": "0.25"}
+    labels = viewer.texts("#readout th[scope=row]")
+    assert labels[-2:] == ["standard deviation of a", "null-space part of a"]
+    assert len(viewer.run("return [...right.options].filter((each) => each.text.includes('without samples'))")) == 3
+    for gain in (5, 12):
+        viewer.choose("gain", gain)
+        for shown, same in (("standard_deviation 1", "absolute 1"), ("null_space 1", "signed 1")):
+            viewer.choose("right", shown)
+            assert not viewer.run("return document.getElementById('gain-choice').hidden")
+            assert viewer.texts("#scales span")[-1] == f"{100 / gain:.1f} HU"
+            first = viewer.picture("axial").astype(int)
+            viewer.choose("right", same)
+            assert np.abs(first - viewer.picture("axial")).max() <= 10
+
+
 def test_methods_differ_and_the_divider_parts_them(show: Callable[..., Viewer]) -> None:
     viewer = show()
     assert (viewer.picture("axial", "left") != viewer.picture("axial", "right")).any()

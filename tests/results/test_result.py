@@ -239,3 +239,49 @@ def test_a_file_that_cannot_be_written_leaves_the_others(
     )
     lost = {*RECORD} if writer == "write_run" else {name}
     assert written == whole - lost
+
+
+# --- samples --------------------------------------------------------------------------------------------------
+
+
+def with_samples(count: int = 4) -> Result:
+    """Images of which the operator does not measure the first column, as the mean of samples."""
+    samples = torch.rand(count, 3, 1, 16, 14, generator=torch.Generator().manual_seed(2))
+    return make_result(images=samples.mean(0), samples=samples)
+
+
+def test_maps_of_the_uncertainty_are_scaled_like_the_volume_and_not_shifted(tmp_path: Path) -> None:
+    result = with_samples()
+    assert result.samples is not None
+    inside = np.s_[:, 0, 1:14, :11]  # without margin
+    deviation = 400 * result.samples.numpy()[:, *inside].std(0, ddof=1).transpose(2, 1, 0)
+    hidden = 400 * result.images.numpy()[inside].transpose(2, 1, 0)
+    hidden[1:] = 0  # only the first column is in the null space
+    result.save(tmp_path / "head")
+    for name, expected in {"standard_deviation": deviation, "null_space": hidden}.items():
+        written = nib.load(tmp_path / "head" / f"{name}.nii.gz")
+        assert np.allclose(written.get_fdata(), expected, atol=1e-2)
+        assert np.allclose(written.affine, AFFINE)
+    run = read_run(tmp_path / "head")
+    assert run.metrics["samples"] == 4
+    assert run.metrics["standard_deviation"] == pytest.approx(deviation.mean(), rel=1e-5)
+    energy = result.volume[..., 0].square().sum() / result.volume.square().sum()
+    assert run.metrics["null_space_energy"] == pytest.approx(float(energy), rel=1e-4)
+    [shown] = read_case([run]).runs
+    assert {name: image.shape for name, image in shown.maps.items()} == dict.fromkeys(result.maps, (11, 13, 3))
+
+
+def test_without_samples_nothing_is_said_of_the_uncertainty(tmp_path: Path) -> None:
+    with_samples().save(tmp_path / "head")
+    result = make_result()
+    result.save(tmp_path / "head")
+    assert result.standard_deviation is None
+    assert (result.maps, result.uncertainty) == ({}, {})
+    assert not (tmp_path / "head" / "standard_deviation.nii.gz").exists()
+    assert read_case([read_run(tmp_path / "head")]).runs[0].maps == {}
+
+
+def test_samples_move_with_the_result() -> None:
+    moved = with_samples().to("meta")
+    assert moved.samples is not None
+    assert moved.samples.device.type == "meta"
