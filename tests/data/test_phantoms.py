@@ -406,10 +406,14 @@ def test_shading_is_gaussian_of_a_strength_that_varies(wide: dict[str, np.ndarra
 # ---------------------------------------------------------------------------------------------------- seeds, ranks
 
 
-def data_module(rank: int = 0, ranks: int = 1, training: bool = True, **arguments: Any) -> EllipsesDataModule:
-    """The data module of one of several processes."""
+def data_module(
+    rank: int = 0, ranks: int = 1, training: bool = True, done: int = 0, **arguments: Any
+) -> EllipsesDataModule:
+    """The data module of one of several processes, in an epoch of which some batches are done."""
     module = EllipsesDataModule(**{"image_size": 16, "batch_size": 4, "epoch_size": 16} | arguments)
-    module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, training=training)  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=ranks, global_rank=rank, training=training, fit_loop=SimpleNamespace(batch_idx=done - 1)
+    )
     return module
 
 
@@ -457,6 +461,14 @@ def test_two_ranks_share_the_phantoms_of_one() -> None:
         assert sorted(keys(data_module(0, 2), epoch) + keys(data_module(1, 2), epoch)) == sorted(
             keys(data_module(), epoch)
         )
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (2, 1)])
+def test_an_epoch_goes_on_after_the_batches_that_are_done(ranks: int, workers: int) -> None:
+    torch.manual_seed(0)
+    for rank in range(ranks):
+        whole = keys(data_module(rank, ranks), epoch=1)
+        assert keys(data_module(rank, ranks, done=1, num_workers=workers), epoch=1) == whole[4:]
 
 
 def test_workers_give_the_phantoms_that_there_are_without_them() -> None:
