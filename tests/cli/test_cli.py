@@ -636,7 +636,10 @@ WRONG = {
         ["--model.estimator.iterations", "true"],
         "model.estimator.iterations is True; expected a whole number",
     ),
-    "type of two": (["--model.estimator.gamma", "x"], "model.estimator.gamma is x; expected a number or null"),
+    "type of two": (
+        ["--model.estimator.gamma", "x"],
+        "model.estimator.gamma is x; expected a number or noise or infinite",
+    ),
     "type of three": (
         ["--data.operator.angles", "x"],
         "data.operator.angles is x; expected a whole number or a list or null",
@@ -655,8 +658,8 @@ WRONG = {
     "config": (["--config", "sv_cp"], "config sv_cp: no such file; did you mean sv_ct?"),
     "seed": (["--seed_everything", "-1"], "seed_everything is -1; give a whole number from 0 to 4294967295"),
     "not a number": (
-        ["--model.estimator.discrepancy", ".nan"],
-        "DDS: discrepancy is nan; give a number from 0 to 1e+12",
+        ["--model.estimator.spread", ".nan"],
+        "DDS: spread is nan; give a number above 0 and at most 1e+12",
     ),
     "far too large": (["--data.sigma_y", "1e30"], "VolumeDataModule: sigma_y is 1e+30; give a number from 0 to 1000"),
     "missing module": (["--plugins", "no_such_module"], "plugins: no_such_module cannot be imported (No module named"),

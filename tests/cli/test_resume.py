@@ -23,6 +23,7 @@ from ddip_pl.callbacks.checkpoint_file import CheckpointFile, origin
 from ddip_pl.callbacks.fingerprint import TORCH, difference
 from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.errors import InputError
+from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
 from ddip_pl.results.claim import LOCK, claimed
@@ -161,8 +162,9 @@ def test_only_a_checkpoint_of_the_same_run_is_accepted(run, given, tiny_prior, p
         assert run(*given)[0] == 128 + signal.SIGTERM
     content = CHECKPOINT.read_bytes()
     again = (*given, "--ckpt_path", str(CHECKPOINT))
-    weights = tiny_prior.read_bytes()
-    Path("other.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    other = load_prior(str(tiny_prior))
+    next(other.parameters()).data.add_(1e-3)
+    save_prior("other.safetensors", other, {})
     image = nib.load(phantom_volume)
     nib.save(nib.Nifti1Image(image.get_fdata() + 1, image.affine), "phantom.nii.gz")
     for arguments, what in OTHER.values():
@@ -241,7 +243,7 @@ def test_a_run_survives_checkpoints_that_cannot_be_written(run, given, monkeypat
 def test_negative_time_between_checkpoints(run, given):
     code, error = run(*given, "--checkpoint_every", "-1")
     assert (code, error) == (
-        2, "ddip-pl: error: checkpoint_every is -1.0; give a number of seconds of at least 0\n"
+        2, "ddip-pl: error: DiffusionCheckpoint: every_seconds is -1.0; give a number from 0 to 1e+12\n"
     )  # fmt: skip
 
 
