@@ -14,7 +14,7 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.callback import reconstruction_callbacks
-from ddip_pl.reconstruction.step import Process, Step, timed
+from ddip_pl.reconstruction.step import Process, Step, watched
 
 
 class ReverseDiffusionLoop(_Loop):
@@ -56,7 +56,7 @@ class ReverseDiffusionLoop(_Loop):
             state, self.trajectory = self._resume(), []
             if state is not None:
                 self.trajectory = state["trajectory"]
-            with closing(timed(process.iterate(state and state["process"]), measurement.y.device)) as steps:
+            with closing(watched(process.iterate(state and state["process"]), measurement.y.device)) as steps:
                 for step in steps:
                     self.trajectory.append(dict(step.figures))
                     self._tell(process.steps, step)

@@ -15,7 +15,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.loop import ReverseDiffusionLoop
 from ddip_pl.reconstruction.memory import peak_memory
-from ddip_pl.reconstruction.step import Process, Step, timed
+from ddip_pl.reconstruction.step import Process, Step, watched
 from ddip_pl.results.result import Result
 from ddip_pl.volumes.frame import Frame
 
@@ -65,7 +65,7 @@ class Method(LightningModule, ABC):
         """
         process = self.begin(measurement)
         trajectory: list[dict[str, float]] = []
-        with torch.no_grad(), closing(timed(process.iterate(), measurement.y.device)) as steps:
+        with torch.no_grad(), closing(watched(process.iterate(), measurement.y.device)) as steps:
             for step in steps:
                 trajectory.append(dict(step.figures))
                 if on_step is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddip_pl.adaptation.weights import AdaptedWeights
+from ddip_pl.errors import InputError
 from ddip_pl.reconstruction.memory import peak_memory
 
 
@@ -46,10 +47,19 @@ class Process(Protocol):
         """Everything that the next steps depend on; may be called between any two steps."""
 
 
-def timed(steps: Iterator[Step], device: torch.device) -> Generator[Step, None, None]:
-    """The same steps, with their `seconds` and `peak_memory_bytes` added to the figures."""
+def watched(steps: Iterator[Step], device: torch.device) -> Generator[Step, None, None]:
+    """The same steps, with their `seconds` and `peak_memory_bytes` added to the figures.
+
+    Raises:
+        InputError: the estimate has voxels that are NaN or infinite.
+    """
     clock = time.monotonic()
-    for step in steps:
+    for done, step in enumerate(steps, 1):
+        if "estimate" in step.images and not step.images["estimate"].isfinite().all():
+            raise InputError(
+                f"the reconstruction has diverged: voxels are NaN or infinite after {done} steps; lower the learning "
+                "rate of the adaptation, if there is one, and check the prior and the measurement"
+            )
         cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(device)}
         yield step._replace(figures={**step.figures, **cost})
         clock = time.monotonic()

@@ -181,3 +181,16 @@ def test_complex_values(tiny_prior: Path) -> None:
     keep = Keep()
     (logged,) = quiet_trainer(keep).test(make("dds", tiny_prior), loader(scan), verbose=False)
     assert logged["residual"] == pytest.approx(keep.result.metrics()["residual"])
+
+
+def test_a_reconstruction_that_diverges_ends_at_once_without_a_result(tiny_prior: Path, scan: Scan) -> None:
+    method = Reconstruction(str(tiny_prior), sampler=TWO)
+    next(method.denoiser.parameters()).fill_(float("nan"))
+    seen: list[int] = []
+    with pytest.raises(InputError, match="has diverged: voxels are NaN or infinite after 1 steps"):
+        method.reconstruct(*scan, lambda done, of, step: seen.append(done))
+    keep = Keep()
+    with pytest.raises(InputError, match="has diverged"):
+        quiet_trainer(keep).test(method, loader(scan), verbose=False)
+    assert not seen
+    assert not hasattr(keep, "result")
