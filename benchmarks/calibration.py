@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from ddip_pl import Measurement, ParallelBeamCT, PoissonDisc, Sampler, SingleCoilMRI, load_method
 from ddip_pl.data.simulated import VolumeDataModule
+from ddip_pl.estimators import DDS
 from ddip_pl.physics.measurement import simulate
 from ddip_pl.prior.phantoms import RandomEllipses, images_of
 from ddip_pl.reconstruction.module import SHIPPED_SIZE
@@ -103,7 +104,7 @@ def main() -> None:
 
     measurement = measure(args)
     changes = {"samples": args.samples, "sampler.steps": args.steps, "sampler.eta": args.eta}
-    method = load_method(args.method, sampler=Sampler.posterior(), **changes)
+    method = load_method(args.method, estimator=DDS.posterior(), sampler=Sampler.posterior(), **changes)
     torch.manual_seed(args.seed)
     result = method.reconstruct(measurement)
     report(result, args.samples)

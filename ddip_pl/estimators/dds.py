@@ -41,6 +41,11 @@ class DDS(PosteriorMean):
         """The paper's settings: 5 steps; infinite gamma for CT, 5 for MRI."""
         return cls(iterations=5, gamma=gamma)
 
+    @classmethod
+    def posterior(cls) -> DDS:
+        """For `Sampler.posterior()`, which keeps the noise that a larger spread would let in."""
+        return cls(spread=0.12)
+
     def condition(
         self, x0_hat: Tensor, measurement: Measurement, memory: Memory, sigma_t: float
     ) -> tuple[Tensor, Memory]:

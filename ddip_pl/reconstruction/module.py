@@ -62,7 +62,7 @@ class Reconstruction(Method):
         if samples > 1 and not sampler.keeps_noise:
             raise InputError(
                 f"model.samples is {samples}, but this sampler removes the noise that samples differ by; add --config "
-                "configs/sampler/posterior.yaml, in Python sampler=Sampler.posterior()"
+                "configs/sampler/posterior.yaml, in Python estimator=DDS.posterior(), sampler=Sampler.posterior()"
             )
         self.estimator = estimator or DDS()
         self.adaptation = adaptation or NoAdaptation()

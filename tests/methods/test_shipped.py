@@ -61,6 +61,7 @@ def test_samplers_are_those_of_the_class() -> None:
         assert content["model"]["sampler"] == vars(sampler)
     content = yaml.safe_load((CONFIGS / "sampler" / "posterior.yaml").read_text())
     assert vars(Sampler()) | content["model"]["sampler"] == vars(Sampler.posterior())
+    assert DDS(**content["model"]["estimator"]["init_args"]).spread == DDS.posterior().spread
     assert content["model"]["samples"] > 1
 
 
