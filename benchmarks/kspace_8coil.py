@@ -1,4 +1,4 @@
-"""Reconstruct one slice of measured k-space by CG-SENSE, L1-wavelet, DDS and D3IP; print metrics, save a picture."""
+"""Reconstruct one slice of measured k-space by CG-SENSE, L1-wavelet and DDS; print metrics, save a picture."""
 
 import argparse
 import json
@@ -11,11 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-METHODS = {"CG-SENSE (start)": "fbp", "L1-wavelet": "l1_wavelet", "DDS": "dds", "D3IP, K = 1": "d3ip"}
-ADAPTATION = "--model.adaptation.init_args."
-SETTINGS = {
-    "d3ip": (f"{ADAPTATION}slices=1", f"{ADAPTATION}training.discrepancy=0")
-}  # without this, it is DDS bit by bit
+METHODS = {"CG-SENSE (start)": "fbp", "L1-wavelet": "l1_wavelet", "DDS": "dds"}
 BRIGHT = 98  # percentile of the pixels that is shown as white
 
 
@@ -24,7 +20,7 @@ def predict(kspace: Path, method: str, output: Path) -> tuple[np.ndarray, dict[s
     folder = output / method / kspace.stem
     if not (folder / "metrics.json").exists():
         configs = (f"--config={CONFIGS}/{name}.yaml" for name in ("task/measured", f"method/{method}"))
-        given = (*configs, f"--data.path={kspace}", f"--output={output / method}", *SETTINGS.get(method, ()))
+        given = (*configs, f"--data.path={kspace}", f"--output={output / method}")
         subprocess.run([sys.executable, "-m", "ddip_pl.cli", "predict", *given], check=True)
     image = nib.load(folder / "reconstruction.nii.gz").get_fdata()[..., 0].T
     return image, json.loads((folder / "metrics.json").read_text())
