@@ -37,7 +37,7 @@ def parser_reason(message: str, known: Iterable[str] = ()) -> str:
     """An error message of jsonargparse in one short line: the full path of the setting, then what is wrong with it.
 
     Args:
-        message: has the errors for all types that a setting may have, each with those of the settings inside it.
+        message: lists an error for every type that the setting may have; errors of nested settings are inside it.
         known: names of settings and classes, to suggest instead of unknown ones.
     """
     line = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(message.split()))

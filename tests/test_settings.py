@@ -29,7 +29,7 @@ BAD = (0, -1, -1.5, 0.5, math.nan, math.inf, -math.inf, 1e30, 10**12, None, "man
 
 
 def kinds(hint: Any) -> Iterator[Any]:
-    """A type and all types inside it, except those behind a range."""
+    """A type and all types inside it, but not those inside a range."""
     yield hint
     if get_origin(hint) is not Annotated and get_origin(hint) is not Literal:
         for part in get_args(hint):

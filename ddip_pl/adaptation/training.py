@@ -113,7 +113,7 @@ class LoraAdaptation(Adaptation):
             Losses and noise levels, one each per slice, or one each for all slices if they are coupled.
         """
         mean = (self.training.loss_estimator or estimator)(denoiser, x_t, t, part).mean
-        # One per cent above the level at which DDS ends.
+        # One per cent above the level at which DiffusionMBIR ends.
         return part.misfit(mean), 1.01 * part.noise_energy(self.training.discrepancy)
 
     def figures(self, first: Tensor, last: Tensor, weights: Weights) -> Figures:

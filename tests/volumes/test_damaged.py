@@ -76,7 +76,7 @@ def test_claims_are_refused_before_memory_is_taken(packed: Path, tmp_path: Path)
         file.attrs.update(operator="parallel_beam", detector_spacing=1.0, pixel_size=1.0, image_size=20000)
         file["data"], file["angles"] = np.ones((2, 5, 12)), np.arange(5.0)
     make_series(tmp_path / "series")
-    for file in (tmp_path / "series").iterdir():  # rows and columns, each 2 bytes behind a tag, type and length
+    for file in (tmp_path / "series").iterdir():  # rows and columns, each 2 bytes after a tag, type and length
         content = file.read_bytes()
         for tag in (b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x11\x00US\x02\x00"):
             place = content.index(tag) + len(tag)
