@@ -197,8 +197,9 @@ def test_no_noise_on_the_way_to_the_last_timesteps(six: Measurement, noise_above
     estimator = Scripted()
     run(six, estimator=estimator, steps=5, start=800, spacing=2.0, noise_above=noise_above)
     assert [t for t, _ in estimator.seen] == [800, 450, 200, 50, 0]
+    abar = noise_schedule()
     for (t, x), mean in zip(estimator.seen[1:], estimator.means, strict=False):
-        assert torch.equal(x, mean) == (t not in noisy)
+        assert torch.allclose(x, (abar[t].sqrt() if t else 1) * mean) == (t not in noisy)
 
 
 def test_published_without_averaging_and_with_even_spacing(six: Measurement) -> None:
