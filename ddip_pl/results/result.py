@@ -17,6 +17,7 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
+from ddip_pl.adaptation.guard import DIVERGENCES
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
@@ -88,6 +89,11 @@ class Result:
     def seconds(self) -> float:
         """Time of all steps, including those before a run was resumed."""
         return sum(row["seconds"] for row in self.trajectory)
+
+    @property
+    def divergences(self) -> int:
+        """How often gradient steps of the adaptation were undone because their losses ran away."""
+        return int(sum(row.get(DIVERGENCES, 0) for row in self.trajectory))
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
@@ -218,6 +224,7 @@ class Result:
             "slices": len(measurement),
             "steps": len(self.trajectory),
             "adapted_parameters": self.weights.count,
+            **({DIVERGENCES: self.divergences} if any("loss_before" in row for row in self.trajectory) else {}),
             "prior": self.prior and Path(self.prior).name,
             **({"chosen": self.ranking[0][0], "hidden_discrepancy": dict(self.ranking)} if self.choice else {}),
             "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
