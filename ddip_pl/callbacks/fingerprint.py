@@ -49,7 +49,7 @@ def entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield from entries(f"{name}[{number}]", part)
-    elif re.search(r"\.(path|prior)(\[\d+\])?$", name) and value and split(value)[0].exists():
+    elif re.search(r"\.(path|prior|start_from)(\[\d+\])?$", name) and value and split(value)[0].exists():
         place, choice = split(value)
         yield f"the contents of {name}", f"{digest(place)} {choice}".strip()
     else:

@@ -25,12 +25,13 @@ from ddip_pl.settings import PositiveInt, checked
 WandbMode = Literal["disabled", "offline", "online"]
 
 
-def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
+def wandb_logger(mode: WandbMode, folder: Path, identify: bool = False, **about: Any) -> WandbLogger:
     """Logger for Weights & Biases, with files in `<folder>/wandb`. The project is `WANDB_PROJECT`, by default ddip-pl.
 
     Args:
         mode: "offline" only writes files, for `wandb sync`; "online" needs an account.
         folder: of the run; created when the run starts.
+        identify: let W&B record the command, whose paths may name a patient, what it prints, and the computer.
         about: name, group, tags and so on, see `wandb.init`.
 
     Raises:
@@ -44,7 +45,8 @@ def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
         except wandb.Error as error:
             raise InputError("wandb: you are not logged in; run `wandb login`, or give --wandb offline") from error
     project = os.environ.get("WANDB_PROJECT", "ddip-pl")
-    return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", **about)
+    given = wandb.Settings() if identify else wandb.Settings(console="off", x_disable_meta=True)
+    return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", settings=given, **about)
 
 
 @checked

@@ -257,6 +257,7 @@ class Result:
         config: str = "",
         dicom: bool = False,
         hdf5: bool = False,
+        identify: bool = False,
     ) -> None:
         """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
 
@@ -272,6 +273,7 @@ class Result:
             config: settings of the run, YAML.
             dicom: write the volume as a DICOM series too.
             hdf5: write the volume as an HDF5 file too, complex images with their phase.
+            identify: the DICOM series names the patient and study of its source.
 
         Raises:
             PartlyWritten: some files could not be written; the volume and the others are there.
@@ -293,7 +295,8 @@ class Result:
                 self.weights.save(place)
             if dicom:
                 with separately(failed, place / DICOM):
-                    write_dicom(place / DICOM, frame.in_units(volume), frame.affine, frame.header, f"{task} {method}")
+                    values, about = frame.in_units(volume), f"{task} {method}"
+                    write_dicom(place / DICOM, values, frame.affine, frame.header, about, identify)
             if hdf5:
                 with separately(failed, place / HDF5):
                     write_hdf5(place / HDF5, volume, frame)
