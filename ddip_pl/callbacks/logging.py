@@ -18,6 +18,7 @@ from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.step import Step
 from ddip_pl.results.folder import LORA, PLANES, RECONSTRUCTION
+from ddip_pl.results.provenance import program
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.settings import PositiveInt, checked
@@ -120,9 +121,9 @@ class RunLogging(ReconstructionCallback):
         """Log the resolved settings of the run, and the names that runs are grouped by."""
         _, frame = self.scan
         names = {"task": self.writer.task, "method": self.writer.method, "volume": frame.name}
-        prior = {"prior": method.prior and Path(method.prior).name}
+        about = {"prior": method.prior and Path(method.prior).name, "provenance": program() | self.writer.origin}
         for logger in trainer.loggers:
-            logger.log_hyperparams((yaml.safe_load(self.writer.config) or {}) | names | prior)
+            logger.log_hyperparams((yaml.safe_load(self.writer.config) or {}) | names | about)
 
     def pictures(self, images: Mapping[str, Tensor]) -> dict[str, Any]:
         """A picture of three planes for each volume `(slices, channels, height, width)`."""

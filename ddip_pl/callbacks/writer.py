@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class VolumeWriter(Callback):
         dicom: write the volume as a DICOM series too.
         hdf5: write the volume as an HDF5 file too, complex images with their phase.
         identify: the DICOM series names the patient and study of its source.
+        origin: hashes of settings and input.
 
     Attributes:
         written: folders of the volumes, in the order written.
@@ -42,9 +44,10 @@ class VolumeWriter(Callback):
         dicom: bool = False,
         hdf5: bool = False,
         identify: bool = False,
+        origin: Mapping[str, str] | None = None,
     ):
         self.folder, self.task, self.method, self.config = folder, task, method, config
-        self.dicom, self.hdf5, self.identify = dicom, hdf5, identify
+        self.dicom, self.hdf5, self.identify, self.origin = dicom, hdf5, identify, dict(origin or {})
         self.claim = ExitStack()
         self.written: list[Path] = []
         self.failures: list[str] = []
@@ -122,6 +125,7 @@ class VolumeWriter(Callback):
                     dicom=self.dicom,
                     hdf5=self.hdf5,
                     identify=self.identify,
+                    origin=self.origin,
                 )
                 return folder
             except PartlyWritten as error:

@@ -11,11 +11,12 @@ from jsonargparse import Namespace
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
+from rich.markup import escape
 
 import ddip_pl.data.measured  # noqa: F401 (one of the classes for --data)
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile
-from ddip_pl.callbacks.fingerprint import fingerprint
+from ddip_pl.callbacks.fingerprint import fingerprint, provenance
 from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.callbacks.logging import RunLogging, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
@@ -47,8 +48,16 @@ def main(command: str, arguments: Sequence[str]) -> int:
     folder = settings.output or Path("outputs", f"{settings.task}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = parser.dump(settings, skip_unset=False)
     shown = config if settings.identify else without_folders(config)
+    found = fingerprint(command, yaml.safe_load(config))
     writer = VolumeWriter(
-        folder, settings.task, settings.method, shown, settings.dicom, settings.hdf5, settings.identify
+        folder,
+        settings.task,
+        settings.method,
+        shown,
+        settings.dicom,
+        settings.hdf5,
+        settings.identify,
+        provenance(found),
     )
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
     path = folder / "last.ckpt"
@@ -56,13 +65,16 @@ def main(command: str, arguments: Sequence[str]) -> int:
     callbacks: list[Callback] = [ReconstructionProgress(), writer, logging, Interruption(path, again)]
     if made.model.resumable:
         callbacks.append(DiffusionCheckpoint(path, settings.checkpoint_every))
-    checkpoints = CheckpointFile(fingerprint(command, yaml.safe_load(config)))
-    trainer = make_trainer(made.trainer, callbacks, [checkpoints])
+    trainer = make_trainer(made.trainer, callbacks, [CheckpointFile(found)])
     if command == "test":
         trainer.test(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, verbose=False)
     else:  # the callback writes each result, so that none has to stay in memory
         trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, return_predictions=False)
-    Console().print(*tables(read_runs(writer.written)))
+    runs, console = read_runs(writer.written), Console()
+    console.print(*tables(runs))
+    for run in runs:
+        for warning in run.metrics["warnings"]:
+            console.print(f"[yellow]warning[/]: {escape(run.folder.name)}: {escape(warning)}", soft_wrap=True)
     return 2 if writer.failures else 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import nibabel as nib
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
@@ -23,6 +22,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
 from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.checkpoint import prior_file
 from ddip_pl.report.page import Case, Shown, write_page
 from ddip_pl.results.folder import (
     DEVIATION,
@@ -37,10 +37,13 @@ from ddip_pl.results.folder import (
     WEIGHTS,
     PartlyWritten,
     new_folder,
+    save_nifti,
     separately,
     write_hdf5,
     write_run,
 )
+from ddip_pl.results.provenance import digest, lines, program
+from ddip_pl.results.warnings import warnings
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.frame import Frame, magnitude
 
@@ -61,6 +64,7 @@ class Result:
         peak_memory_bytes: see `peak_memory`.
         prior: file of the prior, if there is one.
         choice: discrepancy on hidden data by name of a method, if the method was chosen by it (see `BestOf`).
+        prior_size: height and width that the prior is trained for.
         samples: posterior samples `(samples, slices, channels, height, width)` whose mean the images are; None if the
             method drew only one.
     """
@@ -74,6 +78,7 @@ class Result:
     prior: str | None = None
     choice: Mapping[str, float] = field(default_factory=dict)
     samples: Tensor | None = None
+    prior_size: int | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items())
@@ -210,8 +215,21 @@ class Result:
             "null_space_energy": float(self.null_space.square().sum() / self.volume.square().sum()),
         }
 
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """Version and commit of ddip-pl; hashes of the prior's file, if it is still there, and of the measured values."""
+        prior = None if self.prior is None else prior_file(self.prior)
+        hashes = {"prior": digest(prior)} if prior is not None and prior.is_file() else {}
+        return {**program(), **hashes, "measurement": self.measurement.digest[:32]}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is suspicious about the result, one line each; docs/reliability.md lists the rules."""
+        figures = self.metrics() | {f"input_{name}": value for name, value in self.direct.metrics().items()}
+        return warnings(magnitude(self.tensor), figures | self.uncertainty, self.trajectory, self.prior_size)
+
     def facts(self) -> dict[str, Any]:
-        """Figures of merit of the volume and of the direct inversion (`input_...`), cost, settings and versions."""
+        """Figures of merit of the volume and of the direct inversion (`input_...`), cost, origin and warnings."""
         measurement = self.measurement
         return {
             **self.metrics(),
@@ -234,6 +252,8 @@ class Result:
                 "lightning": lightning.__version__,
                 "python": platform.python_version(),
             },
+            "provenance": self.provenance,
+            "warnings": self.warnings,
         }
 
     def shown(self, name: str, metrics: dict[str, Any] | None = None, config: str = "") -> Shown:
@@ -258,6 +278,7 @@ class Result:
         dicom: bool = False,
         hdf5: bool = False,
         identify: bool = False,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
 
@@ -274,6 +295,7 @@ class Result:
             dicom: write the volume as a DICOM series too.
             hdf5: write the volume as an HDF5 file too, complex images with their phase.
             identify: the DICOM series names the patient and study of its source.
+            origin: hashes of settings and input, to be written with the `provenance`.
 
         Raises:
             PartlyWritten: some files could not be written; the volume and the others are there.
@@ -283,12 +305,14 @@ class Result:
         volume, frame = self.volume, self.frame
         reference = None if self.reference is None else frame.nifti(self.reference)
         failed: list[str] = []
+        provenance = self.provenance | dict(origin or {})
 
         def shown() -> Shown:
-            return self.shown(method, {"task": task, "method": method} | self.facts(), config)
+            figures = self.facts() | {"provenance": provenance}
+            return self.shown(method, {"task": task, "method": method} | figures, config)
 
         with new_folder(Path(folder)) as place:
-            nib.save(frame.nifti(volume), place / RECONSTRUCTION)  # type: ignore[attr-defined]
+            save_nifti(frame.nifti(volume), place / RECONSTRUCTION, provenance)
             with separately(failed, *(place / name for name in RECORD)):
                 write_run(place, shown(), reference)
             with separately(failed, place / WEIGHTS, place / LORA):
@@ -296,10 +320,10 @@ class Result:
             if dicom:
                 with separately(failed, place / DICOM):
                     values, about = frame.in_units(volume), f"{task} {method}"
-                    write_dicom(place / DICOM, values, frame.affine, frame.header, about, identify)
+                    write_dicom(place / DICOM, values, frame.affine, frame.header, about, identify, lines(provenance))
             if hdf5:
                 with separately(failed, place / HDF5):
-                    write_hdf5(place / HDF5, volume, frame)
+                    write_hdf5(place / HDF5, volume, frame, provenance)
             with separately(failed, place / PLANES):
                 (place / PLANES).parent.mkdir()
                 panels = {"input": self.direct, method: self}

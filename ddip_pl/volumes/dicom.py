@@ -204,6 +204,7 @@ def write_dicom(
     source: Dataset | None = None,
     description: str = "",
     identify: bool = False,
+    software: Sequence[str] = (),
 ) -> None:
     """Write a volume as a derived DICOM series: a new folder with `0001.dcm`, `0002.dcm`, ...
 
@@ -217,6 +218,7 @@ def write_dicom(
             Without one the images are secondary captures without a patient.
         description: of the series and how it was derived.
         identify: the new series gets the patient, study and frame of reference of the source too, see `deidentified`.
+        software: what made it, as `SoftwareVersions`.
 
     Raises:
         InputError: see `check_writable`.
@@ -230,6 +232,8 @@ def write_dicom(
 
     common = derived_header(source, description)
     common = common if identify else deidentified(common, EMPTY)
+    if software:
+        common.SoftwareVersions = list(software)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, _ = (affine[:3, :3] / lengths).T
     common.ImageOrientationPatient = [rounded(value) for value in (*row, *column)]
