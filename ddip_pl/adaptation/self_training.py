@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.utils.data import default_collate
 
 from ddip_pl.adaptation.adaptation import Adaptation, Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.guard import DIVERGENCES, attempts, ran_away
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.held_out import split
@@ -18,6 +19,7 @@ from ddip_pl.prior.schedule import STEPS, diffuse, tweedie
 from ddip_pl.settings import HalfOpenUnitInterval, LearningRate, OpenUnitInterval, Pixels, PositiveInt, Range, checked
 
 ENDLESS = 2**40  # more phantoms than are ever drawn
+TRIVIAL = 1.0  # loss of a network that predicts no noise at all
 
 
 @checked
@@ -98,20 +100,26 @@ class SelfTraining(Adaptation):
     ) -> Adapted:
         if self.volume is None:
             return Adapted(self.adapted, {})
-        losses = self.train(self.volume, on_gradient_step)
+        divergences = 0
+        for learning_rate in attempts(self.learning_rate):
+            losses = self.train(self.volume, learning_rate, on_gradient_step)
+            if not ran_away(losses, losses[:1].clamp_min(TRIVIAL)).any():
+                break
+            self.weights, losses = {}, losses[:1]
+            divergences += 1
         self.volume = None
         self.adapted = self.denoiser.with_weights(self.weights)
         few = max(1, self.steps // 5)  # the loss depends on the timesteps drawn, so its mean over a few steps is shown
         figures = {"loss_before": losses[:few].mean().item(), "loss_after": losses[-few:].mean().item()}
-        return Adapted(self.adapted, figures)
+        return Adapted(self.adapted, figures | ({DIVERGENCES: divergences} if divergences else {}))
 
     @torch.enable_grad()
-    def train(self, volume: Tensor, on_gradient_step: OnGradientStep) -> Tensor:
+    def train(self, volume: Tensor, learning_rate: float, on_gradient_step: OnGradientStep = ignore) -> Tensor:
         """The M-step; returns its losses, `(steps,)`."""
         losses = []
         weights = {name: weight.detach().clone() for name, weight in self.denoiser.network.named_parameters()}
         self.weights = {name: weight.clone() for name, weight in weights.items()}
-        optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()], self.learning_rate)
+        optimizer = torch.optim.Adam([weight.requires_grad_() for weight in weights.values()], learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         hidden = None if self.hidden is None else self.hidden.given(lambda: volume)
         signal = 0.0 if hidden is None else self.signal(volume, hidden)

@@ -1,12 +1,13 @@
 """DDIP (Chung & Ye 2024) and SCD (Barbano et al. 2023): separate LoRA weights for every slice, trained in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ddip_pl.adaptation.adaptation import Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.guard import attempts, ran_away
 from ddip_pl.adaptation.lora import LoRA, LoraWeights
 from ddip_pl.adaptation.training import LoraAdaptation, LoraTraining
 from ddip_pl.errors import InputError
@@ -71,34 +72,57 @@ class SlicewiseAdaptation(LoraAdaptation):
     def adapt(
         self, estimator: PosteriorMean, x_t: Tensor, t: int, on_gradient_step: OnGradientStep = ignore
     ) -> Adapted:
-        steps = self.training.steps
         if not self.training.within_horizon(t):
             return Adapted(self.adapted, {})
+        steps, divergences = self.training.steps, 0
         first, last = x_t.new_zeros(2, len(x_t))
         batches = torch.arange(len(x_t)).split(self.denoiser.batch_size)
         for number, batch in enumerate(batches):
-            for step, (left, losses) in enumerate(self.adapt_batch(estimator, x_t, t, batch)):
-                last[left] = losses
-                if step == 0:
-                    first[left] = losses
-                on_gradient_step(number * steps + step + 1, len(batches) * steps)
-        adapted = self.adapted
-        return Adapted(adapted, self.figures(first, last, dict(adapted.weights)))
 
-    def adapt_batch(
-        self, estimator: PosteriorMean, x_t: Tensor, t: int, batch: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gradient steps on some slices, each until its loss is at noise level; yields the slices and their losses."""
-        optimizer = torch.optim.AdamW([self.theta[i] for i in batch], self.training.learning_rate)
+            def on_step(done: int, number: int = number) -> None:
+                on_gradient_step(number * steps + done, len(batches) * steps)
+
+            for learning_rate in attempts(self.training.learning_rate):
+                first[batch], last[batch], diverged = self.train(estimator, x_t, t, batch, learning_rate, on_step)
+                batch = batch[diverged]
+                if len(batch) == 0:
+                    break
+                last[batch] = first[batch]
+                divergences += len(batch)
+        adapted = self.adapted
+        return Adapted(adapted, self.figures(first, last, dict(adapted.weights), divergences))
+
+    def train(
+        self,
+        estimator: PosteriorMean,
+        x_t: Tensor,
+        t: int,
+        batch: Tensor,
+        learning_rate: float,
+        on_step: Callable[[int], None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient steps on some slices, each until its loss is at noise level or runs away.
+
+        Slices whose losses run away get their weights back.
+
+        Returns:
+            The first and the last loss of each slice, and whether its losses ran away.
+        """
+        before, average = torch.stack([self.theta[i].detach() for i in batch]), self.average[batch]
+        optimizer = torch.optim.AdamW([self.theta[i] for i in batch], learning_rate)
+        diverged = torch.zeros(len(batch), dtype=torch.bool)
         left = torch.arange(len(batch))  # slices of the batch above noise level
-        for _ in range(self.training.steps):
-            chosen = batch[left]
-            theta = torch.stack([self.theta[i] for i in chosen])
-            denoiser = self.denoiser.with_weights(self.lora.split(theta), slicewise=True)
-            losses, enough = self.losses(estimator, denoiser, x_t[chosen], t, self.measurement[chosen])
-            yield chosen, losses.detach()
-            more = losses > enough
-            left = left[more.cpu()]
+        for step in range(self.training.steps):
+            losses, enough = self.losses_of(batch[left], estimator, x_t, t)
+            if step == 0:
+                first, last = losses.detach(), losses.detach().clone()
+            last[left] = losses.detach()
+            on_step(step + 1)
+            away = ran_away(losses, first[left])
+            more = ~away & (losses > enough)
+            gone, going_on = torch.stack([away, more]).cpu()
+            diverged[left[gone]] = True
+            left = left[going_on]
             if len(left) == 0:
                 break
             trained = [self.theta[i] for i in batch[left]]
@@ -107,7 +131,21 @@ class SlicewiseAdaptation(LoraAdaptation):
             optimizer.step()
             latest = torch.stack([theta.detach() for theta in trained])
             self.average[batch[left]] = latest.lerp(self.average[batch[left]], self.training.ema)
+        else:
+            with torch.no_grad():  # the last weights
+                losses, _ = self.losses_of(batch[left], estimator, x_t, t)
+            diverged[left] = ran_away(losses, first[left]).cpu()
         optimizer.zero_grad()
+        for i in diverged.nonzero().flatten():
+            self.theta[batch[i]].data.copy_(before[i])
+            self.average[batch[i]] = average[i]
+        return first, last, diverged
+
+    def losses_of(self, chosen: Tensor, estimator: PosteriorMean, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Losses of some slices with their latest weights, and their noise levels, see `losses`."""
+        theta = torch.stack([self.theta[i] for i in chosen])
+        denoiser = self.denoiser.with_weights(self.lora.split(theta), slicewise=True)
+        return self.losses(estimator, denoiser, x_t[chosen], t, self.measurement[chosen])
 
     def finish(self) -> LoraWeights:
         tensors = self.lora.split(self.average)

@@ -7,6 +7,7 @@ from typing import Annotated
 from torch import Tensor
 
 from ddip_pl.adaptation.adaptation import Adaptation, Figures
+from ddip_pl.adaptation.guard import DIVERGENCES
 from ddip_pl.adaptation.lora import LoRA, LoraWeights, Weights
 from ddip_pl.errors import InputError
 from ddip_pl.estimators.estimator import PosteriorMean
@@ -116,10 +117,14 @@ class LoraAdaptation(Adaptation):
         # One per cent above the level at which DiffusionMBIR ends.
         return part.misfit(mean), 1.01 * part.noise_energy(self.training.discrepancy)
 
-    def figures(self, first: Tensor, last: Tensor, weights: Weights) -> Figures:
-        """Mean loss of the chosen slices in the first and last gradient step, and the size of the weights' update."""
-        return {
+    def figures(self, first: Tensor, last: Tensor, weights: Weights, divergences: int) -> Figures:
+        """Mean loss of the chosen slices in the first and last gradient step, and the size of the weights' update.
+
+        If gradient steps were undone because their losses ran away, also how often, as `divergences`.
+        """
+        figures = {
             "loss_before": first.mean().item(),
             "loss_after": last.mean().item(),
             "lora_norm": self.lora.update_norm(weights),
         }
+        return figures | ({DIVERGENCES: divergences} if divergences else {})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddip_pl.adaptation.adaptation import Adapted, OnGradientStep, ignore
+from ddip_pl.adaptation.guard import attempts, ran_away
 from ddip_pl.adaptation.lora import LoRA, LoraWeights
 from ddip_pl.adaptation.training import LoraAdaptation, LoraTraining
 from ddip_pl.errors import InputError
@@ -70,17 +71,40 @@ class VolumeAdaptation(LoraAdaptation):
             return Adapted(self.adapted, {})
         with torch.no_grad():
             measurement = self.measurement.given(lambda: estimator(self.adapted, x_t, t, self.measurement).mean)
+        before, divergences = (self.latest, self.average), 0
+        for learning_rate in attempts(self.training.learning_rate):
+            first, last, diverged = self.train(estimator, x_t, t, measurement, learning_rate, on_gradient_step)
+            if not diverged:
+                break
+            (self.latest, self.average), last = before, first
+            divergences += 1
+        self.use_average()
+        return Adapted(self.adapted, self.figures(first, last, self.average, divergences))
+
+    def train(
+        self,
+        estimator: PosteriorMean,
+        x_t: Tensor,
+        t: int,
+        measurement: Measurement,
+        learning_rate: float,
+        on_gradient_step: OnGradientStep,
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The gradient steps of a timestep; returns the first and the last loss, and whether the losses ran away."""
         self.lora.load_state_dict(self.latest)
-        optimizer = torch.optim.AdamW(self.lora.parameters(), self.training.learning_rate)
-        first: Tensor | None = None
+        optimizer = torch.optim.AdamW(self.lora.parameters(), learning_rate)
         for step in range(self.training.steps):
             denoiser = self.denoiser.with_weights(self.lora.merged(training=True))
             chosen = self.draw_slices()
-            losses, enough = self.losses(estimator, denoiser, x_t[chosen], t, measurement[chosen])
-            loss = losses.mean()
-            first = loss if first is None else first
-            if loss <= enough.mean():
-                break
+            part = measurement[chosen]
+            losses, enough = self.losses(estimator, denoiser, x_t[chosen], t, part)
+            loss, energy = losses.mean(), part.y.abs().square().mean()
+            if step == 0:
+                first, first_energy = loss.detach(), energy
+            usual = first * (energy / first_energy).nan_to_num(1).clamp_min(1)  # some slices have more to fit
+            diverged, done = torch.stack([ran_away(loss, usual), loss <= enough.mean()]).tolist()
+            if diverged or done:
+                return first, loss, diverged
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -88,9 +112,10 @@ class VolumeAdaptation(LoraAdaptation):
             ema = self.training.ema
             self.average = {name: new.lerp(self.average[name], ema) for name, new in self.latest.items()}
             on_gradient_step(step + 1, self.training.steps)
-        self.use_average()
-        assert first is not None
-        return Adapted(self.adapted, self.figures(first, loss, self.average))
+        with torch.no_grad():  # the last weights, on the same slices: drawing others would change all random numbers
+            denoiser = self.denoiser.with_weights(self.lora.merged())
+            losses, _ = self.losses(estimator, denoiser, x_t[chosen], t, part)
+        return first, loss, bool(ran_away(losses.mean(), usual))
 
     @torch.no_grad()
     def use_average(self) -> None:

@@ -1,14 +1,13 @@
 """What the result of a run depends on: no run goes on from the checkpoint of another."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import ddip_pl
+from ddip_pl.results.provenance import digest, digest_of
 from ddip_pl.volumes.files import split
 
 Fingerprint = dict[str, Any]
@@ -16,6 +15,7 @@ Fingerprint = dict[str, Any]
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 IRRELEVANT = ("cache_dir", "num_workers")
 TORCH = "PyTorch"
+CONTENTS = "the contents of"  # begins the names of entries that are hashes
 
 
 def fingerprint(command: str, settings: Mapping[str, Any]) -> Fingerprint:
@@ -49,23 +49,18 @@ def entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield from entries(f"{name}[{number}]", part)
-    elif re.search(r"\.(path|prior)(\[\d+\])?$", name) and value and split(value)[0].exists():
+    elif re.search(r"\.(path|prior|start_from)(\[\d+\])?$", name) and value and split(value)[0].exists():
         place, choice = split(value)
-        yield f"the contents of {name}", f"{digest(place)} {choice}".strip()
+        yield f"{CONTENTS} {name}", f"{digest(place)} {choice}".strip()
     else:
         yield name, value
 
 
-def digest(path: Path) -> str:
-    """The first half of the SHA-256 of a file, or of the names and contents of all files in a folder."""
-    folder = path.is_dir()
-    total = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if folder else [path]:
-        if file.is_file():
-            total.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:32]
+def provenance(found: Fingerprint) -> dict[str, str]:
+    """Hashes of all settings, and of the input: of each of its files or folders."""
+    inputs = [str(value) for name, value in found.items() if name.startswith(f"{CONTENTS} data.path")]
+    settings = {name: value for name, value in found.items() if name != TORCH}
+    return {"settings": digest_of(settings)} | ({"input": ", ".join(inputs)} if inputs else {})
 
 
 def difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

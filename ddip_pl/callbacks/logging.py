@@ -18,6 +18,7 @@ from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.step import Step
 from ddip_pl.results.folder import LORA, PLANES, RECONSTRUCTION
+from ddip_pl.results.provenance import program
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.settings import PositiveInt, checked
@@ -25,12 +26,13 @@ from ddip_pl.settings import PositiveInt, checked
 WandbMode = Literal["disabled", "offline", "online"]
 
 
-def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
+def wandb_logger(mode: WandbMode, folder: Path, identify: bool = False, **about: Any) -> WandbLogger:
     """Logger for Weights & Biases, with files in `<folder>/wandb`. The project is `WANDB_PROJECT`, by default ddip-pl.
 
     Args:
         mode: "offline" only writes files, for `wandb sync`; "online" needs an account.
         folder: of the run; created when the run starts.
+        identify: let W&B record the command, whose paths may name a patient, what it prints, and the computer.
         about: name, group, tags and so on, see `wandb.init`.
 
     Raises:
@@ -44,7 +46,8 @@ def wandb_logger(mode: WandbMode, folder: Path, **about: Any) -> WandbLogger:
         except wandb.Error as error:
             raise InputError("wandb: you are not logged in; run `wandb login`, or give --wandb offline") from error
     project = os.environ.get("WANDB_PROJECT", "ddip-pl")
-    return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", **about)
+    given = wandb.Settings() if identify else wandb.Settings(console="off", x_disable_meta=True)
+    return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", settings=given, **about)
 
 
 @checked
@@ -118,9 +121,9 @@ class RunLogging(ReconstructionCallback):
         """Log the resolved settings of the run, and the names that runs are grouped by."""
         _, frame = self.scan
         names = {"task": self.writer.task, "method": self.writer.method, "volume": frame.name}
-        prior = {"prior": method.prior and Path(method.prior).name}
+        about = {"prior": method.prior and Path(method.prior).name, "provenance": program() | self.writer.origin}
         for logger in trainer.loggers:
-            logger.log_hyperparams((yaml.safe_load(self.writer.config) or {}) | names | prior)
+            logger.log_hyperparams((yaml.safe_load(self.writer.config) or {}) | names | about)
 
     def pictures(self, images: Mapping[str, Tensor]) -> dict[str, Any]:
         """A picture of three planes for each volume `(slices, channels, height, width)`."""

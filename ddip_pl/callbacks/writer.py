@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,27 @@ class VolumeWriter(Callback):
         config: settings of the run, YAML.
         dicom: write the volume as a DICOM series too.
         hdf5: write the volume as an HDF5 file too, complex images with their phase.
+        identify: the DICOM series names the patient and study of its source.
+        origin: hashes of settings and input.
 
     Attributes:
         written: folders of the volumes, in the order written.
         failures: what could not be written where it should be, one line each.
     """
 
-    def __init__(self, folder: Path, task: str, method: str, config: str = "", dicom: bool = False, hdf5: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        method: str,
+        config: str = "",
+        dicom: bool = False,
+        hdf5: bool = False,
+        identify: bool = False,
+        origin: Mapping[str, str] | None = None,
+    ):
         self.folder, self.task, self.method, self.config = folder, task, method, config
-        self.dicom, self.hdf5 = dicom, hdf5
+        self.dicom, self.hdf5, self.identify, self.origin = dicom, hdf5, identify, dict(origin or {})
         self.claim = ExitStack()
         self.written: list[Path] = []
         self.failures: list[str] = []
@@ -105,7 +118,14 @@ class VolumeWriter(Callback):
                     created = Path(tempfile.mkdtemp(prefix=f"{result.frame.name}-", dir=parent.absolute()))
                 folder = (created or parent) / result.frame.name
                 result.save(
-                    folder, task=self.task, method=self.method, config=self.config, dicom=self.dicom, hdf5=self.hdf5
+                    folder,
+                    task=self.task,
+                    method=self.method,
+                    config=self.config,
+                    dicom=self.dicom,
+                    hdf5=self.hdf5,
+                    identify=self.identify,
+                    origin=self.origin,
                 )
                 return folder
             except PartlyWritten as error:

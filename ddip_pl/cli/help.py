@@ -27,6 +27,7 @@ RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
     "--dicom true": "write the volume as a DICOM series too",
     "--hdf5 true": "write the volume as an HDF5 file too, complex values kept",
+    "--identify true": "keep paths in config.yaml and logs, and the patient in DICOM files, see docs/privacy.md",
     "--images_every": "diffusion steps between two logged pictures [10]",
     "--checkpoint_every": "seconds between two checkpoints [60]",
 }

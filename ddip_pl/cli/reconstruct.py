@@ -4,17 +4,19 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
 from lightning import Callback, seed_everything
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
+from rich.markup import escape
 
 import ddip_pl.data.measured  # noqa: F401 (one of the classes for --data)
 from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile
-from ddip_pl.callbacks.fingerprint import fingerprint
+from ddip_pl.callbacks.fingerprint import fingerprint, provenance
 from ddip_pl.callbacks.interruption import Interruption
 from ddip_pl.callbacks.logging import RunLogging, wandb_logger
 from ddip_pl.callbacks.progress import ReconstructionProgress
@@ -26,7 +28,7 @@ from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.module import Reconstruction
 from ddip_pl.results.tables import read_runs, tables
-from ddip_pl.volumes.files import volume_name
+from ddip_pl.volumes.files import split, volume_name
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
@@ -45,20 +47,34 @@ def main(command: str, arguments: Sequence[str]) -> int:
     made = parser.instantiate(settings)
     folder = settings.output or Path("outputs", f"{settings.task}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = parser.dump(settings, skip_unset=False)
-    writer = VolumeWriter(folder, settings.task, settings.method, config, settings.dicom, settings.hdf5)
+    shown = config if settings.identify else without_folders(config)
+    found = fingerprint(command, yaml.safe_load(config))
+    writer = VolumeWriter(
+        folder,
+        settings.task,
+        settings.method,
+        shown,
+        settings.dicom,
+        settings.hdf5,
+        settings.identify,
+        provenance(found),
+    )
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
     path = folder / "last.ckpt"
     again = shlex.join(["ddip-pl", command, *arguments, "--ckpt_path", str(path), "--output", str(folder)])
     callbacks: list[Callback] = [ReconstructionProgress(), writer, logging, Interruption(path, again)]
     if made.model.resumable:
         callbacks.append(DiffusionCheckpoint(path, settings.checkpoint_every))
-    checkpoints = CheckpointFile(fingerprint(command, yaml.safe_load(config)))
-    trainer = make_trainer(made.trainer, callbacks, [checkpoints])
+    trainer = make_trainer(made.trainer, callbacks, [CheckpointFile(found)])
     if command == "test":
         trainer.test(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, verbose=False)
     else:  # the callback writes each result, so that none has to stay in memory
         trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path, return_predictions=False)
-    Console().print(*tables(read_runs(writer.written)))
+    runs, console = read_runs(writer.written), Console()
+    console.print(*tables(runs))
+    for run in runs:
+        for warning in run.metrics["warnings"]:
+            console.print(f"[yellow]warning[/]: {escape(run.folder.name)}: {escape(warning)}", soft_wrap=True)
     return 2 if writer.failures else 0
 
 
@@ -78,6 +94,7 @@ def make_parser(command: str) -> Parser:
     parser.add_argument("--output", type=Path, help="Folder for the results. [outputs/TASK-METHOD-TIME]")
     parser.add_argument("--dicom", type=bool, default=False, help="Write the volume as a DICOM series too.")
     parser.add_argument("--hdf5", type=bool, default=False, help="Write it as an HDF5 file too, complex values kept.")
+    parser.add_argument("--identify", type=bool, default=False, help="Keep paths and the patient in the results.")
     return parser
 
 
@@ -89,4 +106,20 @@ def make_logger(command: str, settings: Namespace, folder: Path) -> Logger | Non
     volume = " ".join(map(volume_name, [paths] if isinstance(paths, str) else paths))
     about = {"name": f"{method} {task} {volume}", "group": f"{task} {volume}", "job_type": command}
     tags = [name[:64] for name in (task, method, volume)]  # the longest that W&B accepts
-    return wandb_logger(settings.wandb, folder, tags=tags, **about)
+    return wandb_logger(settings.wandb, folder, settings.identify, tags=tags, **about)
+
+
+def without_folders(config: str) -> str:
+    """Settings, YAML, with the names of files only: their folders may be named after patients."""
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shortened(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [shortened(part) for part in value]
+        if not isinstance(value, str) or Path(value).name in ("", value):
+            return value
+        place, choice = split(value)
+        return f"{place.name}:{choice}" if choice else place.name
+
+    return yaml.safe_dump(shortened(yaml.safe_load(config)), sort_keys=False)

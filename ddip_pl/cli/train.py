@@ -50,7 +50,7 @@ def main(command: str, arguments: Sequence[str]) -> None:
     trainer = make_trainer(made.trainer, callbacks, plugins)
     if settings.wandb != "disabled":
         about = {"name": folder.resolve().name, "group": "prior", "job_type": command, "config": config}
-        trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, **about)]
+        trainer.loggers = [*trainer.loggers, wandb_logger(settings.wandb, folder, identify=True, **about)]
     if command == "validate":  # any checkpoint
         trainer.validate(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         return

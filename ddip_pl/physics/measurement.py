@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,11 @@ class Measurement:
 
     def __repr__(self) -> str:
         return f"Measurement({tuple(self.y.shape)} by {type(self.operator).__name__}, sigma_y={self.sigma_y:.4g})"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the measured values."""
+        return hashlib.sha256(self.y.numpy(force=True).tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.y) * self.operator.coupled

@@ -83,6 +83,12 @@ def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: 
     os.replace(temporary, path)
 
 
+def prior_file(path: str | Path) -> Path:
+    """The file of a prior that is given by its path, or by the name of a shipped one."""
+    shipped = WEIGHTS / f"{path}.safetensors"
+    return shipped if shipped.is_file() and not Path(path).exists() else Path(path)
+
+
 def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
     """Read a prior as a float32 network `network(x, t) -> eps` in evaluation mode.
 
@@ -98,9 +104,8 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
         InputError: the file is missing, damaged, not a prior, or does not fit the settings; or a weight is NaN or
             infinite.
     """
-    shipped, path = WEIGHTS / f"{path}.safetensors", Path(path)
+    path = prior_file(path)
     try:
-        path = shipped if shipped.is_file() and not path.exists() else path
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
             raise InputError(f"no such file; give a .safetensors, .ckpt or .pt file, or one of {names}")

@@ -87,7 +87,8 @@ class BestOf(Method):
         """The result of the chosen method, with the discrepancies of all candidates."""
         assert isinstance(process, Trials), "the process of this method"
         result = super().result(process, images, measurement, frame, trajectory)
-        return replace(result, prior=self.candidates[process.chosen].prior, choice=process.choice)
+        chosen = self.candidates[process.chosen]
+        return replace(result, prior=chosen.prior, prior_size=chosen.image_size, choice=process.choice)
 
 
 class Trials:

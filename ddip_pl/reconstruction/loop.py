@@ -3,7 +3,6 @@
 Lightning's loop classes are private. This is the only module that uses them.
 """
 
-import hashlib
 from contextlib import closing
 from typing import Any
 
@@ -51,7 +50,7 @@ class ReverseDiffusionLoop(_Loop):
 
     def run(self, process: Process, measurement: Measurement, name: str) -> Tensor:
         """Reconstruct the volume `name`; returns `(slices, channels, height, width)`."""
-        self._current = process, name, digest(measurement.y)
+        self._current = process, name, measurement.digest
         try:
             state, self.trajectory = self._resume(), []
             if state is not None:
@@ -102,8 +101,3 @@ class ReverseDiffusionLoop(_Loop):
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict or None
-
-
-def digest(y: Tensor) -> str:
-    """SHA-256 of measured values."""
-    return hashlib.sha256(y.numpy(force=True).tobytes()).hexdigest()

@@ -82,7 +82,16 @@ class Method(LightningModule, ABC):
     ) -> Result:
         """The result of a process; its images are set to 0 where nothing is measured."""
         visible = measurement.operator.visible(images)
-        return Result(visible, measurement, trajectory, process.weights, frame, peak_memory(self.device), self.prior)
+        return Result(
+            visible,
+            measurement,
+            trajectory,
+            process.weights,
+            frame,
+            peak_memory(self.device),
+            self.prior,
+            prior_size=self.image_size,
+        )
 
     def setup(self, stage: str) -> None:
         self.loop = ReverseDiffusionLoop(self.trainer, stage)

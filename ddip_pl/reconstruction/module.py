@@ -14,6 +14,7 @@ from ddip_pl.estimators.estimator import PosteriorMean
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.sizes import unsuitable
 from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
 from ddip_pl.reconstruction.step import Process
@@ -26,8 +27,6 @@ SHIPPED_PRIORS = {  # by image channels
     2: str(WEIGHTS / "ellipses_128_complex.safetensors"),
 }
 SHIPPED_SIZE = 128
-
-SMALLEST, LARGEST = 0.5, 4  # suitable image sizes, relative to the prior's (docs/sizes.md)
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,9 @@ class Reconstruction(Method):
                 f"the prior has {self.denoiser.network.in_channels} image channels, "
                 f"{type(measurement.operator).__name__} needs {channels}; choose another --model.prior"
             )
-        self.warn_if_far(*measurement.operator.shape[1:])
+        assert self.image_size is not None, "a prior has a size"
+        if warning := unsuitable(*measurement.operator.shape[1:], self.image_size):
+            log.warning(warning)
         return ReverseDiffusion(
             measurement, self.denoiser, self.estimator, self.adaptation, self.sampler, on_gradient_step, self.samples
         )
@@ -111,14 +112,3 @@ class Reconstruction(Method):
         assert isinstance(process, ReverseDiffusion), "the process of this method"
         assert process.mean is not None, "it has ended"
         return replace(result, samples=torch.stack([measurement.operator.visible(x) for x in process.mean]))
-
-    def warn_if_far(self, height: int, width: int) -> None:
-        """Warn if the size of the images is far from the one that the prior is trained for."""
-        size = self.image_size
-        assert size is not None, "a prior has a size"
-        if not SMALLEST * size <= max(height, width) <= LARGEST * size:
-            log.warning(
-                "images of %d x %d pixels are far from the prior's %d x %d, results may suffer; "
-                "set data.size to %d, or train a prior near this size with ddip-pl fit (docs/sizes.md)",
-                height, width, size, size, size,
-            )  # fmt: skip

@@ -23,7 +23,7 @@ const FACTS = {
   task: "Task", method: "Method", chosen: "Chosen", hidden_discrepancy: "Hidden discrepancy", prior: "Prior",
   samples: "Samples", standard_deviation: "Mean standard deviation", null_space_energy: "Null-space energy",
   steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
-  seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions",
+  seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions", provenance: "Provenance",
 };
 const HOUNSFIELD = { Lung: [-600, 1500], "Soft tissue": [40, 400], Bone: [400, 1800] };
 const MAPS = { standard_deviation: "standard deviation", null_space: "null-space part" };
@@ -524,14 +524,16 @@ function chart(title, unit, over, lines, { pick, extent }) {
 }
 
 function buildFacts() {
-  const figures = run.metrics;
+  const figures = run.metrics, warnings = figures.warnings ?? [];
+  const listed = (values) => Object.entries(values).map(([name, value]) => `${name} ${value}`).join(", ");
   const written = {
     hidden_discrepancy: (values) =>
       Object.entries(values).map(([name, value]) => `${name} ${number(value)}`).join(", "),
     peak_memory_bytes: (bytes) => `${number(bytes * 1e-9, 2)} GB`,
     seconds: (seconds) => `${number(seconds, 1)} s`,
     standard_deviation: (value) => `${number(value)} ${shown.units}`,
-    versions: (versions) => Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", "),
+    versions: listed,
+    provenance: listed,
   };
   const facts = Object.keys(FACTS).filter((name) => figures[name]);
   const say = (name) => (written[name] ?? number)(figures[name]);
@@ -542,6 +544,8 @@ function buildFacts() {
   byId("settings").hidden = !run.config;
   byId("settings").textContent = run.config;
   byId("run").hidden = !facts.length && !run.config;
+  byId("warnings").hidden = !warnings.length;
+  byId("warnings").replaceChildren(...warnings.map((warning) => element("li", {}, warning)));
 }
 
 // ---------------------------------------------------------------------------------------------------------- the page

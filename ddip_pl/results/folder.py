@@ -14,11 +14,12 @@ import h5py
 import nibabel as nib
 import torch
 from einops import rearrange
-from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti1 import Nifti1Extension, Nifti1Image
 from torch import Tensor
 
 from ddip_pl.errors import InputError, reason
 from ddip_pl.report.page import Case, Shown, plain
+from ddip_pl.results.provenance import lines
 from ddip_pl.volumes.frame import Frame
 
 METRICS, SLICES, TRAJECTORY, CONFIG = "metrics.json", "slices.csv", "trajectory.csv", "config.yaml"
@@ -31,6 +32,8 @@ MAPS = {name: f"{name}.nii.gz" for name in (DEVIATION, NULL_SPACE)}
 RECORD = (METRICS, SLICES, TRAJECTORY, CONFIG, REFERENCE, *MAPS.values())  # what `write_run` writes
 
 UNFINISHED = ".unfinished-"  # begins the names of folders that are still being written
+
+LONGEST_DESCRIPTION = 79  # bytes, of a NIfTI file
 
 NOT_FINITE = ("inf", "-inf", "nan")  # numbers that JSON lacks, as `plain` writes them
 
@@ -122,11 +125,12 @@ def write_run(folder: Path, shown: Shown, reference: Nifti1Image | None) -> None
     (folder / METRICS).write_text(json.dumps(plain(shown.metrics), indent=2, allow_nan=False) + "\n")
     (folder / CONFIG).write_text(shown.config)
     write_table(folder / TRAJECTORY, shown.trajectory)
+    provenance = shown.metrics.get("provenance", {})
     for name, image in shown.maps.items():
-        nib.save(image, folder / MAPS[name])  # type: ignore[attr-defined]
+        save_nifti(image, folder / MAPS[name], provenance)
     if reference is not None:
         write_table(folder / SLICES, shown.slices)
-        nib.save(reference, folder / REFERENCE)  # type: ignore[attr-defined]
+        save_nifti(reference, folder / REFERENCE, provenance)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -181,7 +185,15 @@ def separately(failed: list[str], *paths: Path) -> Iterator[None]:
         failed.append(f"{paths[0].name} ({reason(error)})")
 
 
-def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:
+def save_nifti(image: Nifti1Image, path: Path, provenance: Mapping[str, str]) -> None:
+    """Write an image with its provenance: the program as the description, all as a comment (an extension, JSON)."""
+    program = {name: value for name, value in provenance.items() if name in ("version", "commit")}
+    image.header["descrip"] = ", ".join(lines(program))[:LONGEST_DESCRIPTION].encode()
+    image.header.extensions.append(Nifti1Extension("comment", json.dumps(provenance).encode()))
+    nib.save(image, path)  # type: ignore[attr-defined]
+
+
+def write_hdf5(path: Path, images: Tensor, frame: Frame, provenance: Mapping[str, str]) -> None:
     """Write unpadded images `(slices, channels, height, width)` as an HDF5 file that `read_volume` reads.
 
     Complex images are also written with their phase, as a second dataset `complex`.
@@ -192,6 +204,7 @@ def write_hdf5(path: Path, images: Tensor, frame: Frame) -> None:
             low, high = frame.window
             values = torch.complex(*images.unbind(1)).numpy(force=True)
             file["complex"] = rearrange(values, "s h w -> w h s") * (high - low)
+        file.attrs["provenance"] = json.dumps(provenance)
         for dataset in file.values():
             dataset.attrs.update(affine=frame.affine, units=frame.units)
 

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import nibabel as nib
 import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
+from ddip_pl.adaptation.guard import DIVERGENCES
 from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import by_slice, perceptual_distance, summary
 from ddip_pl.evaluation.pictures import compare
 from ddip_pl.physics.measurement import Measurement
+from ddip_pl.prior.checkpoint import prior_file
 from ddip_pl.report.page import Case, Shown, write_page
 from ddip_pl.results.folder import (
     DEVIATION,
@@ -36,10 +37,13 @@ from ddip_pl.results.folder import (
     WEIGHTS,
     PartlyWritten,
     new_folder,
+    save_nifti,
     separately,
     write_hdf5,
     write_run,
 )
+from ddip_pl.results.provenance import digest, lines, program
+from ddip_pl.results.warnings import warnings
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.frame import Frame, magnitude
 
@@ -60,6 +64,7 @@ class Result:
         peak_memory_bytes: see `peak_memory`.
         prior: file of the prior, if there is one.
         choice: discrepancy on hidden data by name of a method, if the method was chosen by it (see `BestOf`).
+        prior_size: height and width that the prior is trained for.
         samples: posterior samples `(samples, slices, channels, height, width)` whose mean the images are; None if the
             method drew only one.
     """
@@ -73,6 +78,7 @@ class Result:
     prior: str | None = None
     choice: Mapping[str, float] = field(default_factory=dict)
     samples: Tensor | None = None
+    prior_size: int | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items())
@@ -88,6 +94,11 @@ class Result:
     def seconds(self) -> float:
         """Time of all steps, including those before a run was resumed."""
         return sum(row["seconds"] for row in self.trajectory)
+
+    @property
+    def divergences(self) -> int:
+        """How often gradient steps of the adaptation were undone because their losses ran away."""
+        return int(sum(row.get(DIVERGENCES, 0) for row in self.trajectory))
 
     @property
     def ranking(self) -> list[tuple[str, float]]:
@@ -204,8 +215,21 @@ class Result:
             "null_space_energy": float(self.null_space.square().sum() / self.volume.square().sum()),
         }
 
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """Version and commit of ddip-pl; hashes of the prior's file, if it is still there, and of the measured values."""
+        prior = None if self.prior is None else prior_file(self.prior)
+        hashes = {"prior": digest(prior)} if prior is not None and prior.is_file() else {}
+        return {**program(), **hashes, "measurement": self.measurement.digest[:32]}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is suspicious about the result, one line each; docs/reliability.md lists the rules."""
+        figures = self.metrics() | {f"input_{name}": value for name, value in self.direct.metrics().items()}
+        return warnings(magnitude(self.tensor), figures | self.uncertainty, self.trajectory, self.prior_size)
+
     def facts(self) -> dict[str, Any]:
-        """Figures of merit of the volume and of the direct inversion (`input_...`), cost, settings and versions."""
+        """Figures of merit of the volume and of the direct inversion (`input_...`), cost, origin and warnings."""
         measurement = self.measurement
         return {
             **self.metrics(),
@@ -218,6 +242,7 @@ class Result:
             "slices": len(measurement),
             "steps": len(self.trajectory),
             "adapted_parameters": self.weights.count,
+            **({DIVERGENCES: self.divergences} if any("loss_before" in row for row in self.trajectory) else {}),
             "prior": self.prior and Path(self.prior).name,
             **({"chosen": self.ranking[0][0], "hidden_discrepancy": dict(self.ranking)} if self.choice else {}),
             "device": f"{measurement.y.device.type}, {torch.get_num_threads()} threads",
@@ -227,6 +252,8 @@ class Result:
                 "lightning": lightning.__version__,
                 "python": platform.python_version(),
             },
+            "provenance": self.provenance,
+            "warnings": self.warnings,
         }
 
     def shown(self, name: str, metrics: dict[str, Any] | None = None, config: str = "") -> Shown:
@@ -250,6 +277,8 @@ class Result:
         config: str = "",
         dicom: bool = False,
         hdf5: bool = False,
+        identify: bool = False,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Write the volume, its figures of merit, the adapted weights, the settings, a picture and a report.
 
@@ -265,6 +294,8 @@ class Result:
             config: settings of the run, YAML.
             dicom: write the volume as a DICOM series too.
             hdf5: write the volume as an HDF5 file too, complex images with their phase.
+            identify: the DICOM series names the patient and study of its source.
+            origin: hashes of settings and input, to be written with the `provenance`.
 
         Raises:
             PartlyWritten: some files could not be written; the volume and the others are there.
@@ -274,22 +305,25 @@ class Result:
         volume, frame = self.volume, self.frame
         reference = None if self.reference is None else frame.nifti(self.reference)
         failed: list[str] = []
+        provenance = self.provenance | dict(origin or {})
 
         def shown() -> Shown:
-            return self.shown(method, {"task": task, "method": method} | self.facts(), config)
+            figures = self.facts() | {"provenance": provenance}
+            return self.shown(method, {"task": task, "method": method} | figures, config)
 
         with new_folder(Path(folder)) as place:
-            nib.save(frame.nifti(volume), place / RECONSTRUCTION)  # type: ignore[attr-defined]
+            save_nifti(frame.nifti(volume), place / RECONSTRUCTION, provenance)
             with separately(failed, *(place / name for name in RECORD)):
                 write_run(place, shown(), reference)
             with separately(failed, place / WEIGHTS, place / LORA):
                 self.weights.save(place)
             if dicom:
                 with separately(failed, place / DICOM):
-                    write_dicom(place / DICOM, frame.in_units(volume), frame.affine, frame.header, f"{task} {method}")
+                    values, about = frame.in_units(volume), f"{task} {method}"
+                    write_dicom(place / DICOM, values, frame.affine, frame.header, about, identify, lines(provenance))
             if hdf5:
                 with separately(failed, place / HDF5):
-                    write_hdf5(place / HDF5, volume, frame)
+                    write_hdf5(place / HDF5, volume, frame, provenance)
             with separately(failed, place / PLANES):
                 (place / PLANES).parent.mkdir()
                 panels = {"input": self.direct, method: self}

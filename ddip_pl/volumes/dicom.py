@@ -20,6 +20,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from ddip_pl.errors import InputError, reason
 from ddip_pl.volumes.claims import check_claim
+from ddip_pl.volumes.deidentify import deidentified
 from ddip_pl.volumes.volume import Volume, as_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point to the patient's left and back
@@ -197,7 +198,13 @@ def check_writable(affine: np.ndarray) -> None:
 
 
 def write_dicom(
-    folder: str | Path, data: np.ndarray, affine: np.ndarray, source: Dataset | None = None, description: str = ""
+    folder: str | Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    source: Dataset | None = None,
+    description: str = "",
+    identify: bool = False,
+    software: Sequence[str] = (),
 ) -> None:
     """Write a volume as a derived DICOM series: a new folder with `0001.dcm`, `0002.dcm`, ...
 
@@ -207,9 +214,11 @@ def write_dicom(
         folder: for the files; it must not exist.
         data: `(columns, rows, slices)`, in any orientation.
         affine: `(4, 4)`, from indices of `data` to scanner coordinates in mm (RAS+).
-        source: header of a slice of the series that the volume is derived from; the new series gets its patient and
-            study. Without one the images are secondary captures without a patient.
+        source: header of a slice of the series that the volume is derived from; the new series gets its acquisition.
+            Without one the images are secondary captures without a patient.
         description: of the series and how it was derived.
+        identify: the new series gets the patient, study and frame of reference of the source too, see `deidentified`.
+        software: what made it, as `SoftwareVersions`.
 
     Raises:
         InputError: see `check_writable`.
@@ -222,6 +231,9 @@ def write_dicom(
     slope = rounded((data.max() - low) / 65535) or 1.0
 
     common = derived_header(source, description)
+    common = common if identify else deidentified(common, EMPTY)
+    if software:
+        common.SoftwareVersions = list(software)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, _ = (affine[:3, :3] / lengths).T
     common.ImageOrientationPatient = [rounded(value) for value in (*row, *column)]

@@ -193,7 +193,7 @@ def test_memory_of_a_gradient_step_is_that_of_a_batch(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(SlicewiseAdaptation, "losses", spy)
     start(SlicewiseAdaptation(training(steps=3)), make_denoiser(2), measure()).adapt(DDS(2), images(), 100)
-    assert sizes == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    assert sizes == [2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1]  # three steps and a look at their result
 
 
 def test_sampling_uses_the_running_average_of_each_slice() -> None:
@@ -228,10 +228,10 @@ class Spy(DDS):
 def test_loss_takes_the_estimator_of_sampling_or_another(kind: Any) -> None:
     sampling, loss = Spy(2), Spy(1)
     start(kind(training=training(steps=1)), make_denoiser(), measure()).adapt(sampling, images(), 100)
-    assert len(sampling.calls) == 1
+    assert sampling.calls == [(True, sampling.calls[0][1]), (False, sampling.calls[0][1])]
     other = training(steps=1, loss_estimator=loss)
     start(kind(training=other), make_denoiser(), measure()).adapt(sampling, images(), 100)
-    assert len(sampling.calls) == len(loss.calls) == 1
+    assert len(sampling.calls) == len(loss.calls) == 2
 
 
 def test_neighbouring_slices_are_drawn_from_the_whole_volume() -> None:

@@ -9,7 +9,6 @@ from helpers import make_network
 from torch import Tensor
 
 from ddip_pl.adaptation import SelfTraining
-from ddip_pl.adaptation.adaptation import ignore
 from ddip_pl.adaptation.self_training import turned, turned_back
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
@@ -168,7 +167,7 @@ def test_a_slice_without_hidden_data_does_not_matter() -> None:
     mask = torch.ones(measurement.operator.range, dtype=torch.bool)
     mask[0] = False
     adaptation.hidden = part(measurement, Masked(measurement.operator, mask))
-    assert adaptation.train(torch.zeros(measurement.operator.domain), ignore).isfinite().all()
+    assert adaptation.train(torch.zeros(measurement.operator.domain), 1e-4).isfinite().all()
     assert all(weight.isfinite().all() for weight in adaptation.weights.values())
 
 

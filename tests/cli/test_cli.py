@@ -173,13 +173,14 @@ def test_results_of_a_run(reconstruct, phantom_volume, method, settings):
     assert (metrics["adapted_parameters"] > 0) == (method == "d3ip")
 
 
-def test_written_settings_reproduce_the_run(reconstruct):
-    first = reconstruct("test", *D3IP, "--data.slices", "3")
+def test_written_settings_reproduce_the_run(run, reconstruct):
+    first = reconstruct("test", *D3IP, "--data.slices", "3", "--identify", "true")
     settings = yaml.safe_load((first / "config.yaml").read_text())
     assert settings["data"]["init_args"]["slices"] == 3
     assert settings["model"]["init_args"]["adaptation"]["init_args"]["training"]["rank"] == 4
-    again = reconstruct("test", "--config", str(first / "config.yaml"), "--output", "again", output="again")
-    np.testing.assert_array_equal(volume(again), volume(first))
+    given = ("--config", str(first / "config.yaml"), "--output", "again")
+    assert run("test", *given)[0] == 0
+    np.testing.assert_array_equal(volume(Path("again/phantom")), volume(first))
 
 
 BASELINES = {"fbp": 1, "admm_tv": 3, "l1_wavelet": 3, "dip": 3}  # and their iterations
@@ -240,7 +241,8 @@ def test_no_baseline_goes_on_from_a_checkpoint(run, phantom_volume, monkeypatch)
 
 
 def test_another_estimator_from_the_command_line(reconstruct):
-    folder = reconstruct("test", *MBIR, "--model.estimator.init_args.axes", "all", "--model.sampler.steps", "3")
+    changes = ("--model.estimator.init_args.axes", "all", "--model.sampler.steps", "3", "--identify", "true")
+    folder = reconstruct("test", *MBIR, *changes)
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
     assert settings["estimator"]["init_args"]["axes"] == "all"

@@ -416,6 +416,23 @@ def test_the_deviation_is_shown_on_the_scale_of_the_error(show: Callable[..., Vi
             assert np.abs(first - viewer.picture("axial")).max() <= 10
 
 
+def test_warnings_and_provenance_are_those_of_the_run(show: Callable[..., Viewer]) -> None:
+    case = case_of()
+    doubtful, good = case.runs
+    doubtful.metrics |= {
+        "warnings": ["<b>too bright</b>", "too small"],
+        "provenance": {"version": "1.2", "input": "ab"},
+    }
+    good.metrics["warnings"] = []
+    viewer = show(case)
+    assert viewer.texts("#warnings li") == []
+    assert viewer.run("return document.getElementById('warnings').hidden")
+    viewer.click("#figures tbody tr")
+    assert viewer.texts("#warnings li") == ["<b>too bright</b>", "too small"]
+    assert not viewer.run("return document.getElementById('warnings').hidden")
+    assert viewer.texts("#facts dd")[viewer.texts("#facts dt").index("Provenance")] == "version 1.2, input ab"
+
+
 def test_methods_differ_and_the_divider_parts_them(show: Callable[..., Viewer]) -> None:
     viewer = show()
     assert (viewer.picture("axial", "left") != viewer.picture("axial", "right")).any()

@@ -156,7 +156,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert list(run.metrics) == [
         "task", "method", "psnr", "ssim", "residual", "discrepancy", "input_psnr", "input_ssim", "input_residual",
         "input_discrepancy", "seconds", "peak_memory_bytes", "sigma_y", "units", "slices", "steps",
-        "adapted_parameters", "prior", "device", "versions",
+        "adapted_parameters", "prior", "device", "versions", "provenance", "warnings",
     ]  # fmt: skip
     assert run.metrics == {"task": "ct", "method": "mine"} | result.facts()
     assert run.metrics["adapted_parameters"] == 6
@@ -204,7 +204,7 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError("no space left on device")
 
     make_result(prior="a").save(tmp_path / "head")
-    monkeypatch.setattr(module.nib, "save", full)
+    monkeypatch.setattr(module, "save_nifti", full)
     with pytest.raises(OSError, match="no space"):
         make_result(prior="b").save(tmp_path / "head")
     assert [path.name for path in tmp_path.iterdir()] == ["head"]

@@ -345,7 +345,7 @@ def test_images_are_written_upright(tmp_path, orientation):
 
 def test_headers_of_a_derived_series(tmp_path):
     source = read_volume(series(tmp_path / "ct", levels(3, 4, 5), WindowCenter=40, WindowWidth=400, KVP=120))
-    write_dicom(tmp_path / "dicom", source.data, source.affine, source.header, "sv_ct d3ip")
+    write_dicom(tmp_path / "dicom", source.data, source.affine, source.header, "sv_ct d3ip", identify=True)
     headers = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
     original = dcmread(tmp_path / "ct" / "0.dcm")
     for header in headers:
