@@ -112,4 +112,5 @@ class MeasuredDataModule(MeasurementDataModule):
         scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
-        return Scan(replace(measurement, sigma_y=sigma_y if sigma_y >= 0 else noise_level(scan)), frame)
+        sigma_y = sigma_y if sigma_y >= 0 else noise_level(scan)
+        return Scan(replace(measurement, sigma_y=sigma_y).with_surplus(), frame)

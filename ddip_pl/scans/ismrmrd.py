@@ -1,6 +1,7 @@
 """ISMRMRD's HDF5 files (Inati et al. 2017), read with the package `ismrmrd`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddip_pl.physics.non_cartesian import NonCartesianMRI
 from ddip_pl.scans.header import Encoding, parse_header
 from ddip_pl.scans.oversampling import UNITS, without_oversampling
 from ddip_pl.scans.recording import Recording
+from ddip_pl.scans.whitening import whitening
 from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.slices import span
 
@@ -41,8 +43,9 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
 def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Recording:
     """Read one image: 2D slices, Cartesian or along a trajectory, or a Cartesian 3D slab.
 
-    Readouts that do not belong to the image are skipped: noise, navigators, separate calibration. Values measured
-    several times are averaged. `center_sample` gives the centre of each echo; slices are sorted along `slice_dir`.
+    Noise readouts give the noise level and whiten the coils. Other readouts that do not belong to the image are
+    skipped: navigators, separate calibration. Values measured several times are averaged. `center_sample` gives the
+    centre of each echo; slices are sorted along `slice_dir`.
 
     Raises:
         InputError: the package is missing, the file is damaged, or its content is not supported.
@@ -66,16 +69,18 @@ def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Reco
 
     header = parse_header(xml)
     left_out = NO_IMAGE if header.embedded else (*NO_IMAGE, "PARALLEL_CALIBRATION")
+    noise = [line for line in lines if flagged(line, "NOISE_MEASUREMENT")]
     lines = [line for line in lines if not any(flagged(line, flag) for flag in left_out)]
     if not lines:
         raise InputError("no image readouts; expected more than noise and calibration")
     if any(flagged(line, "REVERSE") for line in lines):
         raise InputError("readouts in both directions (EPI), which need a phase correction; not supported")
     for counter in ONE_IMAGE:
-        if count := len({getattr(line.idx, counter) for line in lines}) - 1:
-            raise InputError(f"{count + 1} values of the counter '{counter}'; expected a single image")
+        if (different := len({getattr(line.idx, counter) for line in lines})) > 1:
+            raise InputError(f"{different} values of the counter '{counter}'; expected a single image")
     if len(coils := {line.active_channels for line in lines}) > 1:
         raise InputError(f"readouts of {sorted(coils)} coils; expected the same coils in all")
+    sigma_y = _whiten(lines, noise, header)
 
     planes = [[line for line in lines if line.idx.slice == i] for i in sorted({line.idx.slice for line in lines})]
     planes, affine = _in_place(planes, header)
@@ -85,14 +90,40 @@ def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Reco
             f"or one Cartesian slab"
         )
     if header.matrix[2] > 1:
-        return _slab(name, planes, header, affine, slices, first)
+        data, count = _on_grid(planes, header)
+        recording = _slab(name, data, count > 0, header, affine, slices, first)
+        return replace(recording, sigma_y=_averaged(sigma_y, count))
     chosen = span(len(planes), first, slices, "the file")
     if affine is not None:
         affine[:, 3] += affine[:, 2] * chosen.start
     if header.trajectory != "cartesian":
-        return _along_trajectory(name, planes[chosen], header, affine)
-    data, mask = _on_grid(planes[chosen], header)
-    return without_oversampling(name, data[..., 0], mask[..., 0], header, affine)
+        return replace(_along_trajectory(name, planes[chosen], header, affine), sigma_y=sigma_y)
+    data, count = _on_grid(planes[chosen], header)
+    recording = without_oversampling(name, data[..., 0], count[..., 0] > 0, header, affine)
+    return replace(recording, sigma_y=_averaged(sigma_y, count))
+
+
+def _whiten(lines: list[Line], noise: list[Line], header: Encoding) -> float:
+    """Whiten readouts with those of a noise scan; returns the standard deviation of their noise, nan if unknown.
+
+    The variance of the noise is proportional to the bandwidth, and the bandwidth to one over the dwell time.
+    """
+    noise = [line for line in noise if line.active_channels == lines[0].active_channels]
+    if not noise:
+        return float("nan")
+    dwell, noise_dwell = lines[0].sample_time_us, noise[0].sample_time_us
+    bandwidth = noise_dwell / dwell if dwell > 0 and noise_dwell > 0 else 1.0
+    found = whitening(np.concatenate([_samples(line) for line in noise], axis=1), bandwidth / header.noise_bandwidth)
+    if found is None:
+        return float("nan")
+    for line in lines:
+        line.data[:] = found.matrix @ line.data
+    return found.sigma
+
+
+def _averaged(sigma_y: float, count: np.ndarray) -> float:
+    """Root mean square of the noise, of values that are averages of `count` values; 0 where not measured."""
+    return sigma_y * float(np.sqrt((1 / count[count > 0]).mean()))
 
 
 def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Line]], np.ndarray | None]:
@@ -135,7 +166,7 @@ def _samples(line: Line) -> np.ndarray:
 
 
 def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """K-space `(slices, coils, readout, lines, partitions)` and its mask, which has no axis of coils."""
+    """K-space `(slices, coils, readout, lines, partitions)`, and how often each value was measured, without coils."""
     x, y, z = header.matrix
     coils, held = planes[0][0].active_channels, sum(line.data.nbytes for plane in planes for line in plane)
     check_claim(len(planes) * coils * x * y * z * np.complex64().nbytes, held, "the header's matrix")
@@ -155,15 +186,14 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray
                 )
             data[i, :, start:stop, row, partition] += samples
             count[i, start:stop, row, partition] += 1
-    return data / np.maximum(count, 1)[:, None], count > 0
+    return data / np.maximum(count, 1)[:, None], count
 
 
 def _slab(
-    name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
+    name: str, data: np.ndarray, mask: np.ndarray, header: Encoding, affine: np.ndarray | None,
     slices: int | None, first: int | None,
 ) -> Recording:  # fmt: skip
     """Slices of a slab along a fully sampled axis of k-space: the partitions if possible, otherwise the readout."""
-    data, mask = _on_grid(planes, header)
     x, y, z = header.matrix
     axis = 2 if (mask == mask[..., :1]).all() else 0
     if axis == 0 and (mask != mask[:, :1]).any():

@@ -16,6 +16,7 @@ from ddip_pl import cli
 from ddip_pl.errors import InputError
 from ddip_pl.physics import Birdcage, NonCartesianMRI, Radial
 from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.ismrmrd import read_ismrmrd
 from ddip_pl.scans.scan import Scan
 
 X, Y = 32, 20  # samples of a readout and lines, as encoded
@@ -154,6 +155,7 @@ def test_several_coils(tmp_path):
     assert torch.equal(mask[0], torch.tensor([i % 2 == 0 or 14 <= i < 34 for i in range(48)]))
     expected, found = np.abs(truth[16:48]), np.abs(image_of(scan)[0])
     assert np.abs(found - expected)[expected > 0.3].max() < 0.03
+    assert np.isnan(measurement.sigma_y)
 
 
 def test_readouts_that_are_no_image(tmp_path):
@@ -166,6 +168,59 @@ def test_readouts_that_are_no_image(tmp_path):
     for one in lines[-4:]:
         one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
     np.testing.assert_allclose(image_of(read_scan(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+
+
+MIXING = np.array([[1.0, 0, 0], [0.8j, 0.5, 0], [0.3, -0.4, 2.0]])  # of the noise of three coils
+LEVEL = np.sqrt((np.abs(MIXING) ** 2).sum() / 3)  # root mean square
+
+
+def noisy_scan(scale: float = 1.0, averages: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
+    """Nothing but noise, with the covariance `MIXING MIXING^H`, and a noise scan that is `scale` times as strong."""
+    rng = np.random.default_rng(3)
+
+    def noise(samples: int) -> np.ndarray:
+        white = rng.standard_normal((3, samples)) + 1j * rng.standard_normal((3, samples))
+        return MIXING @ white / np.sqrt(2)
+
+    lines = [line(noise(X), step, sample_time_us=4.0) for step in range(Y) for _ in range(averages)]
+    return [*(line(scale * noise(2000), 0, flags=["NOISE_MEASUREMENT"], **head) for _ in range(2)), *lines]
+
+
+@pytest.mark.parametrize(
+    ("scale", "dwell", "ratio"), [(1, 4.0, 1), (1, 0.0, 1), (0.5, 16.0, 1), (2, 1.0, 1), (np.sqrt(0.8), 4.0, 0.8)]
+)
+def test_noise_scan(tmp_path, scale, dwell, ratio):
+    """The coils are whitened. The variance of the noise is proportional to the bandwidth."""
+    given = f"""<acquisitionSystemInformation><relativeReceiverNoiseBandwidth>{ratio}</relativeReceiverNoiseBandwidth>
+</acquisitionSystemInformation><experimentalConditions>"""
+    xml = header().replace("<experimentalConditions>", given, 1)
+    path = save(tmp_path / "a.h5", noisy_scan(scale, sample_time_us=dwell), xml)
+    with h5py.File(path) as file:
+        recording = read_ismrmrd(file, None, None)
+    assert recording.sigma_y == pytest.approx(LEVEL, rel=0.02)
+    values = np.moveaxis(recording.data, 1, 0).reshape(3, -1)
+    covariance = values @ values.conj().T / values.shape[1]
+    np.testing.assert_allclose(covariance, LEVEL**2 * np.eye(3), atol=0.15 * LEVEL**2)
+
+
+def test_averages_have_less_noise(tmp_path):
+    with h5py.File(save(tmp_path / "a.h5", noisy_scan(averages=4))) as file:
+        recording = read_ismrmrd(file, None, None)
+    assert recording.sigma_y == pytest.approx(LEVEL / 2, rel=0.02)
+    assert np.sqrt((np.abs(recording.data) ** 2).mean()) == pytest.approx(LEVEL / 2, rel=0.05)
+
+
+def test_a_noise_scan_without_noise_is_not_used(tmp_path, caplog):
+    """A coil that is switched off; two coils that are the same one; too few samples."""
+    for coil, samples in (np.diag([1, 1, 0]), 100), (np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0]]), 100), (np.eye(3), 3):
+        lines = noisy_scan()[2:]
+        values = coil @ np.random.default_rng(0).standard_normal((3, samples))
+        lines.append(line(values, 0, flags=["NOISE_MEASUREMENT"]))
+        caplog.clear()
+        with h5py.File(save(tmp_path / f"{samples}-{coil.sum()}.h5", lines)) as file:
+            recording = read_ismrmrd(file, None, None)
+        assert np.isnan(recording.sigma_y)
+        assert f"the noise readouts are not used: {samples} samples of 3 coils" in caplog.text
 
 
 def test_calibration_that_is_part_of_the_image(tmp_path):
