@@ -20,7 +20,8 @@ class Encoding:
         wanted: field of view to reconstruct, in mm.
         trajectory: "cartesian" or any other.
         centre: line and partition of the zero frequency, by default the middle ones.
-        embedded: whether the calibration lines are part of the image's k-space.
+        embedded: whether the calibration lines are part of the image's k-space, as those of the modes "embedded" and
+            "interleaved" are.
         noise_bandwidth: equivalent noise bandwidth of the noise scan, as a share of its sampling rate.
     """
 
@@ -75,7 +76,7 @@ def parse_header(xml: str | bytes) -> Encoding:
             wanted=lengths("reconSpace", "fieldOfView_mm"),
             trajectory=value("trajectory") or "cartesian",
             centre=(centre(1, y), centre(2, z)),
-            embedded=value("parallelImaging", "calibrationMode") == "embedded",
+            embedded=value("parallelImaging", "calibrationMode") in ("embedded", "interleaved"),
             noise_bandwidth=float(bandwidth or 1),
         )
     except (ElementTree.ParseError, ValueError) as error:
