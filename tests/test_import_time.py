@@ -6,10 +6,14 @@ import sys
 import pytest
 from helpers import ROOT
 
+from ddip_pl.cli.usage import COMMANDS
+
 SLOW = ("torch", "lightning")
+HELP = "import sys; sys.argv = ['ddip-pl', '{}', '--help']; from ddip_pl.cli import main; assert main() == 0"
 CALLS = {
     "import ddip_pl": "import ddip_pl",
     "ddip-pl --help": "import sys; sys.argv = ['ddip-pl', '--help']; from ddip_pl.cli import main; assert main() == 0",
+    **{f"ddip-pl {command} --help": HELP.format(command) for command in COMMANDS},
     "ddip-pl with an unknown command": "import sys; sys.argv = ['ddip-pl', 'x']; from ddip_pl.cli import main; main()",
 }
 

@@ -75,7 +75,7 @@ class VolumeWriter(Callback):
         _, frame = batch
         check_replaceable(self.folder / frame.name)
         if self.dicom:
-            check_writable(frame.affine)
+            check_writable(frame.affine, frame.header)
 
     on_predict_batch_start = on_test_batch_start
 

@@ -1,18 +1,4 @@
-"""`ddip-pl benchmark`: every method on every task and volume, in one table.
-
-Each run is a separate `ddip-pl test` process, so that its peak memory is measured alone and its failure stops no other.
-When the command is repeated, finished runs are skipped and interrupted ones resumed. The report covers everything in
-the output folder: several commands with the same output share one table.
-
-A file of methods lists variations by name:
-
-    methods:
-      d3ip, K = 1:
-        config: ../method/d3ip.yaml
-        model.adaptation.init_args.slices: 1
-      d3ip, published sampling:
-        config: [../method/d3ip.yaml, ../sampler/published.yaml]
-"""
+"""`ddip-pl benchmark`: every method on every task and volume, in one table; see `usage.BENCHMARK`."""
 
 import json
 import re
@@ -25,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -35,7 +21,8 @@ from ddip_pl.callbacks.fingerprint import Fingerprint, difference, fingerprint
 from ddip_pl.callbacks.interruption import SIGNALS
 from ddip_pl.callbacks.logging import WandbMode
 from ddip_pl.cli.reconstruct import make_parser
-from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.cli.usage import parser
+from ddip_pl.errors import InputError
 from ddip_pl.methods.configs import read_config, with_bases
 from ddip_pl.report.page import write_page
 from ddip_pl.results.folder import METRICS, finished, read_case
@@ -213,17 +200,7 @@ def write_report(folder: Path, methods: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is not done yet, then write the tables and the report; the exit code is 2 if a run failed."""
-    parser = ArgumentParser("ddip-pl benchmark", description=__doc__)
-    parser.add_argument("--tasks", nargs="+", required=True, type=Path, help="task configs")
-    parser.add_argument("--methods", nargs="+", required=True, type=Path, help="method configs or files of methods")
-    parser.add_argument("--volumes", nargs="+", required=True, type=Path, help="volumes to measure and reconstruct")
-    parser.add_argument("--slices", type=int, help="central slices of each volume [all]")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder for the results")
-    parser.add_argument(
-        "--wandb", choices=get_args(WandbMode), default="disabled", help="log every run to Weights & Biases"
-    )
-    parser.add_argument("--plugins", nargs="+", default=[], help="modules whose classes the configs name")
-    options = parser.parse_args(arguments)
+    options = parser("benchmark").parse_args(arguments)
     settings = {} if options.slices is None else {"data.slices": options.slices}
     jobs = plan(
         options.tasks, options.methods, options.volumes, settings, options.output, options.wandb, options.plugins

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from ddip_pl.cli.usage import COMMANDS, usage
+import ddip_pl
+from ddip_pl.cli.usage import COMMANDS, PLAIN, parser, usage
 from ddip_pl.errors import InputError, bad_input, did_you_mean
 from ddip_pl.methods.configs import find_configs
 
@@ -28,8 +29,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
         hint = did_you_mean(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
         raise InputError(f"unknown command {command!r}{hint}")
     arguments = find_configs(arguments)
-    if command in TRAINER and {"-h", "--help"} & set(arguments):
-        import_module("ddip_pl.cli.help").show(command)
+    if {"-h", "--help"} & set(arguments):
+        if command in PLAIN:
+            parser(command).print_help()
+        else:
+            import_module("ddip_pl.cli.help").show(command)
         return 0
     module = import_module(f"ddip_pl.cli.{TRAINER.get(command, command)}")
     for name in ("lightning.pytorch", "lightning.fabric", "nibabel.global"):
@@ -46,6 +50,9 @@ def main() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"ddip-pl {ddip_pl.__version__}")
         return 0
     try:
         return run(arguments[0], arguments[1:])

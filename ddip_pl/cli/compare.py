@@ -1,11 +1,11 @@
 """`ddip-pl compare`: tables and curves of finished runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
-from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.cli.usage import parser
+from ddip_pl.errors import InputError
 from ddip_pl.results.plots import curves
 from ddip_pl.results.tables import read_runs, tables, write_csv
 
@@ -16,10 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a folder has no finished run, or the output cannot be written.
     """
-    parser = ArgumentParser("ddip-pl compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders written by test, predict, benchmark or demo")
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for the table and curves")
-    options = parser.parse_args(list(arguments))
+    options = parser("compare").parse_args(list(arguments))
     runs = read_runs(options.runs)
     console = Console()
     console.print(*tables(runs))

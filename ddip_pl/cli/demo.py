@@ -10,8 +10,9 @@ from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
 
+from ddip_pl.cli.usage import parser
 from ddip_pl.data.simulated import SIZE, VolumeDataModule
-from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.errors import InputError
 from ddip_pl.evaluation.pictures import compare
 from ddip_pl.methods.reconstruct import reconstruct
 from ddip_pl.methods.shipped import load_method
@@ -43,11 +44,7 @@ def save_template(path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the demo, print a table, and write a picture and a report."""
-    parser = ArgumentParser("ddip-pl demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder for the results")
-    parser.add_argument("--slices", type=int, default=8, help="central axial slices [8]")
-    parser.add_argument("--steps", type=int, default=40, help="diffusion steps [40]")
-    options = parser.parse_args(arguments)
+    options = parser("demo").parse_args(arguments)
     if options.slices < 1:
         raise InputError(f"--slices is {options.slices}; give at least 1")
 

@@ -1,27 +1,12 @@
 """Prints `ddip-pl COMMAND --help`: the settings that this project adds to Lightning's, described by the docstrings."""
 
-import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
-
-from docstring_parser import parse
-from lightning import Trainer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ddip_pl.adaptation import LoraTraining, MetaAdaptation, SelfTraining, SlicewiseAdaptation, VolumeAdaptation
-from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
-from ddip_pl.cli.usage import COMMANDS, EXAMPLES
-from ddip_pl.data.ellipses import EllipsesDataModule
-from ddip_pl.data.measured import MeasuredDataModule
-from ddip_pl.data.simulated import VolumeDataModule
-from ddip_pl.estimators import DDNM, DDS, DPS, DiffusionMBIR
-from ddip_pl.physics import SENSE, ConeBeamCT, FanBeamCT, NonCartesianMRI, ParallelBeamCT, SingleCoilMRI
-from ddip_pl.prior.module import DiffusionPrior
-from ddip_pl.prior.unet import UNetConfig
-from ddip_pl.reconstruction import BestOf, Reconstruction, Sampler
+from ddip_pl.cli.source import arguments, choices, settings
+from ddip_pl.cli.usage import EXAMPLES, sentence
 
 RESULTS = {
     "--output": "folder for the results [outputs/TASK-METHOD-TIME]",
@@ -47,61 +32,50 @@ TRAINING = {
     "--trainer.max_steps": "number of training steps",
     "--trainer.default_root_dir": "folder for the results",
 }
-ESTIMATORS = (DDS, DDNM, DPS, DiffusionMBIR)
-ADAPTATIONS = (VolumeAdaptation, SlicewiseAdaptation, MetaAdaptation, SelfTraining)
-BASELINES = (TotalVariation, L1Wavelet, DeepImagePrior, DirectInverse)
-OPERATORS = (ParallelBeamCT, FanBeamCT, ConeBeamCT, SingleCoilMRI, SENSE, NonCartesianMRI)
+ESTIMATORS = ("DDS", "DDNM", "DPS", "DiffusionMBIR")
+ADAPTATIONS = ("VolumeAdaptation", "SlicewiseAdaptation", "MetaAdaptation", "SelfTraining")
+BASELINES = ("TotalVariation", "L1Wavelet", "DeepImagePrior", "DirectInverse")
+OPERATORS = ("ParallelBeamCT", "FanBeamCT", "ConeBeamCT", "SingleCoilMRI", "SENSE", "NonCartesianMRI")
 OTHERS = (
-    Reconstruction, BestOf, Sampler, LoraTraining, VolumeDataModule, MeasuredDataModule, EllipsesDataModule,
-    DiffusionPrior, UNetConfig, Trainer, *OPERATORS,
+    "Reconstruction", "BestOf", "Sampler", "LoraTraining", "VolumeDataModule", "MeasuredDataModule",
+    "EllipsesDataModule", "DiffusionPrior", "UNetConfig", "Counters", *OPERATORS,
 )  # fmt: skip
-
-
-def settings(prefix: str, *classes: Callable[..., Any]) -> dict[str, str]:
-    """Options for the arguments of the classes, with their descriptions from the docstrings and their defaults."""
-    options = {}
-    for made in classes:
-        described = {p.arg_name.strip("*"): p.description for p in parse(inspect.getdoc(made) or "").params}
-        for name, argument in inspect.signature(made).parameters.items():
-            if argument.kind is argument.VAR_KEYWORD:
-                continue
-            default = "" if argument.default in (argument.empty, None) else f" [{argument.default}]"
-            options[f"{prefix}.{name}"] = " ".join((described.get(name) or "").split()) + default
-    return options
-
-
-def choices(classes: Iterable[type]) -> dict[str, str]:
-    """The first sentence of each class's docstring."""
-    return {made.__name__: (inspect.getdoc(made) or "").split("\n\n")[0].replace("\n", " ") for made in classes}
 
 
 def pages(command: str) -> dict[str, dict[str, str]]:
     """Options by section."""
     if command in ("fit", "validate"):
         return {
-            "Training (--model)": settings("--model", DiffusionPrior),
-            "Network (--model.network)": settings("--model.network", UNetConfig),
-            "Phantoms (--data)": settings("--data", EllipsesDataModule),
+            "Training (--model)": settings("--model", "DiffusionPrior"),
+            "Network (--model.network)": settings("--model.network", "UNetConfig"),
+            "Phantoms (--data)": settings("--data", "EllipsesDataModule"),
             "Run": TRAINING | RUN,
+        }
+    if command == "simulate":
+        return {
+            "Volume and its simulated measurement (--data)": settings("--data", "VolumeDataModule"),
+            "Operators (--data.operator CLASS)": choices(*OPERATORS),
+            "Run": {"--output": "HDF5 file to write"} | {name: RUN[name] for name in ("--config", "--seed_everything")},
         }
     measured = {
         "Measured data (--data, class MeasuredDataModule, which configs/task/measured.yaml chooses)": settings(
-            "--data", MeasuredDataModule
-        )
+            "--data", "MeasuredDataModule"
+        ),
+        "One of several volumes in a file (--data.volume)": settings("--data.volume", "Counters"),
     }
     return {
         **(measured if command == "predict" else {}),
-        "Volume and its simulated measurement (--data)": settings("--data", VolumeDataModule),
-        "Reconstruction with a prior (--model)": settings("--model", Reconstruction),
-        "Sampling": settings("--model.sampler", Sampler),
+        "Volume and its simulated measurement (--data)": settings("--data", "VolumeDataModule"),
+        "Reconstruction with a prior (--model)": settings("--model", "Reconstruction"),
+        "Sampling": settings("--model.sampler", "Sampler"),
         "Estimators (--model.estimator CLASS) and their settings (--model.estimator.iterations 10)": choices(
-            ESTIMATORS
+            *ESTIMATORS
         ),
-        "Adaptations (--model.adaptation CLASS)": choices(ADAPTATIONS),
-        "Settings of VolumeAdaptation": settings("--model.adaptation", VolumeAdaptation),
-        "Training of the LoRA weights, in every adaptation": settings("--model.adaptation.training", LoraTraining),
-        "Methods without a prior (--model CLASS)": choices(BASELINES),
-        "Method chosen by the data (--model BestOf, see configs/method/auto.yaml)": settings("--model", BestOf),
+        "Adaptations (--model.adaptation CLASS)": choices(*ADAPTATIONS),
+        "Settings of VolumeAdaptation": settings("--model.adaptation", "VolumeAdaptation"),
+        "Training of the LoRA weights, in every adaptation": settings("--model.adaptation.training", "LoraTraining"),
+        "Methods without a prior (--model CLASS)": choices(*BASELINES),
+        "Method chosen by the data (--model BestOf, see configs/method/auto.yaml)": settings("--model", "BestOf"),
         "Results": {"--task, --method": "names of task and method"} | RESULTS,
         "Run": RUN,
     }
@@ -110,16 +84,13 @@ def pages(command: str) -> dict[str, dict[str, str]]:
 def known_names() -> set[str]:
     """Names of the classes and of their settings."""
     classes = {*ESTIMATORS, *ADAPTATIONS, *BASELINES, *OTHERS}
-    return {made.__name__ for made in classes} | {
-        name for made in classes for name in inspect.signature(made).parameters
-    }
+    return classes.union(*map(arguments, classes))
 
 
 def show(command: str) -> None:
     """Print the help of a command that Lightning runs."""
     console = Console()
-    purpose = COMMANDS[command]
-    console.print(Text(f"ddip-pl {command} {EXAMPLES[command]}\n\n{purpose[0].upper()}{purpose[1:]}.\n"))
+    console.print(Text(f"ddip-pl {command} {EXAMPLES[command]}\n\n{sentence(command)}\n"))
     for heading, options in pages(command).items():
         console.print(Text(heading, style="bold"))
         grid = Table.grid(padding=(0, 2))

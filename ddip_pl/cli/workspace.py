@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ddip_pl.errors import ArgumentParser, InputError
+from ddip_pl.cli.usage import parser
+from ddip_pl.errors import InputError
 
 try:
     import wandb_workspaces.reports.v2 as wr
@@ -74,9 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: the project is not given as ENTITY/PROJECT.
     """
-    parser = ArgumentParser("ddip-pl workspace", description=__doc__)
-    parser.add_argument("project", metavar="ENTITY/PROJECT", help="project with the runs")
-    entity, _, project = parser.parse_args(arguments).project.partition("/")
+    options = parser("workspace")
+    entity, _, project = options.parse_args(arguments).project.partition("/")
     if not entity or not project or "/" in project:
-        parser.error("give the project as ENTITY/PROJECT")
+        options.error("give the project as ENTITY/PROJECT")
     print(workspace(entity, project).save().url)

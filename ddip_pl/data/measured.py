@@ -11,7 +11,8 @@ import numpy as np
 from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator
-from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.counters import ANY, Counters
+from ddip_pl.scans.files import read_scan, volumes
 from ddip_pl.settings import NoiseLevel, NonNegativeInt, Pixels, PositiveInt, checked
 
 BRIGHT = 99.5  # percentile of the voxels that is scaled to 1
@@ -56,18 +57,18 @@ class Scans(Sequence[Scan]):
     """Scans that are read when needed; only the latest is kept in memory.
 
     Args:
-        paths: files.
+        sources: files and volumes in them.
         read: reads one of them.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], Scan]):
-        self.paths, self.read = paths, lru_cache(maxsize=1)(read)
+    def __init__(self, sources: Sequence[tuple[Path, Counters]], read: Callable[[Path, Counters], Scan]):
+        self.sources, self.read = sources, lru_cache(maxsize=1)(read)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, index: int) -> Scan:  # type: ignore[override]
-        return self.read(self.paths[index])
+        return self.read(*self.sources[index])
 
 
 @checked
@@ -82,6 +83,8 @@ class MeasuredDataModule(MeasurementDataModule):
             default taken from the file or, if it gives none, estimated from the data.
         calibration: largest width of the k-space centre that coil maps are estimated from.
         operator: class of your own operator, for files with its measurements.
+        volume: contrast, phase, repetition or set of the volumes to reconstruct (as `--data.volume.repetition 2`), if a
+            file has several; by default all, one after the other.
     """
 
     def __init__(
@@ -92,24 +95,26 @@ class MeasuredDataModule(MeasurementDataModule):
         sigma_y: NoiseLevel | None = None,
         calibration: Pixels = 24,
         operator: type[LinearOperator] | None = None,
+        volume: Counters = ANY,
     ):
         super().__init__()
         self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
-        self.operator = operator
+        self.operator, self.volume = operator, volume
 
     def setup(self, stage: str) -> None:
         if stage == "test":
             raise InputError("measured data have no reference to compare with; use ddip-pl predict")
-        self.scans = Scans(self.paths, self.read)
+        self.scans = Scans([(path, one) for path in self.paths for one in volumes(path, self.volume)], self.read)
         # Read all files now, so that a bad one does not stop the run halfway; in reverse, so that the first is cached.
         names = Counter(frame.name for _, frame in reversed(self.scans))
         if not names or max(names.values()) > 1:
             raise InputError(f"data.path has {sorted(names.elements())}; give scans with different names")
 
-    def read(self, path: Path) -> Scan:
+    def read(self, path: Path, volume: Counters) -> Scan:
         """Read and scale a scan, and find its noise level."""
-        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration))
+        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
-        return Scan(replace(measurement, sigma_y=sigma_y if sigma_y >= 0 else noise_level(scan)), frame)
+        sigma_y = sigma_y if sigma_y >= 0 else noise_level(scan)
+        return Scan(replace(measurement, sigma_y=sigma_y).with_surplus(), frame)

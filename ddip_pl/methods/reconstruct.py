@@ -74,7 +74,7 @@ def reconstruct(
     if not 0 <= sigma_y < float("inf"):
         raise InputError(f"sigma_y is {sigma_y}; give a standard deviation of at least 0")
     truth = None if reference is None else as_tensor("reference", reference, A.domain)
-    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device)
+    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device).with_surplus()
     with torch.random.fork_rng(range(torch.cuda.device_count())), Progress(disable=not progress) as bars:
         torch.manual_seed(seed)
         chosen = load_method(method, **changes) if isinstance(method, str) else method

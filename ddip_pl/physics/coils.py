@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
-from ddip_pl.physics.noise import kspace_noise
+from ddip_pl.physics.noise import kspace_noise, surplus_noise
 from ddip_pl.physics.operator import LinearOperator, Shape
 from ddip_pl.physics.sensitivity import CoilMaps
 
@@ -69,8 +69,8 @@ class MultiCoilMRI(LinearOperator):
         return torch.where((self.maps != 0).any(-1).any(1, keepdim=True), x, 0)
 
     def noise_level(self, y: Tensor) -> float:
-        """See `kspace_noise`."""
-        return kspace_noise(y.flatten(2), self.radius)
+        """The lower of `kspace_noise` and `surplus_noise`: what else is in the data can only add to them."""
+        return min(kspace_noise(y.flatten(2), self.radius), surplus_noise(self, y))
 
     def register_complex(self, name: str, values: Tensor) -> None:
         """Register real and imaginary part as one real buffer, because modules cast complex buffers to real ones."""

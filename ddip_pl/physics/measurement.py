@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,12 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics.noise import degrees_of_freedom, surplus_noise
 from ddip_pl.physics.operator import LinearOperator, Slices
+
+log = logging.getLogger(__name__)
+
+TOO_LOW = 0.9  # surplus data with less noise than this, in units of sigma_y, show that sigma_y is too high
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +29,7 @@ class Measurement:
         sigma_y: standard deviation of `n`, in the same scale; for complex values `E |n|^2 = sigma_y^2`.
         reference: the true images `(slices, channels, height, width)` in [0, 1], if known.
         estimate: see `given`.
+        surplus: standard deviation of the noise in the surplus data, in units of `sigma_y`; see `noise_energy`.
     """
 
     y: Tensor
@@ -30,6 +37,7 @@ class Measurement:
     sigma_y: float
     reference: Tensor | None = None
     estimate: Tensor | None = None
+    surplus: float = 1.0
 
     def __repr__(self) -> str:
         return f"Measurement({tuple(self.y.shape)} by {type(self.operator).__name__}, sigma_y={self.sigma_y:.4g})"
@@ -58,7 +66,7 @@ class Measurement:
                     "them all: measurement.given(estimate)[slices]"
                 )
             y = operator(self.estimate[slices]) - self.residual(self.estimate)
-        return Measurement(y, operator, self.sigma_y, reference)
+        return Measurement(y, operator, self.sigma_y, reference, surplus=self.surplus)
 
     def given(self, estimate: Callable[[], Tensor]) -> Measurement:
         """The same measurement, with an estimate at which `[slices]` holds all the other slices.
@@ -82,11 +90,27 @@ class Measurement:
         return self.residual(x).abs().square().flatten(1).sum(1)
 
     def noise_energy(self, discrepancy: float = 1.0) -> Tensor:
-        """`(discrepancy sigma_y)^2` times the number of values, for each slice or coupled group, `(len(y),)`.
+        """Expected `misfit` of the true `x`, times `discrepancy^2`, for each slice or coupled group, `(len(y),)`.
 
-        With discrepancy 1 it is the expected `misfit` of the true `x` (Morozov's principle).
+        With N values and n degrees of freedom it is `sigma_y^2 (n + surplus^2 (N - n))`. No image fits the noise of the
+        N - n surplus values, so their part is known from the data, whatever `sigma_y` says, see `with_surplus`.
+        With `surplus` 1 this is Morozov's discrepancy principle, `sigma_y^2 N`.
         """
-        return (discrepancy * self.sigma_y) ** 2 * self.operator.values(self.y)
+        values = self.operator.values(self.y)
+        degrees = degrees_of_freedom(self.operator, self.y)
+        return (discrepancy * self.sigma_y) ** 2 * (degrees + self.surplus**2 * (values - degrees))
+
+    def with_surplus(self) -> Measurement:
+        """The same, with `surplus` from the data if they show that `sigma_y` is too high; this logs a warning."""
+        found = surplus_noise(self.operator, self.y)
+        if found >= TOO_LOW * self.sigma_y:
+            return self
+        log.warning(
+            "the noise level of %.3g is too high: the noise that no image fits has %.3g; leave out data.sigma_y, or "
+            "give the lower one",
+            self.sigma_y, found,
+        )  # fmt: skip
+        return replace(self, surplus=found / self.sigma_y)
 
     @torch.no_grad()
     def relative_residual(self, x: Tensor) -> float:
@@ -96,8 +120,8 @@ class Measurement:
     @torch.no_grad()
     def discrepancy(self, x: Tensor) -> float:
         """`|| A x - y || / (sigma_y sqrt(number of values))`: 1 if only noise is left, inf if `sigma_y` is 0."""
-        noise = self.noise_energy().sum().sqrt()
-        return float(self.residual(x).norm() / noise) if noise else float("inf")
+        noise = self.sigma_y * float(self.operator.values(self.y).sum().sqrt())
+        return float(self.residual(x).norm()) / noise if noise else float("inf")
 
 
 def simulate(x: Tensor, operator: LinearOperator, sigma_y: float, generator: torch.Generator | None = None) -> Tensor:

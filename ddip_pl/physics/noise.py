@@ -4,8 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddip_pl.physics.operator import LinearOperator
+
 OUTERMOST = 0.05  # share of the measured k-space that is treated as noise
 MEDIAN = 0.6744897501960817  # of the absolute value of a standard normal variable
+SURPLUS = 0.05  # least share of surplus values that tells the noise level
+ITERATIONS, TOLERANCE = 50, 1e-3  # of least squares; what is missing then is far below the noise
 SMOOTH = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0])  # fourth difference; 0 for cubic polynomials
 
 
@@ -35,3 +39,28 @@ def sinogram_noise(y: Tensor) -> float:
     kernel = (SMOOTH / SMOOTH.norm()).to(y)
     differences = (y.unfold(-1, len(kernel), 1) * kernel).sum(-1) if y.shape[-1] >= len(kernel) else y[..., :0]
     return float(differences[differences != 0].abs().median() / MEDIAN)  # 0: nothing was measured there
+
+
+def degrees_of_freedom(operator: LinearOperator, y: Tensor) -> Tensor:
+    """Number of values in `y` that images can fit at most, for each slice or coupled group, `(len(y),)`.
+
+    It is the number of unknowns that are measured, or of values if there are fewer. A complex value counts once.
+    """
+    ones = operator.like.new_ones(len(y) * operator.coupled, *operator.domain[1:])
+    unknowns = operator.visible(ones).view(len(y), -1).sum(1) / (2 if y.is_complex() else 1)
+    return torch.minimum(operator.values(y), unknowns)
+
+
+@torch.no_grad()
+def surplus_noise(operator: LinearOperator, y: Tensor) -> float:
+    """Standard deviation of the noise, from what least squares leaves: `|| A x - y || / sqrt(N - n)`.
+
+    N is the number of values and n that of the degrees of freedom. Like any residual, it also contains what the
+    operator gets wrong, such as errors of the coil maps. It is inf if there are hardly more values than unknowns.
+    """
+    values = float(operator.values(y).sum())
+    surplus = values - float(degrees_of_freedom(operator, y).sum())
+    if surplus < SURPLUS * values:
+        return float("inf")
+    x = operator.solve(operator.adjoint(y), ITERATIONS, tolerance=TOLERANCE)
+    return float((operator(x) - y).norm()) / surplus**0.5

@@ -1,9 +1,8 @@
-"""Sensitivity maps of receive coils, simulated or calibrated; SigPy does the work."""
+"""Sensitivity maps of receive coils, simulated by SigPy or calibrated by ESPIRiT."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
+from ddip_pl.physics.espirit import espirit_maps
 from ddip_pl.physics.operator import ImageSize, height_width
 from ddip_pl.settings import Range, checked
 
-CACHE_VERSION = 1  # raise when the calibration changes
+CACHE_VERSION = 2  # raise when the calibration changes
 
 
 class CoilMaps(ABC):
@@ -52,7 +52,7 @@ class Birdcage(CoilMaps):
 
 
 def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor:
-    """Coil maps from the centre of k-space, by SigPy's ESPIRiT (Uecker et al. 2014), slice by slice.
+    """Coil maps from the centre of k-space by ESPIRiT (Uecker et al. 2014), slice by slice.
 
     Args:
         kspace: `(slices, coils, ky, kx)` complex, centred, with a fully sampled centre.
@@ -73,11 +73,14 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
         raise InputError(f"calibration is {calibration}; give a width between 8 and {min(kspace.shape[-2:])}")
     if not kspace.abs().flatten(1).amax(1).all():
         raise InputError("k-space of a slice is all zero; coil maps cannot be calibrated from it")
-    from sigpy.mri.app import EspiritCalib
+    height, width = kspace.shape[-2:]
+    centre = kspace[..., middle(height, calibration), middle(width, calibration)].to(torch.complex64)
+    return normalise_maps(torch.stack([espirit_maps(one, height, width, crop) for one in centre]))
 
-    slices = kspace.numpy(force=True).astype(np.complex64)
-    maps = [EspiritCalib(k, calib_width=calibration, crop=crop, show_pbar=False).run() for k in slices]
-    return normalise_maps(torch.from_numpy(np.stack(maps)).to(kspace.device))
+
+def middle(length: int, size: int) -> slice:
+    """The `size` central ones of `length` samples."""
+    return slice(length // 2 - size // 2, length // 2 + (size + 1) // 2)
 
 
 def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None = None) -> Tensor:
@@ -91,11 +94,11 @@ def calibrated_maps(kspace: Tensor, calibration: int = 24, folder: Path | None =
     Raises:
         InputError: see `espirit`.
     """
-    rows, columns = (slice(n // 2 - calibration // 2, n // 2 + (calibration + 1) // 2) for n in kspace.shape[-2:])
+    rows, columns = (middle(n, calibration) for n in kspace.shape[-2:])
 
     def maps_of(one: Tensor) -> Tensor:
         centre = hashlib.sha256(one[..., rows, columns].contiguous().numpy(force=True).tobytes()).hexdigest()
-        key = [CACHE_VERSION, version("sigpy"), one.shape, calibration, centre]
+        key = [CACHE_VERSION, one.shape, calibration, centre]
         kept = cached(folder or user_cache(), "coil-maps", key, partial(_espirit_arrays, one, calibration))
         return torch.from_numpy(kept["maps"]).to(kspace.device)
 

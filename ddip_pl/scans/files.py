@@ -1,18 +1,29 @@
 """Files of measured data: our own HDF5 layout and others, recognised by their content."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
+
 from ddip_pl.errors import InputError, reason
+from ddip_pl.scans.counters import ANY, Counters
 from ddip_pl.scans.fastmri import read_fastmri
 from ddip_pl.scans.hdf5 import contents, read_own
-from ddip_pl.scans.ismrmrd import is_ismrmrd, read_ismrmrd
+from ddip_pl.scans.ismrmrd import is_ismrmrd, ismrmrd_volumes, read_ismrmrd
 from ddip_pl.scans.numpy import read_array
 from ddip_pl.scans.recording import Recording
 from ddip_pl.scans.scan import Scan
 from ddip_pl.volumes.hdf5 import open_hdf5
 
 
-def read_scan(path: str | Path, slices: int | None = None, first: int | None = None, calibration: int = 24) -> Scan:
+def read_scan(
+    path: str | Path,
+    slices: int | None = None,
+    first: int | None = None,
+    calibration: int = 24,
+    volume: Counters = ANY,
+) -> Scan:
     """Read measured data: HDF5 in our own layout, ISMRMRD's or fastMRI's, or k-space as a NumPy array.
 
     ESPIRiT estimates the coil maps if the file has several coils but no maps. See docs/measurements.md.
@@ -22,6 +33,7 @@ def read_scan(path: str | Path, slices: int | None = None, first: int | None = N
         slices: number of slices, by default all.
         first: index of the first slice; by default the slices are the central ones.
         calibration: largest width of the k-space centre that coil maps are estimated from.
+        volume: which one, if the file has several; see `volumes`.
 
     Returns:
         The measurement and the frame of its image. Intensities are in the scanner's units, in no particular range;
@@ -30,15 +42,36 @@ def read_scan(path: str | Path, slices: int | None = None, first: int | None = N
     Raises:
         InputError: the file is missing, damaged, of unknown format or inconsistent.
     """
+    with described(path):
+        return read_recording(Path(path), slices, first, volume).scan(calibration)
+
+
+def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
+    """The volumes in a file that have the wanted counters. All formats but ISMRMRD hold one volume, without counters.
+
+    Raises:
+        InputError: there are none; or the file is missing or damaged.
+    """
+    with described(path):
+        if Path(path).suffix != ".npy" and Path(path).is_file() and h5py.is_hdf5(path):
+            with open_hdf5(Path(path)) as file:
+                if is_ismrmrd(file):
+                    return ismrmrd_volumes(file, wanted)
+        return wanted.of([ANY])
+
+
+@contextmanager
+def described(path: str | Path) -> Iterator[None]:
+    """Name the file in error messages, and report what a damaged file causes as bad input."""
     try:
-        return read_recording(Path(path), slices, first).scan(calibration)
+        yield
     except InputError as error:
         raise InputError(f"measurement {path}: {error}") from error
     except Exception as error:  # what a damaged file says about the scan can fail anywhere
         raise InputError(f"measurement {path}: damaged or inconsistent ({reason(error)})") from error
 
 
-def read_recording(path: Path, slices: int | None, first: int | None) -> Recording:
+def read_recording(path: Path, slices: int | None, first: int | None, volume: Counters) -> Recording:
     """Read a file, see `read_scan`. Error messages do not name the file."""
     if not path.is_file():
         raise InputError("no such file; give HDF5 (.h5), or k-space as a NumPy array (.npy)")
@@ -53,7 +86,7 @@ def read_recording(path: Path, slices: int | None, first: int | None) -> Recordi
             if "kspace" in file:
                 return read_fastmri(file, slices, first)
             if is_ismrmrd(file):
-                return read_ismrmrd(file, slices, first)
+                return read_ismrmrd(file, slices, first, volume)
             raise InputError(
                 "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI), no group with 'xml' "
                 f"and 'data' (ISMRMRD); the file has {contents(file)}; see docs/measurements.md"

@@ -20,7 +20,9 @@ class Encoding:
         wanted: field of view to reconstruct, in mm.
         trajectory: "cartesian" or any other.
         centre: line and partition of the zero frequency, by default the middle ones.
-        embedded: whether the calibration lines are part of the image's k-space.
+        embedded: whether the calibration lines are part of the image's k-space, as those of the modes "embedded" and
+            "interleaved" are.
+        noise_bandwidth: equivalent noise bandwidth of the noise scan, as a share of its sampling rate.
     """
 
     matrix: tuple[int, int, int]
@@ -29,6 +31,7 @@ class Encoding:
     trajectory: str
     centre: tuple[int, int]
     embedded: bool
+    noise_bandwidth: float = 1.0
 
     @property
     def spacing(self) -> float:
@@ -49,7 +52,9 @@ def parse_header(xml: str | bytes) -> Encoding:
         InputError: it is not a valid header, or has several encodings.
     """
     try:
-        found = ElementTree.fromstring(xml).findall(f"{NAMESPACE}encoding")
+        root = ElementTree.fromstring(xml)
+        found = root.findall(f"{NAMESPACE}encoding")
+        bandwidth = root.findtext(f"{NAMESPACE}acquisitionSystemInformation/{NAMESPACE}relativeReceiverNoiseBandwidth")
         if len(found) != 1:
             raise ValueError(f"{len(found)} encodings")
         [encoding] = found
@@ -71,13 +76,16 @@ def parse_header(xml: str | bytes) -> Encoding:
             wanted=lengths("reconSpace", "fieldOfView_mm"),
             trajectory=value("trajectory") or "cartesian",
             centre=(centre(1, y), centre(2, z)),
-            embedded=value("parallelImaging", "calibrationMode") == "embedded",
+            embedded=value("parallelImaging", "calibrationMode") in ("embedded", "interleaved"),
+            noise_bandwidth=float(bandwidth or 1),
         )
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(
             f"not an ISMRMRD header with a single encodedSpace and reconSpace ({reason(error)})"
         ) from error
-    numbers = np.array([*header.matrix, *header.encoded, *header.wanted])
+    numbers = np.array([*header.matrix, *header.encoded, *header.wanted, header.noise_bandwidth])
     if not ((numbers > 0) & (numbers < np.inf)).all():
-        raise InputError(f"the header has matrix sizes and fields of view {numbers}; expected positive ones")
+        raise InputError(
+            f"the header has matrix sizes, fields of view and noise bandwidth {numbers}; expected positive ones"
+        )
     return header

@@ -1,6 +1,7 @@
 """ISMRMRD's HDF5 files (Inati et al. 2017), read with the package `ismrmrd`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from ddip_pl.errors import InputError, reason
 from ddip_pl.physics.fft import ifft
 from ddip_pl.physics.mri import CartesianMRI
 from ddip_pl.physics.non_cartesian import NonCartesianMRI
+from ddip_pl.scans.counters import ANY, COUNTERS, Counters
 from ddip_pl.scans.header import Encoding, parse_header
 from ddip_pl.scans.oversampling import UNITS, without_oversampling
 from ddip_pl.scans.recording import Recording
+from ddip_pl.scans.whitening import whitening
 from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.slices import span
 
@@ -24,7 +27,8 @@ NO_IMAGE = (
     "NOISE_MEASUREMENT", "NAVIGATION_DATA", "PHASECORR_DATA", "HPFEEDBACK_DATA", "RTFEEDBACK_DATA", "DUMMYSCAN_DATA",
     "SURFACECOILCORRECTIONSCAN_DATA", "PHASE_STABILIZATION_REFERENCE", "PHASE_STABILIZATION",
 )  # fmt: skip
-ONE_IMAGE = ("contrast", "phase", "repetition", "set")  # counters that distinguish images of the same place
+CALIBRATION = ("PARALLEL_CALIBRATION", "PARALLEL_CALIBRATION_AND_IMAGING")
+FLAGS = (*NO_IMAGE, *CALIBRATION, "REVERSE")
 LPS_TO_RAS = np.array([-1, -1, 1])
 UNEVEN = 0.02  # largest deviation of a slice from even spacing, as a fraction of the spacing
 
@@ -38,61 +42,180 @@ def _groups(file: h5py.File) -> list[h5py.Group]:
     return [group for group in file.values() if isinstance(group, h5py.Group) and {"xml", "data"} <= set(group)]
 
 
-def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None) -> Recording:
-    """Read one image: 2D slices, Cartesian or along a trajectory, or a Cartesian 3D slab.
-
-    Readouts that do not belong to the image are skipped: noise, navigators, separate calibration. Values measured
-    several times are averaged. `center_sample` gives the centre of each echo; slices are sorted along `slice_dir`.
+class Readouts:
+    """The readouts of a file, of which only the headers are in memory.
 
     Raises:
-        InputError: the package is missing, the file is damaged, or its content is not supported.
+        InputError: the package is missing, the file is damaged, or it has several scans.
     """
-    name, groups = Path(file.filename).stem, _groups(file)
-    if len(groups) > 1:
-        names = ", ".join(group.name.strip("/") for group in groups)
-        raise InputError(f"several scans ({names}); expected one, copy it to a separate file")
-    try:
-        import ismrmrd
-        from ismrmrd.file import Container
-    except ImportError as error:
-        raise InputError("ISMRMRD files need a package that is missing; pip install 'ddip-pl[ismrmrd]'") from error
-    try:
-        xml, lines = groups[0]["xml"][0], Container(groups[0]).acquisitions[:]
-    except Exception as error:  # on a damaged file the reader may raise anything
-        raise InputError(f"damaged, or not ISMRMRD raw data ({reason(error)})") from error
 
-    def flagged(line: Line, flag: str) -> bool:
-        return line.is_flag_set(getattr(ismrmrd, f"ACQ_IS_{flag}"))
+    def __init__(self, file: h5py.File):
+        groups = _groups(file)
+        if len(groups) > 1:
+            names = ", ".join(group.name.strip("/") for group in groups)
+            raise InputError(f"several scans ({names}); expected one, copy it to a separate file")
+        try:
+            import ismrmrd
+            from ismrmrd.file import Container
+        except ImportError as error:
+            raise InputError("ISMRMRD files need a package that is missing; pip install 'ddip-pl[ismrmrd]'") from error
+        try:
+            self.xml, self.acquisitions = groups[0]["xml"][0], Container(groups[0]).acquisitions
+            self.heads = groups[0]["data"].fields("head")[:]
+            self.counters = self.heads["idx"]
+        except Exception as error:  # on a damaged file the reader may raise anything
+            raise InputError(f"damaged, or not ISMRMRD raw data ({reason(error)})") from error
+        self.bits = {flag: np.uint64(1 << (getattr(ismrmrd, f"ACQ_IS_{flag}") - 1)) for flag in FLAGS}
 
-    header = parse_header(xml)
-    left_out = NO_IMAGE if header.embedded else (*NO_IMAGE, "PARALLEL_CALIBRATION")
-    lines = [line for line in lines if not any(flagged(line, flag) for flag in left_out)]
-    if not lines:
-        raise InputError("no image readouts; expected more than noise and calibration")
-    if any(flagged(line, "REVERSE") for line in lines):
+    def flagged(self, *flags: str) -> np.ndarray:
+        """Which readouts have one of these flags, `(readouts,)`."""
+        return (self.heads["flags"] & sum((self.bits[flag] for flag in flags), np.uint64(0))) != 0
+
+    def of(self, volume: Counters) -> np.ndarray:
+        """Which readouts belong to a volume, `(readouts,)`."""
+        given = [self.counters[name] == value for name, value in vars(volume).items() if value is not None]
+        return np.logical_and.reduce([np.ones(len(self.heads), bool), *given])
+
+    def volumes(self, chosen: np.ndarray) -> list[Counters]:
+        """The volumes that these readouts belong to."""
+        names = sorted(COUNTERS)
+        found = np.unique(np.stack([self.counters[name][chosen] for name in names], axis=1), axis=0)
+        return [Counters(**dict(zip(names, values, strict=True))) for values in found.tolist()]
+
+    def positions(self, chosen: np.ndarray) -> set[tuple[int, ...]]:
+        """The slices, lines and partitions that these readouts measure."""
+        names = "slice", "kspace_encode_step_1", "kspace_encode_step_2"
+        return set(zip(*(self.counters[name][chosen].tolist() for name in names), strict=True))
+
+    def read(self, chosen: np.ndarray) -> list[Line]:
+        """These readouts."""
+        indices = np.flatnonzero(chosen)
+        if not len(indices):
+            return []
+        lines = self.acquisitions[int(indices[0]) : int(indices[-1]) + 1]
+        return [lines[i] for i in indices - indices[0]]
+
+
+def ismrmrd_volumes(file: h5py.File, wanted: Counters) -> list[Counters]:
+    """The volumes in a file that have the wanted counters.
+
+    Raises:
+        InputError: see `Readouts`; or there are none.
+    """
+    readouts = Readouts(file)
+    return wanted.of(readouts.volumes(_image(readouts, parse_header(readouts.xml))))
+
+
+def read_ismrmrd(file: h5py.File, slices: int | None, first: int | None, wanted: Counters = ANY) -> Recording:
+    """Read one image: 2D slices, Cartesian or along a trajectory, or a Cartesian 3D slab.
+
+    Noise readouts give the noise level and whiten the coils, calibration readouts give the coil maps. Readouts of other
+    kinds are skipped. Values measured several times are averaged. `center_sample` gives the centre of each echo; slices
+    are sorted along `slice_dir`.
+
+    Raises:
+        InputError: see `Readouts`; the file has no such image, or several; or its content is not supported.
+    """
+    readouts = Readouts(file)
+    header = parse_header(readouts.xml)
+    image = _image(readouts, header)
+    [volume, *others] = wanted.of(readouts.volumes(image))
+    if others:
+        raise InputError(f"{len(others) + 1} volumes ({volume}, ...); choose one (data.volume)")
+    own = image & readouts.of(volume)
+    if (own & readouts.flagged("REVERSE")).any():
         raise InputError("readouts in both directions (EPI), which need a phase correction; not supported")
-    for counter in ONE_IMAGE:
-        if count := len({getattr(line.idx, counter) for line in lines}) - 1:
-            raise InputError(f"{count + 1} values of the counter '{counter}'; expected a single image")
-    if len(coils := {line.active_channels for line in lines}) > 1:
-        raise InputError(f"readouts of {sorted(coils)} coils; expected the same coils in all")
+    coils = readouts.heads["active_channels"]
+    if len(set(coils[own])) > 1:
+        raise InputError(f"readouts of {sorted(set(coils[own].tolist()))} coils; expected the same coils in all")
+    same = coils == coils[own][0]
+    lines = readouts.read(own)
+    calibration = readouts.read(
+        same & _calibration(readouts, own, image & readouts.of(replace(volume, repetition=None)))
+    )
+    noise = readouts.read(same & readouts.flagged("NOISE_MEASUREMENT"))
+    sigma_y = _whiten(lines, calibration, noise, header)
 
-    planes = [[line for line in lines if line.idx.slice == i] for i in sorted({line.idx.slice for line in lines})]
+    name = volume.name(Path(file.filename).stem)
+    planes = _by_slice(lines, sorted({line.idx.slice for line in lines}))
     planes, affine = _in_place(planes, header)
     if header.matrix[2] > 1 and (len(planes) > 1 or header.trajectory != "cartesian"):
         raise InputError(
             f"{len(planes)} slabs of {header.matrix[2]} partitions, {header.trajectory}; expected 2D slices, "
             f"or one Cartesian slab"
         )
-    if header.matrix[2] > 1:
-        return _slab(name, planes, header, affine, slices, first)
-    chosen = span(len(planes), first, slices, "the file")
-    if affine is not None:
-        affine[:, 3] += affine[:, 2] * chosen.start
+    if header.trajectory != "cartesian" or header.matrix[2] == 1:
+        chosen = span(len(planes), first, slices, "the file")
+        planes = planes[chosen]
+        if affine is not None:
+            affine[:, 3] += affine[:, 2] * chosen.start
     if header.trajectory != "cartesian":
-        return _along_trajectory(name, planes[chosen], header, affine)
-    data, mask = _on_grid(planes[chosen], header)
-    return without_oversampling(name, data[..., 0], mask[..., 0], header, affine)
+        return replace(_along_trajectory(name, planes, header, affine), sigma_y=sigma_y)
+    data, count = _on_grid(planes, header)
+    reference = _by_slice(calibration, [plane[0].idx.slice for plane in planes])
+    centre = _on_grid(reference, header)[0] if all(reference) else None
+    if header.matrix[2] > 1:
+        recording = _slab(name, data, count > 0, centre, header, affine, slices, first)
+    else:
+        centre = None if centre is None else centre[..., 0]
+        recording = without_oversampling(name, data[..., 0], count[..., 0] > 0, header, affine, centre)
+    return replace(recording, sigma_y=_averaged(sigma_y, count))
+
+
+def _image(readouts: Readouts, header: Encoding) -> np.ndarray:
+    """Which readouts belong to an image, `(readouts,)`.
+
+    Raises:
+        InputError: none do.
+    """
+    image = ~readouts.flagged(*NO_IMAGE, *(() if header.embedded else ("PARALLEL_CALIBRATION",)))
+    if not image.any():
+        raise InputError("no image readouts; expected more than noise and calibration")
+    return image
+
+
+def _calibration(readouts: Readouts, own: np.ndarray, repetitions: np.ndarray) -> np.ndarray:
+    """Which readouts give the coil maps, `(readouts,)`; none if the image itself does.
+
+    They are those flagged as calibration, of any volume. Without them, and if other repetitions measure other lines,
+    they are all repetitions: their average is complete (TSENSE, Kellman et al. 2001).
+
+    Args:
+        readouts: of the file.
+        own: readouts of the volume.
+        repetitions: the same of all repetitions.
+    """
+    flagged = readouts.flagged(*CALIBRATION)
+    if flagged.any():
+        return flagged
+    return repetitions & (readouts.positions(own) != readouts.positions(repetitions))
+
+
+def _by_slice(lines: list[Line], numbers: Sequence[int]) -> list[list[Line]]:
+    """The readouts of each slice."""
+    return [[line for line in lines if line.idx.slice == number] for number in numbers]
+
+
+def _whiten(lines: list[Line], calibration: list[Line], noise: list[Line], header: Encoding) -> float:
+    """Whiten readouts with those of a noise scan; returns the standard deviation of the noise, nan if unknown.
+
+    The variance of the noise is proportional to the bandwidth, and the bandwidth to one over the dwell time.
+    """
+    if not noise:
+        return float("nan")
+    dwell, noise_dwell = lines[0].sample_time_us, noise[0].sample_time_us
+    bandwidth = noise_dwell / dwell if dwell > 0 and noise_dwell > 0 else 1.0
+    found = whitening(np.concatenate([_samples(line) for line in noise], axis=1), bandwidth / header.noise_bandwidth)
+    if found is None:
+        return float("nan")
+    for line in (*lines, *calibration):
+        line.data[:] = found.matrix @ line.data
+    return found.sigma
+
+
+def _averaged(sigma_y: float, count: np.ndarray) -> float:
+    """Root mean square of the noise, of values that are averages of `count` values; 0 where not measured."""
+    return sigma_y * float(np.sqrt((1 / count[count > 0]).mean()))
 
 
 def _in_place(planes: list[list[Line]], header: Encoding) -> tuple[list[list[Line]], np.ndarray | None]:
@@ -135,7 +258,7 @@ def _samples(line: Line) -> np.ndarray:
 
 
 def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """K-space `(slices, coils, readout, lines, partitions)` and its mask, which has no axis of coils."""
+    """K-space `(slices, coils, readout, lines, partitions)`, and how often each value was measured, without coils."""
     x, y, z = header.matrix
     coils, held = planes[0][0].active_channels, sum(line.data.nbytes for plane in planes for line in plane)
     check_claim(len(planes) * coils * x * y * z * np.complex64().nbytes, held, "the header's matrix")
@@ -155,15 +278,14 @@ def _on_grid(planes: Sequence[list[Line]], header: Encoding) -> tuple[np.ndarray
                 )
             data[i, :, start:stop, row, partition] += samples
             count[i, start:stop, row, partition] += 1
-    return data / np.maximum(count, 1)[:, None], count > 0
+    return data / np.maximum(count, 1)[:, None], count
 
 
 def _slab(
-    name: str, planes: Sequence[list[Line]], header: Encoding, affine: np.ndarray | None,
-    slices: int | None, first: int | None,
+    name: str, data: np.ndarray, mask: np.ndarray, centre: np.ndarray | None, header: Encoding,
+    affine: np.ndarray | None, slices: int | None, first: int | None,
 ) -> Recording:  # fmt: skip
     """Slices of a slab along a fully sampled axis of k-space: the partitions if possible, otherwise the readout."""
-    data, mask = _on_grid(planes, header)
     x, y, z = header.matrix
     axis = 2 if (mask == mask[..., :1]).all() else 0
     if axis == 0 and (mask != mask[:, :1]).any():
@@ -175,19 +297,23 @@ def _slab(
     chosen = span(header.matrix[axis] - before - after, first, slices, "the file")
     chosen = slice(chosen.start + before, chosen.stop + before)
     planes_of = "c x y z -> x c y z" if axis == 0 else "c x y z -> z c x y"
-    image = rearrange(ifft(data, (2 + axis,))[0], planes_of)[chosen]
+
+    def sliced(values: np.ndarray) -> np.ndarray:
+        return rearrange(ifft(values, (2 + axis,))[0], planes_of)[chosen]
+
+    image, centre = sliced(data), None if centre is None else sliced(centre)
     if affine is not None and axis == 0:
         affine = affine[:, [2, 0, 1, 3]]  # from (partition, line, sample)
     if affine is not None:
         affine[:, 3] += affine[:, 2] * chosen.start
     if axis == 2:
-        return without_oversampling(name, image, mask[..., 0], header, affine)
+        return without_oversampling(name, image, mask[..., 0], header, affine, centre)
     margin = *header.beside(1, y), *header.beside(2, z)
     if affine is not None:
         affine[:, 3] += affine[:, :2] @ [margin[2], margin[0]]
     return Recording(
         name=name, operator=CartesianMRI, units=UNITS, slice_spacing=header.encoded[0] / x, margin=margin, data=image,
-        affine=affine, description={"mask": mask[:, 0], "field_of_view": header.encoded[1:]},
+        affine=affine, calibration=centre, description={"mask": mask[:, 0], "field_of_view": header.encoded[1:]},
     )  # fmt: skip
 
 

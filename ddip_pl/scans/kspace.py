@@ -20,7 +20,9 @@ from ddip_pl.physics.trajectory import covered_centre
 SMALLEST_CALIBRATION = 8  # width of the k-space centre that ESPIRiT needs
 
 
-def completed(description: Mapping[str, Any], data: np.ndarray, calibration: int) -> Description:
+def completed(
+    description: Mapping[str, Any], data: np.ndarray, calibration: int, centre: np.ndarray | None = None
+) -> Description:
     """Add the mask and the coil maps that the description of an MRI operator lacks.
 
     The mask marks values that are non-zero in at least one coil. ESPIRiT estimates the maps of several coils.
@@ -29,6 +31,7 @@ def completed(description: Mapping[str, Any], data: np.ndarray, calibration: int
         description: see `LinearOperator.describe`.
         data: k-space, `(slices, coils, ky, kx)` or, along a trajectory, `(slices, coils, samples)`.
         calibration: largest width of the k-space centre that maps are estimated from.
+        centre: Cartesian k-space to estimate them from, 0 where not measured; by default `data`.
 
     Raises:
         InputError: the mask or the trajectory does not match the data, or the measured k-space centre is too small.
@@ -38,8 +41,9 @@ def completed(description: Mapping[str, Any], data: np.ndarray, calibration: int
     if cartesian and "mask" not in found:
         found["mask"] = (data != 0).any(1)
     if data.shape[1] > 1 and "coil_maps" not in found:
-        kspace = torch.from_numpy(data.astype(np.complex64))
-        maps = calibrate(found, kspace, calibration) if cartesian else calibrate_gridded(found, kspace, calibration)
+        kspace = torch.from_numpy((data if centre is None else centre).astype(np.complex64))
+        known = found if centre is None else found | {"mask": (centre != 0).any(1)}
+        maps = calibrate(known, kspace, calibration) if cartesian else calibrate_gridded(found, kspace, calibration)
         found["coil_maps"] = maps.numpy()
     return found
 

@@ -12,7 +12,12 @@ READOUT = (2,)
 
 
 def without_oversampling(
-    name: str, data: np.ndarray, mask: np.ndarray, header: Encoding, affine: np.ndarray | None = None
+    name: str,
+    data: np.ndarray,
+    mask: np.ndarray,
+    header: Encoding,
+    affine: np.ndarray | None = None,
+    calibration: np.ndarray | None = None,
 ) -> Recording:
     """K-space of the field of view to reconstruct.
 
@@ -25,6 +30,7 @@ def without_oversampling(
         mask: `(slices, readout, lines)`, bool.
         header: of the file.
         affine: of the encoded image.
+        calibration: k-space that coil maps are estimated from, with the shape of `data`, 0 where not measured.
     """
     rows, columns = data.shape[2:]
     (top, bottom), (left, right) = header.beside(0, rows), header.beside(1, columns)
@@ -33,11 +39,21 @@ def without_oversampling(
         affine = affine.copy()
         affine[:, 3] += affine[:, :2] @ [left, top]
     if (mask == mask[:, :1]).all():
-        mask = mask[:, top : rows - bottom]
-        data = fft(ifft(data, READOUT)[:, :, top : rows - bottom], READOUT) * mask[:, None]
+        kept = slice(top, rows - bottom)
+        mask = mask[:, kept]
+        data = cropped(data, kept) * mask[:, None]
+        if calibration is not None:
+            wide = np.arange(top - rows // 2, rows - bottom - rows // 2) * rows // data.shape[2] + rows // 2
+            calibration = cropped(calibration, kept) * (calibration != 0).any(1, keepdims=True)[:, :, wide]
         top = bottom = 0
     field_of_view = data.shape[2] * pixel[0], columns * pixel[1]
     return Recording(
         name=name, operator=CartesianMRI, data=data.astype(np.complex64), units=UNITS, slice_spacing=header.spacing,
         description={"mask": mask, "field_of_view": field_of_view}, margin=(top, bottom, left, right), affine=affine,
+        calibration=calibration,
     )  # fmt: skip
+
+
+def cropped(kspace: np.ndarray, kept: slice) -> np.ndarray:
+    """K-space `(slices, coils, readout, lines)` of these rows of the image."""
+    return fft(ifft(kspace, READOUT)[:, :, kept], READOUT)

@@ -34,6 +34,7 @@ class Recording:
         data: measured values, with the operator's `axes`.
         description: of the operator, see `LinearOperator.describe`; for k-space, mask and coil maps may be missing. Its
             `pixel_size` or `field_of_view`, in mm, gives the pixel size; without them `affine` does.
+        calibration: k-space that coil maps are estimated from, like `data`, 0 where not measured; by default `data`.
         sigma_y: standard deviation of the noise in the units of `data`; nan if unknown.
         affine: `(4, 4)`, from (column, row, slice) of the reconstruction without its margin to scanner coordinates in
             mm (RAS+); by default the image is centred at the origin.
@@ -48,6 +49,7 @@ class Recording:
     operator: type[LinearOperator]
     data: np.ndarray
     description: Mapping[str, Any]
+    calibration: np.ndarray | None = None
     sigma_y: float = float("nan")
     affine: np.ndarray | None = None
     slice_spacing: float = 1.0
@@ -68,7 +70,7 @@ class Recording:
         self.check()
         description = self.description
         if "coils" in self.operator.axes:
-            description = completed(description, self.data, calibration)
+            description = completed(description, self.data, calibration, self.calibration)
         operator = self.operator.from_description(description, self.data.shape).normalised()
         height, width = self.pixel(operator)
         frame = self.frame(operator, height, width)

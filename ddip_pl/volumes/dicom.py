@@ -1,8 +1,10 @@
 """Reads volumes from DICOM series, and writes volumes as derived series."""
 
 import datetime
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +17,16 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.misc import is_dicom
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 from pydicom.valuerep import format_number_as_ds
 
 from ddip_pl.errors import InputError, reason
@@ -35,13 +46,22 @@ COMMON = (
     "PositionReferenceIndicator", "PatientPosition", "BodyPartExamined", "Modality", "SOPClassUID", "Manufacturer",
     "ManufacturerModelName", "ProtocolName", "AcquisitionNumber", "KVP", "ScanningSequence", "SequenceVariant",
     "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "InversionTime", "EchoTrainLength", "FlipAngle",
-    "MagneticFieldStrength", "RescaleType", "WindowCenter", "WindowWidth",
+    "MagneticFieldStrength", "RescaleType", "Laterality", "SourceImageSequence", "WindowCenter", "WindowWidth",
 )  # fmt: skip
 # Attributes that must be present but may be empty.
 EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer", "Laterality",
 )  # fmt: skip
+EMPTY_OF = {
+    CTImageStorage: ("KVP", "AcquisitionNumber", "PatientPosition"),
+    MRImageStorage: (
+        "ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength", "PatientPosition",
+    ),
+}  # fmt: skip
+KIND = {CTImageStorage: "AXIAL", MRImageStorage: "OTHER"}  # third value of ImageType, if the source has none
+COARSE, LARGEST = 1000, 2**15 - 1  # an image with a maximum between these is written as whole numbers
+HEAD_FOOT = str.maketrans("SI", "HF")  # DICOM's letters for the directions up and down
 
 
 def read_dicom(folder: Path, series: str = "") -> Volume:
@@ -64,7 +84,27 @@ def read_dicom(folder: Path, series: str = "") -> Volume:
         data = np.stack([pixels(header) for header in headers], axis=2)
     except InputError as error:
         raise InputError(f"volume {folder}: {error}") from error
-    return as_volume(folder, data, affine, units(headers[0]), headers[0])
+    return as_volume(folder, data, affine, units(headers[0]), with_sources(headers))
+
+
+def with_sources(headers: Sequence[Dataset]) -> Dataset:
+    """The first header, with a reference to every image of the series."""
+    header, sources = headers[0], []
+    for image in headers:
+        source = Dataset()
+        source.ReferencedSOPClassUID = image.get("SOPClassUID") or image.file_meta.MediaStorageSOPClassUID
+        source.ReferencedSOPInstanceUID = image.get("SOPInstanceUID") or image.file_meta.MediaStorageSOPInstanceUID
+        source.PurposeOfReferenceCodeSequence = [coded(codes.DCM.SourceImageForImageProcessingOperation)]
+        sources.append(source)
+    header.SOPClassUID, header.SourceImageSequence = sources[0].ReferencedSOPClassUID, sources
+    return header
+
+
+def coded(code: Code) -> Dataset:
+    """The item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
 
 
 def choose(folder: Path, series: str) -> list[Dataset]:
@@ -184,17 +224,24 @@ def pixels(header: Dataset) -> np.ndarray:
         raise InputError(f"pixels of {header.filename} cannot be read ({reason(error)})") from error
 
 
-def check_writable(affine: np.ndarray) -> None:
-    """Refuse an affine that DICOM cannot express.
+def check_writable(affine: np.ndarray, source: Dataset | None = None) -> None:
+    """Refuse what DICOM cannot express, or cannot be derived from the source; writes a small image to memory.
 
     Raises:
-        InputError: rows and columns are not perpendicular.
+        InputError: rows and columns are not perpendicular, or a header cannot be written.
     """
     row, column = (affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)).T
     if abs(row @ column) > 1e-4:
         raise InputError(
             "rows and columns of the volume are not perpendicular, which DICOM cannot express; leave out --dicom"
         )
+    try:
+        for image in derived_images(np.zeros((2, 2, 1)), affine, source, ""):
+            image.save_as(io.BytesIO(), enforce_file_format=True)
+    except Exception as error:  # on a damaged header the writer may raise anything
+        raise InputError(
+            f"no DICOM series can be derived from this source ({reason(error)}); leave out --dicom"
+        ) from error
 
 
 def write_dicom(
@@ -208,7 +255,8 @@ def write_dicom(
 ) -> None:
     """Write a volume as a derived DICOM series: a new folder with `0001.dcm`, `0002.dcm`, ...
 
-    Images are turned upright; values are rounded to 65536 levels between the smallest and the largest.
+    Images are turned upright. Values are rounded to 65536 levels between the smallest and the largest; those of an MR
+    series without slope and intercept, to whole numbers if they are large enough.
 
     Args:
         folder: for the files; it must not exist.
@@ -223,26 +271,47 @@ def write_dicom(
     Raises:
         InputError: see `check_writable`.
     """
-    check_writable(affine)
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(UPRIGHT[nib.aff2axcodes(affine)[2]]))  # type: ignore[attr-defined]
+    check_writable(affine, source)
+    Path(folder).mkdir()
+    for index, image in enumerate(derived_images(data, affine, source, description, identify, software)):
+        image.save_as(Path(folder, f"{index + 1:04d}.dcm"), enforce_file_format=True)
+
+
+def derived_images(
+    data: np.ndarray,
+    affine: np.ndarray,
+    source: Dataset | None,
+    description: str,
+    identify: bool = False,
+    software: Sequence[str] = (),
+) -> Iterator[Dataset]:
+    """The images of a derived series, see `write_dicom`."""
+    upright = UPRIGHT[nib.aff2axcodes(affine)[2]]  # type: ignore[attr-defined]
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(upright))
     affine = LPS @ affine @ inv_ornt_aff(turn, data.shape)
     data = apply_orientation(data, turn)
-    low = rounded(data.min())
-    slope = rounded((data.max() - low) / 65535) or 1.0
-
     common = derived_header(source, description)
-    common = common if identify else deidentified(common, EMPTY)
+    if not identify:
+        common = deidentified(common, (*EMPTY, *EMPTY_OF.get(common.SOPClassUID, ())))
     if software:
         common.SoftwareVersions = list(software)
+    whole = common.SOPClassUID == MRImageStorage and "RescaleSlope" not in (source or {})
+    whole = whole and COARSE <= np.abs(data).max() <= LARGEST  # slope and intercept are not part of MR images
+    low = 0.0 if whole else rounded(data.min())
+    slope = 1.0 if whole else rounded((data.max() - low) / 65535) or 1.0
+    kind = np.iinfo(np.int16 if whole else np.uint16)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     row, column, _ = (affine[:3, :3] / lengths).T
     common.ImageOrientationPatient = [rounded(value) for value in (*row, *column)]
     common.PixelSpacing = [rounded(lengths[1]), rounded(lengths[0])]
     common.SliceThickness = common.SpacingBetweenSlices = rounded(abs(np.cross(row, column) @ affine[:3, 2]))
-    common.RescaleIntercept, common.RescaleSlope = low, slope
-    Path(folder).mkdir()
+    if not whole:
+        common.RescaleIntercept, common.RescaleSlope = low, slope
+        common.RescaleType = units(common) or "US"
+    if source is None:
+        common.PatientOrientation = list(upright[:2].translate(HEAD_FOOT))
     for index, image in enumerate(rearrange(data, "columns rows slices -> slices rows columns")):
-        stored = np.clip(np.rint((image.astype(np.float64) - low) / slope), 0, 65535).astype(np.uint16)
+        stored = np.clip(np.rint((image.astype(np.float64) - low) / slope), kind.min, kind.max).astype(kind.dtype)
         slice_ = Dataset()
         slice_.update(common)
         slice_.file_meta = FileMetaDataset()
@@ -250,7 +319,7 @@ def write_dicom(
         slice_.InstanceNumber = index + 1
         slice_.ImagePositionPatient = [rounded(value) for value in affine[:3] @ (0, 0, index, 1)]
         slice_.set_pixel_data(np.ascontiguousarray(stored), "MONOCHROME2", 16)
-        slice_.save_as(Path(folder, f"{index + 1:04d}.dcm"), enforce_file_format=True)
+        yield slice_
 
 
 def derived_header(source: Dataset | None, description: str) -> Dataset:
@@ -265,13 +334,24 @@ def derived_header(source: Dataset | None, description: str) -> Dataset:
         for tag in COMMON:
             if tag in source:
                 header[tag] = source[tag]
+        for tag in EMPTY_OF.get(header.SOPClassUID, ()):
+            if tag not in header:
+                setattr(header, tag, None)
+        header.StudyInstanceUID = source.get("StudyInstanceUID") or generate_uid()
+        header.FrameOfReferenceUID = source.get("FrameOfReferenceUID") or generate_uid()
     header.SpecificCharacterSet = "ISO_IR 192"
-    header.ImageType = ["DERIVED", "SECONDARY"]
+    given = [] if source is None else [*source.get("ImageType", ())]
+    third = given[2:3] or [KIND[uid] for uid in KIND if uid == header.SOPClassUID]
+    header.ImageType = ["DERIVED", "SECONDARY", *third]
     header.SeriesInstanceUID, header.SeriesNumber = generate_uid(), 1000
     header.SeriesDescription, header.DerivationDescription = description[:64], description[:1024]
     header.SeriesDate = header.ContentDate = now.strftime("%Y%m%d")
     header.SeriesTime = header.ContentTime = now.strftime("%H%M%S")
-    header.RescaleType = units(header) or "US"
+    software = Dataset()
+    software.Manufacturer = software.ManufacturerModelName = "ddip-pl"
+    software.SoftwareVersions, software.ContributionDateTime = version("ddip-pl"), now.strftime("%Y%m%d%H%M%S")
+    software.PurposeOfReferenceCodeSequence = [coded(codes.DCM.ProcessingEquipment)]
+    header.ContributingEquipmentSequence = [software]
     return header
 
 

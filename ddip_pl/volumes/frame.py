@@ -13,10 +13,12 @@ from einops import rearrange
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 
+from ddip_pl import __version__
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-
+SCANNER = 1  # NIfTI's code for scanner coordinates
 LONGEST_NAME = 100  # bytes; file systems allow 255, and names of files in the folder are made from it
 
 
@@ -68,8 +70,15 @@ class Frame:
         return rearrange(magnitude(images).numpy(force=True), "s 1 h w -> w h s") * (high - low) + low
 
     def nifti(self, images: Tensor) -> Nifti1Image:
-        """Unpadded images as a NIfTI image in `units`."""
-        return nib.Nifti1Image(self.in_units(images), self.affine)  # type: ignore[attr-defined]
+        """Unpadded images as a NIfTI image in `units`, in scanner coordinates; the description names the units."""
+        image = nib.Nifti1Image(self.in_units(images), self.affine)  # type: ignore[attr-defined]
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self.affine, SCANNER)
+        axes = self.affine[:3, :3] / self.spacing
+        if np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):  # others cannot be expressed as a quaternion
+            image.set_qform(self.affine, SCANNER)
+        image.header["descrip"] = ", ".join(filter(None, (f"ddip-pl {__version__}", self.units))).encode()[:79]
+        return image
 
 
 def magnitude(images: Tensor) -> Tensor:

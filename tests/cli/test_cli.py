@@ -20,7 +20,6 @@ from pydicom.uid import MPEG2MPML
 from safetensors.torch import load_file
 
 from ddip_pl import cli
-from ddip_pl.cli.help import pages
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.prior.module import DiffusionPrior
@@ -79,50 +78,6 @@ def volume(folder: Path) -> np.ndarray:
 def files(folder: Path) -> dict[str, bytes | None]:
     """Everything in a folder: the content of files by path, None for folders."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-# --- help ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
-def test_usage(run, arguments):
-    code, out, error = run(*arguments)
-    assert (code, error) == (0, "")
-    commands = ("test", "predict", "simulate", "benchmark", "compare", "demo", "fit", "validate")
-    assert all(f"\n  {command} " in out for command in commands)
-
-
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("test", ("--data.path", "--data.sigma_y", "--data.slices", "--model.prior", "--output", "--ckpt_path")),
-        ("predict", ("--data.path", "--model.estimator", "--model.adaptation", "--seed_everything")),
-        ("fit", ("--model.network.image_size", "--data.variant", "--trainer.max_steps")),
-        ("validate", ("--model.network", "--data.validation_size")),
-    ],
-)
-@pytest.mark.parametrize("flag", ["--help", "--help_all"])
-def test_help_of_a_command(run, monkeypatch, command, options, flag):
-    monkeypatch.setenv("COLUMNS", "120")
-    code, out, error = run(command, flag)
-    assert (code, error) == (0, "")
-    assert [option for option in options if option not in out] == []
-    assert ("--trainer.max_time" in out) == (flag == "--help_all")
-    assert max(map(len, out.splitlines())) <= 120 or flag == "--help_all"
-
-
-@pytest.mark.parametrize("command", ["test", "predict", "fit", "validate"])
-def test_help_has_a_text_for_every_option(command):
-    options = {name: text for page in pages(command).values() for name, text in page.items()}
-    assert len(options) > 20
-    assert [name for name, text in options.items() if not re.match(r"[^\[\s]", text)] == []
-
-
-def test_help_of_the_demo(run):
-    pytest.importorskip("ddip_pl.cli.demo")
-    code, out, error = run("demo", "--help")
-    assert (code, error) == (0, "")
-    assert "usage" in out
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------

@@ -76,6 +76,23 @@ def test_espirit_finds_the_maps_of_a_birdcage():
     assert torch.logical_or(length == 0, (length - 1).abs() < 1e-4).all()
 
 
+@pytest.mark.parametrize(("coils", "size"), [(1, (40, 40)), (5, (48, 36)), (8, (33, 64))])
+def test_espirit_agrees_with_sigpy(coils, size):
+    """Noise, an object that leaves part of the image empty, sizes that are odd or not square."""
+    sigpy = pytest.importorskip("sigpy.mri.app")
+    y, x = (torch.linspace(-1, 1, n) for n in size)
+    image = (torch.hypot(1.3 * y[:, None], x + 0.1) < 0.8) * torch.exp(1j * x) * (1 + 0.3 * torch.cos(6 * y))[:, None]
+    kspace = fft(Birdcage(coils)(size) * image) + 0.003 * random(1, coils, *size)
+    for calibration, crop in (24, 0.95), (16, 0.8):
+        found = espirit(kspace, calibration, crop)
+        calib = sigpy.EspiritCalib(kspace[0].numpy(), calib_width=calibration, crop=crop, max_iter=300, show_pbar=False)
+        expected = normalise_maps(torch.from_numpy(calib.run())[None])
+        assert 0.2 < (expected[0, 0] != 0).float().mean() < 0.98
+        assert ((found != 0) != (expected != 0)).sum() <= 2 * coils
+        both = ((found != 0) & (expected != 0)).expand_as(found)
+        torch.testing.assert_close(found[both], expected[both], atol=2e-3, rtol=0)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 

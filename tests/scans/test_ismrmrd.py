@@ -2,6 +2,8 @@
 
 import builtins
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +15,12 @@ import torch
 from helpers import CONFIGS
 
 from ddip_pl import cli
+from ddip_pl.data.measured import MeasuredDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.physics import Birdcage, NonCartesianMRI, Radial
-from ddip_pl.scans.files import read_scan
+from ddip_pl.scans.counters import Counters
+from ddip_pl.scans.files import read_scan, volumes
+from ddip_pl.scans.ismrmrd import read_ismrmrd
 from ddip_pl.scans.scan import Scan
 
 X, Y = 32, 20  # samples of a readout and lines, as encoded
@@ -154,6 +159,7 @@ def test_several_coils(tmp_path):
     assert torch.equal(mask[0], torch.tensor([i % 2 == 0 or 14 <= i < 34 for i in range(48)]))
     expected, found = np.abs(truth[16:48]), np.abs(image_of(scan)[0])
     assert np.abs(found - expected)[expected > 0.3].max() < 0.03
+    assert np.isnan(measurement.sigma_y)
 
 
 def test_readouts_that_are_no_image(tmp_path):
@@ -166,6 +172,59 @@ def test_readouts_that_are_no_image(tmp_path):
     for one in lines[-4:]:
         one.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
     np.testing.assert_allclose(image_of(read_scan(save(tmp_path / "a.h5", lines))), truth[:, 8:24], atol=1e-5)
+
+
+MIXING = np.array([[1.0, 0, 0], [0.8j, 0.5, 0], [0.3, -0.4, 2.0]])  # of the noise of three coils
+LEVEL = np.sqrt((np.abs(MIXING) ** 2).sum() / 3)  # root mean square
+
+
+def noisy_scan(scale: float = 1.0, averages: int = 1, **head: object) -> list[ismrmrd.Acquisition]:
+    """Nothing but noise, with the covariance `MIXING MIXING^H`, and a noise scan that is `scale` times as strong."""
+    rng = np.random.default_rng(3)
+
+    def noise(samples: int) -> np.ndarray:
+        white = rng.standard_normal((3, samples)) + 1j * rng.standard_normal((3, samples))
+        return MIXING @ white / np.sqrt(2)
+
+    lines = [line(noise(X), step, sample_time_us=4.0) for step in range(Y) for _ in range(averages)]
+    return [*(line(scale * noise(2000), 0, flags=["NOISE_MEASUREMENT"], **head) for _ in range(2)), *lines]
+
+
+@pytest.mark.parametrize(
+    ("scale", "dwell", "ratio"), [(1, 4.0, 1), (1, 0.0, 1), (0.5, 16.0, 1), (2, 1.0, 1), (np.sqrt(0.8), 4.0, 0.8)]
+)
+def test_noise_scan(tmp_path, scale, dwell, ratio):
+    """The coils are whitened. The variance of the noise is proportional to the bandwidth."""
+    given = f"""<acquisitionSystemInformation><relativeReceiverNoiseBandwidth>{ratio}</relativeReceiverNoiseBandwidth>
+</acquisitionSystemInformation><experimentalConditions>"""
+    xml = header().replace("<experimentalConditions>", given, 1)
+    path = save(tmp_path / "a.h5", noisy_scan(scale, sample_time_us=dwell), xml)
+    with h5py.File(path) as file:
+        recording = read_ismrmrd(file, None, None)
+    assert recording.sigma_y == pytest.approx(LEVEL, rel=0.02)
+    values = np.moveaxis(recording.data, 1, 0).reshape(3, -1)
+    covariance = values @ values.conj().T / values.shape[1]
+    np.testing.assert_allclose(covariance, LEVEL**2 * np.eye(3), atol=0.15 * LEVEL**2)
+
+
+def test_averages_have_less_noise(tmp_path):
+    with h5py.File(save(tmp_path / "a.h5", noisy_scan(averages=4))) as file:
+        recording = read_ismrmrd(file, None, None)
+    assert recording.sigma_y == pytest.approx(LEVEL / 2, rel=0.02)
+    assert np.sqrt((np.abs(recording.data) ** 2).mean()) == pytest.approx(LEVEL / 2, rel=0.05)
+
+
+def test_a_noise_scan_without_noise_is_not_used(tmp_path, caplog):
+    """A coil that is switched off; two coils that are the same one; too few samples."""
+    for coil, samples in (np.diag([1, 1, 0]), 100), (np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0]]), 100), (np.eye(3), 3):
+        lines = noisy_scan()[2:]
+        values = coil @ np.random.default_rng(0).standard_normal((3, samples))
+        lines.append(line(values, 0, flags=["NOISE_MEASUREMENT"]))
+        caplog.clear()
+        with h5py.File(save(tmp_path / f"{samples}-{coil.sum()}.h5", lines)) as file:
+            recording = read_ismrmrd(file, None, None)
+        assert np.isnan(recording.sigma_y)
+        assert f"the noise readouts are not used: {samples} samples of 3 coils" in caplog.text
 
 
 def test_calibration_that_is_part_of_the_image(tmp_path):
@@ -191,6 +250,128 @@ def test_averages(tmp_path):
     found = read_scan(save(tmp_path / "a.h5", lines))
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(expected), norm="ortho"))
     np.testing.assert_allclose(image_of(found)[0], expected[8:24], atol=1e-5)
+
+
+# --- several volumes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counter", ["contrast", "phase", "repetition", "set"])
+def test_every_volume_is_read_by_its_counters(tmp_path, counter):
+    truth = np.stack([images(2), 2j * images(2)[::-1], images(2) - 3])
+    truth[:, :, : X // 4] = truth[:, :, 3 * X // 4 :] = 0
+    kspace = transform(truth)
+    lines = [line(kspace[i, plane, None, :, step], step, plane, counters={counter: 2 * i})
+             for i in range(3) for step in range(Y) for plane in range(2)]  # fmt: skip
+    path = save(tmp_path / "a.h5", lines)
+    found = volumes(path)
+    assert found == [Counters(**{counter: value}) for value in (0, 2, 4)]
+    for i, one in enumerate(found):
+        scan = read_scan(path, volume=one)
+        np.testing.assert_allclose(image_of(scan), truth[i, :, 8:24], atol=1e-5)
+        assert scan.frame.name == f"a-{counter}-{2 * i}"
+    with pytest.raises(InputError, match=f"no volume with {counter} 1; the file has .*{counter} 4"):
+        volumes(path, Counters(**{counter: 1}))
+    module = MeasuredDataModule(str(path), sigma_y=0.1, volume=Counters(**{counter: 4}))
+    module.setup("predict")
+    assert [frame.name for _, frame in module.scans] == [f"a-{counter}-4"]
+    module = MeasuredDataModule(str(path), sigma_y=0.1)
+    module.setup("predict")
+    assert [frame.name for _, frame in module.scans] == [f"a-{counter}-{value}" for value in (0, 2, 4)]
+
+
+def test_formats_with_one_volume_have_no_counters(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 8, 8), np.complex64))
+    assert volumes(tmp_path / "a.npy") == [Counters()]
+    with pytest.raises(InputError, match=r"a\.npy: no volume with repetition 1"):
+        volumes(tmp_path / "a.npy", Counters(repetition=1))
+
+
+HEAD = (64, 48)  # readout and lines of a smooth image seen by four coils
+HEAD_XML = header().replace(f"<x>{X}</x><y>{Y}</y>", "<x>64</x><y>48</y>").replace("<center>10", "<center>24")
+
+
+def head_kspace() -> tuple[np.ndarray, np.ndarray]:
+    """Magnitude of the image within its field of view, and k-space `(coils, readout, lines)`."""
+    y, x = np.linspace(-1, 1, HEAD[0])[:, None], np.linspace(-1, 1, HEAD[1])
+    truth = np.exp(-((2 * x**2 + 5 * y**2) ** 2)) * (1 + 0.4 * np.sin(9 * x)) * np.exp(1j * (0.3 + x))
+    return np.abs(truth[16:48]), transform(Birdcage(4)(HEAD).numpy()[0] * truth)
+
+
+def close(scan: Scan, expected: np.ndarray, tolerance: float = 0.04) -> bool:
+    """Whether the image is right where there is one."""
+    return bool(np.abs(np.abs(image_of(scan)[0]) - expected)[expected > 0.3].max() < tolerance)
+
+
+def test_calibration_lines_apart_from_the_image(tmp_path):
+    """With another intensity and fewer samples, in the first repetition only; the image lacks every second line."""
+    expected, kspace = head_kspace()
+    lines = [line(kspace[..., step], step, counters={"repetition": i}) for i in range(2) for step in range(0, 48, 2)]
+    centre = [line(3 * kspace[:, 8:56, step], step, flags=["PARALLEL_CALIBRATION"]) for step in range(12, 36)]
+    path = save(tmp_path / "a.h5", lines + centre, HEAD_XML)
+    for repetition in range(2):
+        scan = read_scan(path, volume=Counters(repetition=repetition))
+        assert int(scan.measurement.operator.mask[0, 0, 0].sum()) == 24
+        assert close(scan, expected)
+    with pytest.raises(InputError, match="coil maps are estimated from a fully measured k-space centre"):
+        read_scan(save(tmp_path / "b.h5", lines[:24], HEAD_XML))
+
+
+def test_repetitions_that_together_measure_every_line_give_the_coil_maps(tmp_path):
+    expected, kspace = head_kspace()
+    lines = [line(kspace[..., step], step, counters={"repetition": i}) for i in range(2) for step in range(i, 48, 2)]
+    path = save(tmp_path / "a.h5", lines, HEAD_XML)
+    maps = []
+    for repetition in range(2):
+        scan = read_scan(path, volume=Counters(repetition=repetition))
+        assert int(scan.measurement.operator.mask[0, 0, 0].sum()) == 24
+        assert close(scan, expected)
+        maps.append(scan.measurement.operator.coil_maps)
+    assert torch.allclose(maps[0], maps[1], atol=1e-5)
+
+
+def test_calibration_of_a_slab(tmp_path):
+    """Slices across the readout; the coil maps come from lines and partitions that are not part of the image."""
+    rng = np.random.default_rng(2)
+    y, x = np.linspace(-1, 1, 32)[:, None], np.linspace(-1, 1, 32)
+    plane = np.exp(-((2 * x**2 + 2 * y**2) ** 2)) * (1 + 0.4 * np.sin(9 * x))
+    truth = np.where(np.abs(np.arange(X) - 16) < 8, 1.0, 0)[:, None, None] * plane
+    kspace = transform(Birdcage(4)((32, 32)).numpy()[0][:, None] * truth, (1, 2, 3))
+    image = np.argwhere(rng.random((32, 32)) < 0.6)
+    centre = [(i, p) for i in range(10, 22) for p in range(10, 22)]
+    lines = [line(kspace[..., i, p], i, partition=p) for i, p in image]
+    lines += [line(2 * kspace[..., i, p], i, partition=p, flags=["PARALLEL_CALIBRATION"]) for i, p in centre]
+    xml = header(z=32, fov_z=160.0, y=32).replace("<z>5</z>", "<z>160</z>").replace("<y>200</y>", "<y>400</y>")
+    scan = read_scan(save(tmp_path / "a.h5", lines, xml), slices=2)
+    found = np.abs(image_of(scan))[0]
+    assert np.abs(found - plane)[plane > 0.3].max() < 0.1
+
+
+@pytest.mark.parametrize("options", [["-a", 1], ["-a", 2], ["-a", 3, "-w", 24], ["-a", 4], ["-a", 4, "-r", 2]])
+def test_files_of_the_official_generator(tmp_path, options):
+    """Fully sampled and accelerated, with a noise scan, with and without calibration lines: close to its phantom."""
+    generator = shutil.which("ismrmrd_generate_cartesian_shepp_logan")
+    if generator is None:
+        pytest.skip("ismrmrd_generate_cartesian_shepp_logan is not installed (Debian: ismrmrd-tools)")
+    path = tmp_path / "a.h5"
+    command = [generator, "-m", 64, "-c", 8, "-O", 2, "-n", 0.01, "-C", "-o", path, *options]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    with h5py.File(path) as file:
+        phantom = file["dataset/phantom"][0]
+    expected = np.hypot(phantom["real"], phantom["imag"])
+    found = volumes(path)
+    assert len(found) == options[1] * (options[3] if "-r" in options else 1)
+    for one in (found[0], found[-1]):
+        scan = read_scan(path, volume=one)
+        operator, unit = scan.measurement.operator, np.ptp(scan.frame.window) * scan.measurement.operator.scale
+        assert scan.measurement.sigma_y * unit == pytest.approx(0.01 * np.sqrt(2), rel=0.1)
+        image = np.abs(image_of(scan)[0]).T
+        factor = (image * expected).sum() / (image**2).sum()
+        assert np.linalg.norm(factor * image - expected) / np.linalg.norm(expected) < (
+            0.15 if options[1] < 4 else 0.3
+        ), operator
+
+
+# --- partial measurements ---------------------------------------------------------------------------------------
 
 
 def test_a_partial_echo_with_samples_to_discard(tmp_path):
@@ -302,7 +483,7 @@ BAD = {
     **{
         counter: (
             lambda counter=counter: [*changed(), line(np.ones((1, X)), 0, counters={counter: 1})], None,
-            f"2 values of the counter '{counter}'; expected a single image",
+            f"2 volumes ({counter} 0, ...); choose one (data.volume)",
         ) for counter in ("contrast", "phase", "repetition", "set")
     },
     "coils": (lambda: [*changed(), line(np.ones((2, X)), 0)], None, "readouts of [1, 2] coils"),

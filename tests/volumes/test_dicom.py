@@ -1,5 +1,8 @@
 """DICOM series: right values in the right place, files that others can read, and no incomplete series."""
 
+import shutil
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +352,7 @@ def test_headers_of_a_derived_series(tmp_path):
     headers = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
     original = dcmread(tmp_path / "ct" / "0.dcm")
     for header in headers:
-        assert list(header.ImageType) == ["DERIVED", "SECONDARY"]
+        assert list(header.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
         for tag in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID", "Modality", "WindowWidth"):
             assert header[tag].value == original[tag].value
         assert (header.SOPClassUID, header.file_meta.MediaStorageSOPClassUID) == (CTImageStorage, CTImageStorage)
@@ -381,7 +384,82 @@ def test_an_mr_series_stays_one(tmp_path):
     source = read_volume(series(tmp_path / "mr", levels(3, 4, 5), **tags, EchoTime=2.97))
     write_dicom(tmp_path / "dicom", source.data, source.affine, source.header)
     header = dcmread(tmp_path / "dicom" / "0001.dcm")
-    assert (header.SOPClassUID, header.RescaleType, header.EchoTime) == (MRImageStorage, "US", 2.97)
+    assert (header.SOPClassUID, header.Modality, header.EchoTime) == (MRImageStorage, "MR", 2.97)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_slope_and_intercept_are_not_part_of_mr_images(tmp_path, whole):
+    """Unless whole numbers are too coarse, or the source has them."""
+    tags = {"Modality": "MR", "SOPClassUID": MRImageStorage, "RescaleSlope": None, "RescaleIntercept": None}
+    source = read_volume(series(tmp_path / "mr", levels(3, 4, 5), **tags))
+    data = source.data - 7.3 if whole else source.data / 100
+    write_dicom(tmp_path / "dicom", data, source.affine, source.header)
+    headers = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
+    for tag in ("RescaleSlope", "RescaleIntercept", "RescaleType"):
+        assert all((tag not in header) == whole for header in headers)
+    error = np.abs(read_volume(tmp_path / "dicom").data - data).max()
+    assert error <= (0.5 if whole else 41 / 65535)
+
+
+def test_a_derived_series_names_its_sources_and_the_software(tmp_path):
+    source = read_volume(series(tmp_path / "ct", levels(3, 4, 5)))
+    write_dicom(tmp_path / "dicom", source.data[..., :2], source.affine, source.header, identify=True)
+    header = dcmread(tmp_path / "dicom" / "0002.dcm")
+    named = {item.ReferencedSOPInstanceUID for item in header.SourceImageSequence}
+    assert named == {dcmread(path).SOPInstanceUID for path in (tmp_path / "ct").iterdir()}
+    assert {item.ReferencedSOPClassUID for item in header.SourceImageSequence} == {CTImageStorage}
+    [software] = header.ContributingEquipmentSequence
+    assert (software.ManufacturerModelName, software.SoftwareVersions) == ("ddip-pl", version("ddip-pl"))
+
+
+def blank(folder: Path, **tags: str) -> None:
+    """Change attributes of all files in a folder, whatever the standard says; their file meta stays."""
+    for path in folder.iterdir():
+        header = dcmread(path)
+        for tag, value in tags.items():
+            setattr(header, tag, value)
+        header.save_as(path, enforce_file_format=False)
+
+
+def test_identifiers_that_a_source_lacks(tmp_path):
+    """The class of its images is in the file meta too; study and frame of reference are new."""
+    blank(series(tmp_path / "ct", levels(3, 4, 5)), SOPClassUID="", StudyInstanceUID="", FrameOfReferenceUID="")
+    source = read_volume(tmp_path / "ct")
+    check_writable(source.affine, source.header)
+    write_dicom(tmp_path / "dicom", source.data, source.affine, source.header)
+    headers = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
+    assert {header.SOPClassUID for header in headers} == {CTImageStorage}
+    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        assert len({header[tag].value for header in headers}) == 1
+        assert headers[0][tag].value
+
+
+def test_a_source_that_nothing_can_be_derived_from_is_refused_before_the_run(tmp_path):
+    source = read_volume(series(tmp_path / "ct", levels(3, 4, 5)))
+    source.header.SOPClassUID = ""
+    with pytest.raises(InputError, match=r"no DICOM series can be derived from this source \(.+\); leave out --dicom"):
+        check_writable(source.affine, source.header)
+
+
+MR = {
+    "Modality": "MR", "SOPClassUID": MRImageStorage, "ImageType": ["ORIGINAL", "PRIMARY", "M"], "RescaleSlope": None,
+    "RescaleIntercept": None, "ScanningSequence": "GR", "SequenceVariant": "SP", "EchoTime": 3, "RepetitionTime": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["CT", "MR", "no source"])
+def test_dciodvfy_finds_no_errors(tmp_path, kind):
+    validator = shutil.which("dciodvfy")
+    if validator is None:
+        pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
+    source = read_volume(series(tmp_path / "source", levels(3, 4, 5), **(MR if kind == "MR" else {})))
+    header = None if kind == "no source" else source.header
+    write_dicom(tmp_path / "dicom", source.data, source.affine, header, "sv_ct dds")
+    for path in (tmp_path / "dicom").iterdir():
+        report = subprocess.run([validator, "-new", path], capture_output=True, text=True)
+        lines = (report.stdout + report.stderr).splitlines()
+        assert {"CT": "CTImage", "MR": "MRImage", "no source": "SCImage"}[kind] in lines
+        assert [line for line in lines if line.startswith("Error")] == []
 
 
 def test_a_constant_volume_can_be_written(tmp_path):

@@ -1,5 +1,9 @@
 """Where an image belongs: its margin, its units and its place."""
 
+from dataclasses import replace
+from importlib.metadata import version
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -44,3 +48,21 @@ def test_nifti(images):
     found = FRAME.nifti(images)
     np.testing.assert_array_equal(found.affine, AFFINE)
     np.testing.assert_allclose(found.get_fdata(), FRAME.in_units(images))
+
+
+def test_nifti_says_where_it_is_and_in_which_units(images, tmp_path):
+    nib.save(FRAME.nifti(images), tmp_path / "a.nii.gz")
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert header.get_xyzt_units()[0] == "mm"
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
+    np.testing.assert_allclose(header.get_qform(), AFFINE, atol=1e-5)
+    np.testing.assert_allclose(header.get_sform(), AFFINE)
+    assert header["descrip"].item() == f"ddip-pl {version('ddip-pl')}, HU".encode()
+
+
+def test_nifti_of_sheared_axes_has_no_quaternion(images):
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 1
+    header = replace(FRAME, affine=sheared).nifti(images).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+    np.testing.assert_allclose(header.get_sform(), sheared)
