@@ -46,8 +46,8 @@ class Sampler:
     """
 
     steps: Annotated[int, Range(1, STEPS)] = 40
-    start: Timestep = 300
-    spacing: Power = 3.0
+    start: Timestep = 150
+    spacing: Power = 2.0
     eta: UnitInterval = 1.0
     initial_noise: Literal["interpolated", "independent"] = "interpolated"
     planes: Literal["slices", "all"] = "all"
