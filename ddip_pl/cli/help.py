@@ -55,7 +55,8 @@ def pages(command: str) -> dict[str, dict[str, str]]:
         return {
             "Volume and its simulated measurement (--data)": settings("--data", "VolumeDataModule"),
             "Operators (--data.operator CLASS)": choices(*OPERATORS),
-            "Run": {"--output": "HDF5 file to write"} | {name: RUN[name] for name in ("--config", "--seed_everything")},
+            "Run": {"--output": "file to write: HDF5 (.h5), or k-space for BART (.cfl)"}
+            | {name: RUN[name] for name in ("--config", "--seed_everything")},
         }
     measured = {
         "Measured data (--data, class MeasuredDataModule, which configs/task/measured.yaml chooses)": settings(

@@ -1,4 +1,4 @@
-"""Computed tomography with a sparse system matrix, computed by ASTRA and cached."""
+"""Computed tomography with a sparse system matrix, computed by ASTRA or, without it, by `system_matrix`, and cached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import astra
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
@@ -30,7 +29,13 @@ from ddip_pl.physics.geometry import (
 )
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectral_norm
+from ddip_pl.physics.rays import system_matrix
 from ddip_pl.settings import checked
+
+try:
+    import astra
+except ImportError:  # it has no wheels for macOS and ARM
+    astra = None
 
 CACHE_VERSION = 2  # raise when the content or meaning of a cache file changes
 SLICES_AT_ONCE = 32  # wider operands do not fit the CPU cache: with 64 columns, each takes 3 times as long
@@ -205,7 +210,7 @@ def _load_or_build(
     angles, detectors = geometry["angles"], geometry["detectors"]
     unusual = {name: np.asarray(value).tolist() for name, value in geometry.items() if name not in STANDARD}
     key = [
-        CACHE_VERSION, astra.__version__, discretisation, size, angles.tolist(), detectors,
+        CACHE_VERSION, astra.__version__ if astra else "rays", discretisation, size, angles.tolist(), detectors,
         geometry["detector_spacing"], _distances(geometry), *([unusual] if unusual else []),
     ]  # fmt: skip
 
@@ -219,6 +224,19 @@ def _load_or_build(
 
 
 def _build(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any]) -> tuple[csr_matrix, float]:
+    build = _build_with_astra if astra else _build_without
+    matrix = build(discretisation, beam, size, geometry)
+    norm = spectral_norm(lambda x: torch.from_numpy(matrix.T @ (matrix @ x.numpy())), (size**2,))
+    if norm == 0:
+        raise InputError("no ray meets the image; expected detectors that cover it")
+    return matrix.astype(np.float32), norm
+
+
+def _build_without(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any]) -> csr_matrix:
+    return system_matrix(discretisation, size, geometry["detectors"], plane_vectors(geometry))
+
+
+def _build_with_astra(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any]) -> csr_matrix:
     volume, detectors = astra.create_vol_geom(size, size), geometry["detectors"]
     # For a standard parallel beam ODL gives ASTRA exactly these numbers. For a fan beam it gives vectors, with which
     # ASTRA assigns rays along pixel borders to the other side. ODL also needs increasing angles, and two seconds to
@@ -233,11 +251,7 @@ def _build(discretisation: str, beam: str, size: int, geometry: Mapping[str, Any
     matrix = astra.matrix.get(identifier)
     astra.matrix.delete(identifier)
     astra.projector.delete(handle)
-
-    norm = spectral_norm(lambda x: torch.from_numpy(matrix.T @ (matrix @ x.numpy())), (size**2,))
-    if norm == 0:
-        raise InputError("no ray meets the image; expected detectors that cover it")
-    return matrix.astype(np.float32), norm
+    return matrix
 
 
 def _distances(geometry: Mapping[str, Any]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Files of measured data: our own HDF5 layout and others, recognised by their content."""
+"""Files of measured data: our own HDF5 layout and others, recognised by their content or their name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 
 from ddip_pl.errors import InputError, reason
+from ddip_pl.scans.bart import SUFFIXES, bart_volumes, read_bart
 from ddip_pl.scans.counters import ANY, Counters
 from ddip_pl.scans.fastmri import read_fastmri
 from ddip_pl.scans.hdf5 import contents, read_own
@@ -24,7 +25,7 @@ def read_scan(
     calibration: int = 24,
     volume: Counters = ANY,
 ) -> Scan:
-    """Read measured data: HDF5 in our own layout, ISMRMRD's or fastMRI's, or k-space as a NumPy array.
+    """Read measured data: HDF5 in our own layout, ISMRMRD's or fastMRI's, or k-space as BART's files or a NumPy array.
 
     ESPIRiT estimates the coil maps if the file has several coils but no maps. See docs/measurements.md.
 
@@ -47,12 +48,14 @@ def read_scan(
 
 
 def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
-    """The volumes in a file that have the wanted counters. All formats but ISMRMRD hold one volume, without counters.
+    """The volumes in a file that have the wanted counters; a single one without counters, unless it is ISMRMRD or BART.
 
     Raises:
         InputError: there are none; or the file is missing or damaged.
     """
     with described(path):
+        if Path(path).suffix in SUFFIXES:
+            return bart_volumes(Path(path), wanted)
         if Path(path).suffix != ".npy" and Path(path).is_file() and h5py.is_hdf5(path):
             with open_hdf5(Path(path)) as file:
                 if is_ismrmrd(file):
@@ -74,11 +77,13 @@ def described(path: str | Path) -> Iterator[None]:
 def read_recording(path: Path, slices: int | None, first: int | None, volume: Counters) -> Recording:
     """Read a file, see `read_scan`. Error messages do not name the file."""
     if not path.is_file():
-        raise InputError("no such file; give HDF5 (.h5), or k-space as a NumPy array (.npy)")
+        raise InputError("no such file; give HDF5 (.h5), or k-space as BART's files (.cfl) or a NumPy array (.npy)")
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
     if path.suffix == ".npy":
         return read_array(path, slices, first)
+    if path.suffix in SUFFIXES:
+        return read_bart(path, slices, first, volume)
     try:
         with open_hdf5(path) as file:
             if "operator" in file.attrs:

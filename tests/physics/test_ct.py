@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import astra
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,10 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics import FanBeamCT, LinearOperator, ParallelBeamCT, ct, projector
 from ddip_pl.physics.geometry import describe_geometry, geometry_from, same_geometry
 from ddip_pl.physics.operator import spectral_norm
+
+astra = pytest.importorskip(
+    "astra", reason="ODL needs astra-toolbox to compare with; see test_rays.py for tests without it"
+)
 
 
 def volume(size, slices=2):
