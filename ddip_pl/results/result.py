@@ -217,7 +217,7 @@ class Result:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """Version and commit of ddip-pl; hashes of the prior's file, if it is still there, and of the measured values."""
+        """Version and commit of ddip-pl; hashes of the prior's file, if it is there, and of the measured values."""
         prior = None if self.prior is None else prior_file(self.prior)
         hashes = {"prior": digest(prior)} if prior is not None and prior.is_file() else {}
         return {**program(), **hashes, "measurement": self.measurement.digest[:32]}
