@@ -38,21 +38,22 @@ class Sampler:
             least 0 and below 1. If noise is added, that of the means is different, so their average is closer to the
             truth.
         noise_above: noise is added on the way to timesteps above this. On the way to the others, sampling goes on from
-            the mean, as plug-and-play methods do (DPIR, Zhang et al. 2021): fewer steps then give a better image. The
-            default adds noise nowhere; the published code has 0; -1 adds noise to the end, which DPS needs.
+            the mean, because the steps left are too few to remove the noise again. With few steps, 999 is best: no
+            noise at all, as in plug-and-play methods (DPIR, Zhang et al. 2021). The published code has 0; -1 adds noise
+            to the end, which DPS needs.
 
     Raises:
         InputError: a setting is out of range.
     """
 
-    steps: Annotated[int, Range(1, STEPS)] = 40
+    steps: Annotated[int, Range(1, STEPS)] = 80
     start: Timestep = 150
-    spacing: Power = 2.0
+    spacing: Power = 3.0
     eta: UnitInterval = 1.0
     initial_noise: Literal["interpolated", "independent"] = "interpolated"
     planes: Literal["slices", "all"] = "all"
-    averaging: HalfOpenUnitInterval = 0.0
-    noise_above: Annotated[int, Range(-1, STEPS - 1)] = STEPS - 1
+    averaging: HalfOpenUnitInterval = 0.3
+    noise_above: Annotated[int, Range(-1, STEPS - 1)] = 10
 
     def __post_init__(self) -> None:
         if self.steps > self.start + 1:
@@ -70,7 +71,7 @@ class Sampler:
         The default settings lead to about the same image from any noise. These keep the noise to the end, and start
         from more of it, so that different noise gives images that differ as much as the measurement allows.
         """
-        return cls(steps=80, start=300, spacing=3.0, eta=0.0, initial_noise="independent", noise_above=-1)
+        return cls(start=300, eta=0.0, initial_noise="independent", averaging=0.0, noise_above=-1)
 
     @property
     def keeps_noise(self) -> bool:
