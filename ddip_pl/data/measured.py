@@ -111,10 +111,11 @@ class MeasuredDataModule(MeasurementDataModule):
         if not names or max(names.values()) > 1:
             raise InputError(f"data.path has {sorted(names.elements())}; give scans with different names")
 
-    def read(self, path: Path, volume: Counters) -> Scan:
+    def read(self, path: Path, volume: Counters = ANY) -> Scan:
         """Read and scale a scan, and find its noise level."""
         scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
-        sigma_y = sigma_y if sigma_y >= 0 else noise_level(scan)
-        return Scan(replace(measurement, sigma_y=sigma_y).with_surplus(), frame)
+        if sigma_y >= 0:
+            return Scan(replace(measurement, sigma_y=sigma_y).with_surplus(), frame)
+        return Scan(replace(measurement, sigma_y=noise_level(scan)), frame)

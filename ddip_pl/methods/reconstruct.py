@@ -67,6 +67,7 @@ def reconstruct(
     tensor = as_tensor("y", y, A.range).to(A.like.device)
     unit = A.normalised()
     factor = unit.scale / A.scale
+    given = sigma_y is not None
     if sigma_y is None:
         sigma_y = A.noise_level(tensor)
         if not 0 < sigma_y < float("inf"):
@@ -74,7 +75,9 @@ def reconstruct(
     if not 0 <= sigma_y < float("inf"):
         raise InputError(f"sigma_y is {sigma_y}; give a standard deviation of at least 0")
     truth = None if reference is None else as_tensor("reference", reference, A.domain)
-    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device).with_surplus()
+    measurement = Measurement(tensor / factor, unit, sigma_y / factor, truth).to(unit.like.device)
+    if given:
+        measurement = measurement.with_surplus()
     with torch.random.fork_rng(range(torch.cuda.device_count())), Progress(disable=not progress) as bars:
         torch.manual_seed(seed)
         chosen = load_method(method, **changes) if isinstance(method, str) else method

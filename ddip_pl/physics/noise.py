@@ -9,6 +9,7 @@ from ddip_pl.physics.operator import LinearOperator
 OUTERMOST = 0.05  # share of the measured k-space that is treated as noise
 MEDIAN = 0.6744897501960817  # of the absolute value of a standard normal variable
 SURPLUS = 0.05  # least share of surplus values that tells the noise level
+ENOUGH = 4  # slices that tell the noise level
 ITERATIONS, TOLERANCE = 50, 1e-3  # of least squares; what is missing then is far below the noise
 SMOOTH = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0])  # fourth difference; 0 for cubic polynomials
 
@@ -55,9 +56,14 @@ def degrees_of_freedom(operator: LinearOperator, y: Tensor) -> Tensor:
 def surplus_noise(operator: LinearOperator, y: Tensor) -> float:
     """Standard deviation of the noise, from what least squares leaves: `|| A x - y || / sqrt(N - n)`.
 
-    N is the number of values and n that of the degrees of freedom. Like any residual, it also contains what the
-    operator gets wrong, such as errors of the coil maps. It is inf if there are hardly more values than unknowns.
+    N is the number of values and n that of the degrees of freedom, in a few central slices. Like any residual, it also
+    contains what the operator gets wrong, such as errors of the coil maps. It is inf if there are hardly more values
+    than unknowns.
     """
+    if operator.coupled == 1:
+        first = max(0, len(y) - ENOUGH) // 2
+        chosen = slice(first, first + ENOUGH)
+        operator, y = operator.select(chosen), y[chosen]
     values = float(operator.values(y).sum())
     surplus = values - float(degrees_of_freedom(operator, y).sum())
     if surplus < SURPLUS * values:
