@@ -26,7 +26,7 @@ def adapt(
     denoiser: Denoiser, measurement: Measurement, x_t: Tensor, batch_size: int, steps: int
 ) -> tuple[float, Tensor]:
     """Seconds for the gradient steps of all slices at one timestep, and the resulting weights."""
-    denoiser.batch_size = batch_size
+    denoiser.batches.size = batch_size
     adaptation = SlicewiseAdaptation(LoraTraining(steps=steps, horizon=0, ema=0, discrepancy=0))
     torch.manual_seed(0)
     adaptation.start(denoiser, measurement)

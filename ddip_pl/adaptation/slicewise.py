@@ -74,21 +74,32 @@ class SlicewiseAdaptation(LoraAdaptation):
     ) -> Adapted:
         if not self.training.within_horizon(t):
             return Adapted(self.adapted, {})
-        steps, divergences = self.training.steps, 0
         first, last = x_t.new_zeros(2, len(x_t))
-        batches = torch.arange(len(x_t)).split(self.denoiser.batch_size)
-        for number, batch in enumerate(batches):
+        batches, steps = self.denoiser.batches, self.training.steps
 
-            def on_step(done: int, number: int = number) -> None:
-                on_gradient_step(number * steps + done, len(batches) * steps)
+        def adapt_batch(part: slice) -> int:
+            """Adapt the weights of some slices; returns how often their losses ran away."""
+            divergences, batch = 0, torch.arange(len(x_t))[part]
 
-            for learning_rate in attempts(self.training.learning_rate):
-                first[batch], last[batch], diverged = self.train(estimator, x_t, t, batch, learning_rate, on_step)
-                batch = batch[diverged]
-                if len(batch) == 0:
-                    break
-                last[batch] = first[batch]
-                divergences += len(batch)
+            def on_step(done: int) -> None:
+                number, count = part.start // batches.size, -(-len(x_t) // batches.size)
+                on_gradient_step(number * steps + done, count * steps)
+
+            before = batch, *self.weights_of(batch)
+            try:
+                for learning_rate in attempts(self.training.learning_rate):
+                    first[batch], last[batch], diverged = self.train(estimator, x_t, t, batch, learning_rate, on_step)
+                    batch = batch[diverged]
+                    if len(batch) == 0:
+                        break
+                    last[batch] = first[batch]
+                    divergences += len(batch)
+            except torch.OutOfMemoryError:  # the slices are adapted again, fewer at once
+                self.restore(*before)
+                raise
+            return divergences
+
+        divergences = sum(batches.map(adapt_batch, len(x_t)))
         adapted = self.adapted
         return Adapted(adapted, self.figures(first, last, dict(adapted.weights), divergences))
 
@@ -108,7 +119,7 @@ class SlicewiseAdaptation(LoraAdaptation):
         Returns:
             The first and the last loss of each slice, and whether its losses ran away.
         """
-        before, average = torch.stack([self.theta[i].detach() for i in batch]), self.average[batch]
+        before = self.weights_of(batch)
         optimizer = torch.optim.AdamW([self.theta[i] for i in batch], learning_rate)
         diverged = torch.zeros(len(batch), dtype=torch.bool)
         left = torch.arange(len(batch))  # slices of the batch above noise level
@@ -136,10 +147,18 @@ class SlicewiseAdaptation(LoraAdaptation):
                 losses, _ = self.losses_of(batch[left], estimator, x_t, t)
             diverged[left] = ran_away(losses, first[left]).cpu()
         optimizer.zero_grad()
-        for i in diverged.nonzero().flatten():
-            self.theta[batch[i]].data.copy_(before[i])
-            self.average[batch[i]] = average[i]
+        self.restore(batch[diverged], *(weights[diverged] for weights in before))
         return first, last, diverged
+
+    def weights_of(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the latest and the averaged weights of some slices."""
+        return torch.stack([self.theta[i].detach() for i in batch]), self.average[batch]
+
+    def restore(self, batch: Tensor, latest: Tensor, average: Tensor) -> None:
+        """Give some slices these weights."""
+        self.average[batch] = average
+        for i, weights in zip(batch, latest, strict=True):
+            self.theta[i].data.copy_(weights)
 
     def losses_of(self, chosen: Tensor, estimator: PosteriorMean, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """Losses of some slices with their latest weights, and their noise levels, see `losses`."""

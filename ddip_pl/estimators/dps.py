@@ -23,8 +23,8 @@ class DPS(PosteriorMean):
     the mean by `sqrt(abar_{t-1})`, so both are equivalent; exactly so if no timestep is skipped.
 
     By the chain rule the gradient is `J^T v`, with the Jacobian `J` of `x0_hat` in `x_t` and the direction
-    `v = A^T (A x0_hat - y) / || A x0_hat - y ||`. The images pass through the network once for `v` and again,
-    `denoiser.batch_size` at a time, for `J^T v`, so memory does not grow with the volume, whichever plane is denoised.
+    `v = A^T (A x0_hat - y) / || A x0_hat - y ||`. The images pass through the network once for `v` and again for
+    `J^T v`, in the denoiser's batches, so memory does not grow with the volume, whichever plane is denoised.
     Inside an adaptation loss both graphs are kept, so gradients reach the weights.
 
     Args:
@@ -42,13 +42,13 @@ class DPS(PosteriorMean):
     ) -> Estimate:
         x0_hat, eps = denoiser(x_t, t)
         x, v = denoiser.cut(x_t), denoiser.cut(self.direction(x0_hat, measurement))
-        gradient: list[Tensor] = []
-        for first in range(0, len(x), denoiser.batch_size):
-            batch = slice(first, first + denoiser.batch_size)
-            part = denoiser.only(batch)
-            gradient += vjp(partial(means, part, t), x[batch])[1](v[batch])
+
+        def gradient(batch: slice) -> Tensor:
+            return vjp(partial(means, denoiser.only(batch), t), x[batch])[1](v[batch])[0]
+
+        gradients = torch.cat(denoiser.batches.map(gradient, len(x)))
         abar = denoiser.abar_at(t - 1 if t else None)
-        return Estimate(x0_hat - self.step / abar.sqrt() * denoiser.join(torch.cat(gradient)), eps, {})
+        return Estimate(x0_hat - self.step / abar.sqrt() * denoiser.join(gradients), eps, {})
 
     def direction(self, x0_hat: Tensor, measurement: Measurement) -> Tensor:
         """`grad || y - A x0_hat ||` with respect to `x0_hat`; 0 for a slice that fits exactly."""

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ddip_pl.prior.batches import Batches
 from ddip_pl.prior.schedule import noise_schedule, tweedie
 
 Plane = Literal["slices", "rows", "columns"]  # an image of a plane: the volume at one slice, one row or one column
@@ -31,9 +32,10 @@ class Denoiser(nn.Module):
 
     Args:
         network: predicts the noise, `network(x, t) -> eps`; output channels beyond the image's are ignored.
-        batch_size: images that pass through the network at once.
+        batch_size: images that pass through the network at once, see `Batches`.
 
     Attributes:
+        batches: how many images pass through the network at once, shared with all views of this denoiser.
         weights: weights that replace the network's own, by name; see `with_weights`.
         slicewise: whether each slice has its own weights, along their first axis.
         plane: the plane of the images.
@@ -46,7 +48,7 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, batch_size: int = 8):
         super().__init__()
         self.network = network
-        self.batch_size = batch_size
+        self.batches = Batches(batch_size)
         self.weights: dict[str, Tensor] = {}
         self.slicewise = False
         self.plane: Plane = "slices"
@@ -58,12 +60,12 @@ class Denoiser(nn.Module):
         images, channels = self.cut(x_t), x_t.shape[1]
         if self.slicewise:
             assert all(len(weight) == len(images) for weight in self.weights.values()), "see Denoiser.only"
-        noise = []
-        for first in range(0, len(images), self.batch_size):
-            batch = slice(first, first + self.batch_size)
+
+        def noise(batch: slice) -> Tensor:
             x = images[batch]
-            noise.append(functional_call(self.network, self.only(batch).weights, (x, x.new_full((len(x),), t))))
-        eps = self.join(torch.cat(noise)[:, :channels])
+            return functional_call(self.network, self.only(batch).weights, (x, x.new_full((len(x),), t)))
+
+        eps = self.join(torch.cat(self.batches.map(noise, len(images)))[:, :channels])
         return tweedie(x_t, eps, self.abar[t]), eps
 
     def with_weights(self, weights: Mapping[str, Tensor], slicewise: bool = False) -> Denoiser:

@@ -212,6 +212,7 @@ class ReverseDiffusion:
             "memory": self.memory,
             "noise": self.noise.get_state(),
             "random": torch.get_rng_state(),
+            "batch_size": self.denoiser.batches.size,
             "adaptation": self.adaptation.state_dict(),
         }
         return copy.deepcopy(state)
@@ -235,5 +236,6 @@ class ReverseDiffusion:
             {name: value.to(self.x.device) for name, value in memory.items()} for memory in state["memory"]
         )
         self.adaptation.load_state_dict(state["adaptation"])
+        self.denoiser.batches.size = state["batch_size"]  # it may have been halved
         self.noise.set_state(state["noise"])
         torch.set_rng_state(state["random"])

@@ -51,10 +51,10 @@ def watched(steps: Iterator[Step], device: torch.device) -> Generator[Step, None
     """The same steps, with their `seconds` and `peak_memory_bytes` added to the figures.
 
     Raises:
-        InputError: the estimate has voxels that are NaN or infinite.
+        InputError: the estimate has voxels that are NaN or infinite, or the device runs out of memory.
     """
     clock = time.monotonic()
-    for done, step in enumerate(steps, 1):
+    for done, step in enumerate(in_memory(steps), 1):
         if "estimate" in step.images and not step.images["estimate"].isfinite().all():
             raise InputError(
                 f"the reconstruction has diverged: voxels are NaN or infinite after {done} steps; lower the learning "
@@ -63,3 +63,18 @@ def watched(steps: Iterator[Step], device: torch.device) -> Generator[Step, None
         cost = {"seconds": time.monotonic() - clock, "peak_memory_bytes": peak_memory(device)}
         yield step._replace(figures={**step.figures, **cost})
         clock = time.monotonic()
+
+
+def in_memory(steps: Iterator[Step]) -> Iterator[Step]:
+    """The same steps.
+
+    Raises:
+        InputError: the device runs out of memory.
+    """
+    try:
+        yield from steps
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "the device is out of memory; lower data.slices or data.size, if the prior adapts also "
+            "model.adaptation.slices and model.batch_size, or add --trainer.accelerator cpu"
+        ) from error

@@ -162,7 +162,7 @@ def test_denoiser_gives_every_slice_its_weights_batch_by_batch() -> None:
     adapted, _ = adaptation.adapt(DDS(2), images(), 100)
     at_once = adapted(images(), 100)[1]
     assert not any(alike(a, b, 1e-3) for a, b in zip(at_once, before, strict=True))
-    adapted.batch_size = 2
+    adapted.batches.size = 2
     assert alike(adapted(images(), 100)[1], at_once, 1e-5)
     assert alike(adapted.only(slice(3, 5))(images()[3:5], 100)[1], at_once[3:5], 1e-5)
     with pytest.raises(AssertionError):

@@ -67,7 +67,7 @@ def test_adapted_weights_serve_every_batch(network: nn.Module, x: Tensor) -> Non
     plain = denoiser(x, 100)[1]
     adapted = train(LoRA(network), denoiser, x)
     at_once = adapted(x, 100)[1]
-    adapted.batch_size = 1
+    adapted.batches.size = 1
     assert torch.allclose(adapted(x, 100)[1], at_once, atol=1e-5)
     assert all((a - b).norm() > 1e-3 * b.norm() for a, b in zip(at_once, plain, strict=True))
 
