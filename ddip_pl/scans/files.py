@@ -70,6 +70,8 @@ def described(path: str | Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"measurement {path}: {error}") from error
+    except (OSError, RuntimeError) as error:  # of the HDF5 library
+        raise InputError(f"measurement {path}: damaged, or not an HDF5 file ({reason(error)})") from error
     except Exception as error:  # what a damaged file says about the scan can fail anywhere
         raise InputError(f"measurement {path}: damaged or inconsistent ({reason(error)})") from error
 
@@ -84,17 +86,14 @@ def read_recording(path: Path, slices: int | None, first: int | None, volume: Co
         return read_array(path, slices, first)
     if path.suffix in SUFFIXES:
         return read_bart(path, slices, first, volume)
-    try:
-        with open_hdf5(path) as file:
-            if "operator" in file.attrs:
-                return read_own(file, slices, first)
-            if "kspace" in file:
-                return read_fastmri(file, slices, first)
-            if is_ismrmrd(file):
-                return read_ismrmrd(file, slices, first, volume)
-            raise InputError(
-                "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI), no group with 'xml' "
-                f"and 'data' (ISMRMRD); the file has {contents(file)}; see docs/measurements.md"
-            )
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"damaged, or not an HDF5 file ({reason(error)})") from error
+    with open_hdf5(path) as file:
+        if "operator" in file.attrs:
+            return read_own(file, slices, first)
+        if "kspace" in file:
+            return read_fastmri(file, slices, first)
+        if is_ismrmrd(file):
+            return read_ismrmrd(file, slices, first, volume)
+        raise InputError(
+            "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI), no group with 'xml' "
+            f"and 'data' (ISMRMRD); the file has {contents(file)}; see docs/measurements.md"
+        )
