@@ -389,7 +389,10 @@ def test_a_point_of_a_sweep_runs(folder, phantom_volume, tiny_prior, monkeypatch
     command = command_of(sweep, {name: 2}, monkeypatch)
     small = ("--data.slices", "3", "--model.prior", str(tiny_prior), "--model.sampler.steps", "1", "--output", "out")
     wandb.teardown()  # otherwise W&B ignores what the agent has put into the environment
-    assert run(*command[2:], *small) == 0
+    try:
+        assert run(*command[2:], *small) == 0
+    finally:
+        wandb.teardown()  # otherwise W&B remembers it in later tests
     log = Log(Path("out"))
     assert log.run["run_id"] == "point"
     assert log.config[name] == log.config["model"]["init_args"]["adaptation"]["init_args"]["slices"] == 2

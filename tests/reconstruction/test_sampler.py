@@ -138,8 +138,8 @@ def test_loss_uses_the_estimator_of_sampling(six: Measurement) -> None:
             return Estimate(mean, eps, {"seen": torch.tensor(len(calls))})
 
     run(six, d3ip(), estimator=Spy(5, gamma="infinite"), steps=2, start=700)
-    assert calls[:3] == [(2, True, None), (2, True, None), (6, False, {})]
-    assert calls[-1] == (6, False, {"seen": torch.tensor(3)})  # from the previous step, not from the loss in between
+    assert calls[:4] == [(2, True, None), (2, True, None), (2, False, None), (6, False, {})]
+    assert calls[-1] == (6, False, {"seen": torch.tensor(4)})  # from the previous step, not from the loss in between
 
 
 def test_adaptation_and_coupled_slices_go_together(six: Measurement) -> None:
@@ -224,7 +224,7 @@ def test_planes_take_turns_in_sampling_and_slices_are_adapted(eight: Measurement
     found = images(eight, d3ip(steps=1), estimator=Spy(5, gamma="infinite"), steps=4, start=500, planes="all")
     height, width = found.shape[2:]
     sampled = [(8, 1, height, width), (height, 1, 8, width), (width, 1, height, 8), (8, 1, height, width)]
-    assert [shape for adapting, shape in shapes if not adapting] == sampled
+    assert [shape for adapting, shape in shapes if not adapting and shape[0] > 2] == sampled
     assert {shape for adapting, shape in shapes if adapting} == {(2, 1, height, width)}
 
 
