@@ -260,7 +260,7 @@ def test_results_of_an_oblique_dicom_series_lie_on_top_of_it(tmp_path, plane):
     images, out = frame.unpad(measurement.reference), tmp_path / "out"
     out.mkdir()
     nib.save(frame.nifti(images), out / "reconstruction.nii.gz")
-    write_dicom(out / "dicom", frame.in_units(images), frame.affine, frame.header, "task method")
+    write_dicom(out / "dicom", frame.in_units(images), frame.affine, frame.header, "task method", identify=True)
     for name in ("reconstruction.nii.gz", "dicom"):
         found = resample(read_volume(out / name), positions(values.shape, affine))
         np.testing.assert_allclose(found, values, atol=0.1)
