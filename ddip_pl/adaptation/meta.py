@@ -33,6 +33,7 @@ class MetaAdaptation(Adaptation):
 
     def __init__(self, volume: VolumeAdaptation | None = None, slices: SlicewiseAdaptation | None = None):
         self.volume, self.slices = volume or VolumeAdaptation(), slices or SlicewiseAdaptation()
+        self.images_at_once = self.volume.images_at_once
         first, second = self.volume.training, self.slices.training
         if (first.rank, first.bias) != (second.rank, second.bias):
             raise InputError(

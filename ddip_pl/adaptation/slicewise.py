@@ -27,6 +27,8 @@ class SlicewiseAdaptation(LoraAdaptation):
         training: settings of the training.
     """
 
+    images_at_once = 1
+
     def __init__(self, training: LoraTraining = LoraTraining()):  # noqa: B008 (frozen)
         super().__init__(training)
 

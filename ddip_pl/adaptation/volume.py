@@ -42,6 +42,7 @@ class VolumeAdaptation(LoraAdaptation):
     ):
         super().__init__(training)
         self.slices, self.neighbours, self.dropout = slices, neighbours, dropout
+        self.images_at_once = slices
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         if self.slices > len(measurement):

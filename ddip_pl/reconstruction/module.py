@@ -16,6 +16,7 @@ from ddip_pl.prior.checkpoint import WEIGHTS, load_prior
 from ddip_pl.prior.denoiser import Denoiser
 from ddip_pl.prior.sizes import unsuitable
 from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.preflight import fit_into_memory, footprint
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
 from ddip_pl.reconstruction.step import Process
 from ddip_pl.results.result import Result
@@ -93,6 +94,9 @@ class Reconstruction(Method):
         assert self.image_size is not None, "a prior has a size"
         if warning := unsuitable(*measurement.operator.shape[1:], self.image_size):
             log.warning(warning)
+        planes = self.sampler.planes_of(len(measurement))
+        needed = footprint(measurement, self.denoiser, self.adaptation, planes, self.samples)
+        fit_into_memory(needed, measurement, self.denoiser)
         return ReverseDiffusion(
             measurement, self.denoiser, self.estimator, self.adaptation, self.sampler, on_gradient_step, self.samples
         )

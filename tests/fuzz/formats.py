@@ -24,6 +24,7 @@ from ddip_pl.physics import ConeBeamCT, FanBeamCT, NonCartesianMRI, ParallelBeam
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.prior.checkpoint import describe, load_prior, save_prior
+from ddip_pl.scans.bart import write_cfl
 from ddip_pl.scans.hdf5 import write_measurement
 from ddip_pl.volumes.dicom import write_dicom
 from ddip_pl.volumes.files import read_volume
@@ -137,10 +138,12 @@ def measurement(path: Path) -> list[np.ndarray]:
     """As `predict` reads it before the run starts."""
     module = MeasuredDataModule(str(path), sigma_y=0.01)
     module.setup("predict")
-    [(measured, frame)] = module.scans
-    assert len(frame.name) < 200
-    assert not {"/", "\0"} & set(frame.name)
-    return [measured.y.numpy(), measured.operator.adjoint(measured.y).numpy(), frame.affine]
+    arrays = []
+    for measured, frame in module.scans:  # an edited counter can make two volumes of one
+        assert len(frame.name) < 200
+        assert not {"/", "\0"} & set(frame.name)
+        arrays += [measured.y.numpy(), measured.operator.adjoint(measured.y).numpy(), frame.affine]
+    return arrays
 
 
 def own(make: Callable[[], LinearOperator]) -> Callable[[Path], None]:
@@ -184,6 +187,37 @@ def make_ismrmrd(path: Path) -> None:
                 )  # fmt: skip
                 line.idx.kspace_encode_step_1, line.idx.slice = step, number
                 dataset.append_acquisition(line)
+
+
+def make_bart(path: Path) -> None:
+    """A folder with k-space and coil maps."""
+    write_cfl(path / "scan", KSPACE[0].transpose(1, 2, 0)[:, :, None])
+    write_cfl(path / "scan_maps", np.ones((16, 10, 1, 1)))
+
+
+def make_bart_radial(path: Path) -> None:
+    """A folder with samples along three spokes, and their positions."""
+    angles, radii = np.arange(3) * np.pi / 3, np.arange(-8, 8)
+    positions = np.stack([np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles)), np.zeros((16, 3))])
+    write_cfl(path / "scan", KSPACE[0, 0, None, :, :3, None])
+    write_cfl(path / "scan_traj", positions)
+
+
+def bart(path: Path) -> list[np.ndarray]:
+    return measurement(path / "scan.cfl")
+
+
+def edit_bart(path: Path, random: Random) -> None:
+    """A dimension, and sometimes values that fill it."""
+    header = pick(random, sorted(path.glob("*.hdr")))
+    words = header.read_text().split()
+    words[random.integers(2, len(words))] = str(pick(random, JUNK))
+    header.write_text(" ".join(words[:2]) + "\n" + " ".join(words[2:]) + "\n")
+    if random.random() < 0.3:
+        values = header.with_suffix(".cfl")
+        content = np.fromfile(values, np.complex64)
+        content[random.integers(len(content))] = pick(random, [np.nan, np.inf, 1e30, 0])
+        content.tofile(values)
 
 
 def edit_hdf5(path: Path, random: Random) -> None:
@@ -359,6 +393,8 @@ FORMATS = {
     "radial": Format("scan.h5", own(lambda: NonCartesianMRI((2, 8, 8), Radial(5))), measurement, edit_hdf5),
     "fastmri": Format("scan.h5", make_fastmri, measurement, edit_hdf5),
     "ismrmrd": Format("scan.h5", make_ismrmrd, measurement, edit_hdf5),
+    "bart": Format("bart", make_bart, bart, edit_bart),
+    "bart radial": Format("bart", make_bart_radial, bart, edit_bart),
     "npy k-space": Format("scan.npy", lambda path: np.save(path, KSPACE), measurement, edit_array),
     "prior": Format("prior.safetensors", make_prior, prior, edit_prior, checksum=True),
     "checkpoint": Format("last.ckpt", make_checkpoint, prior, edit_checkpoint, checksum=True),
