@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random test-faults fuzz docs benchmark yardstick paper clean
+.PHONY: demo test test-slow test-random test-faults fuzz docs lock benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -40,6 +40,13 @@ fuzz: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
+
+# What docker/ installs, with hashes: everything but PyTorch, and PyTorch with CUDA. Run it after constraints.txt has changed.
+LOCK := uv pip compile --constraint constraints.txt --generate-hashes --no-annotate --no-header --quiet \
+	--python-version 3.11 --python-platform linux
+lock: $(VENV)/installed-lock
+	$(BIN)/$(LOCK) pyproject.toml --override docker/without-torch.txt --output-file docker/requirements.txt
+	echo torch | $(BIN)/$(LOCK) - --output-file docker/torch-cuda.txt
 
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/phantoms.py
