@@ -221,9 +221,11 @@ def test_versions_agree() -> None:
 
 def test_files_and_folders_that_the_docker_images_take_are_there() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    for dockerfile in ROOT.glob("docker/*.Dockerfile"):
-        copied = {
-            word for line in re.findall(r"^COPY (.*) \S+$", dockerfile.read_text(), re.M) for word in line.split()
-        }
-        assert copied == kept
-        assert all((ROOT / name).exists() for name in copied)
+    copied = {
+        word
+        for dockerfile in ROOT.glob("docker/*.Dockerfile")
+        for line in re.findall(r"^COPY (.*) \S+$", dockerfile.read_text(), re.M)
+        for word in line.split()
+    }
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
