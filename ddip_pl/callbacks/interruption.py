@@ -1,4 +1,4 @@
-"""Ends a run that gets a signal, with a checkpoint."""
+"""Ends a run that gets a signal, or a training that fails, with a checkpoint."""
 
 import signal
 import sys
@@ -20,7 +20,8 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 class Interruption(ReconstructionCallback):
     """On SIGINT (Ctrl-C), SIGTERM or SIGUSR1, save a checkpoint after the current step and exit with 128 + the signal.
 
-    A second signal ends the run at once. A training on several devices is left to Lightning, which saves nothing.
+    A second signal ends the run at once. A training that ends with an exception saves one too. A training on several
+    devices is left to Lightning, which saves nothing.
 
     Args:
         path: of the checkpoint.
@@ -76,6 +77,11 @@ class Interruption(ReconstructionCallback):
             kept = resumable(trainer) and self.path.exists()
             advice = f"to go on: {self.command}" if kept else "there is no checkpoint to go on from"
             print(f"ended by {self.received.name}; {advice}", file=sys.stderr)
+        elif isinstance(exception, Exception) and trainer.training and trainer.world_size == 1 and trainer.global_step:
+            trainer.save_checkpoint(self.path)
+            print(
+                f"the training has failed after step {trainer.global_step}; to go on: {self.command}", file=sys.stderr
+            )
         if isinstance(exception, SIGTERMException):  # Lightning's, with exit code 0
             exception.code = 128 + signal.SIGTERM
 

@@ -1,16 +1,16 @@
 """Logs reconstructions."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
+from ddip_pl.callbacks.wandb import RunLogger
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.pictures import grey, tri_planar
@@ -22,32 +22,6 @@ from ddip_pl.results.provenance import program
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.settings import PositiveInt, checked
-
-WandbMode = Literal["disabled", "offline", "online"]
-
-
-def wandb_logger(mode: WandbMode, folder: Path, identify: bool = False, **about: Any) -> WandbLogger:
-    """Logger for Weights & Biases, with files in `<folder>/wandb`. The project is `WANDB_PROJECT`, by default ddip-pl.
-
-    Args:
-        mode: "offline" only writes files, for `wandb sync`; "online" needs an account.
-        folder: of the run; created when the run starts.
-        identify: let W&B record the command, whose paths may name a patient, what it prints, and the computer.
-        about: name, group, tags and so on, see `wandb.init`.
-
-    Raises:
-        InputError: the user is not logged in.
-    """
-    import wandb  # a slow import
-
-    if mode == "online" and os.environ.get("WANDB_MODE", "online") == "online":
-        try:
-            wandb.login()
-        except wandb.Error as error:
-            raise InputError("wandb: you are not logged in; run `wandb login`, or give --wandb offline") from error
-    project = os.environ.get("WANDB_PROJECT", "ddip-pl")
-    given = wandb.Settings() if identify else wandb.Settings(console="off", x_disable_meta=True)
-    return WandbLogger(project=project, save_dir=folder.absolute(), offline=mode == "offline", settings=given, **about)
 
 
 @checked
@@ -109,7 +83,10 @@ class RunLogging(ReconstructionCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_metrics(figures | result_media(outputs, folder), self.step)
-                self.log_artifacts(logger, folder, figures)
+                if isinstance(logger, RunLogger):
+                    logger.attempt(self.log_artifacts, logger, folder, figures)
+                else:
+                    self.log_artifacts(logger, folder, figures)
             else:
                 logger.log_metrics(figures, self.step)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from ddip_pl.callbacks.checkpoint_file import origin
 from ddip_pl.callbacks.fingerprint import Fingerprint, difference, fingerprint
 from ddip_pl.callbacks.interruption import SIGNALS
-from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.callbacks.wandb import WandbMode
 from ddip_pl.cli.reconstruct import make_parser
 from ddip_pl.cli.usage import parser
 from ddip_pl.errors import InputError

@@ -18,8 +18,9 @@ from ddip_pl.callbacks.checkpoint import DiffusionCheckpoint
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile
 from ddip_pl.callbacks.fingerprint import fingerprint, provenance
 from ddip_pl.callbacks.interruption import Interruption
-from ddip_pl.callbacks.logging import RunLogging, wandb_logger
+from ddip_pl.callbacks.logging import RunLogging
 from ddip_pl.callbacks.progress import ReconstructionProgress
+from ddip_pl.callbacks.wandb import wandb_logger
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer

@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import CSVLogger
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile
 from ddip_pl.callbacks.fingerprint import fingerprint
 from ddip_pl.callbacks.interruption import Interruption
-from ddip_pl.callbacks.logging import wandb_logger
+from ddip_pl.callbacks.wandb import wandb_logger
 from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
 from ddip_pl.data.ellipses import EllipsesDataModule
+from ddip_pl.errors import InputError
 from ddip_pl.prior.module import DiffusionPrior
 from ddip_pl.results.claim import claimed
 
@@ -55,4 +56,12 @@ def main(command: str, arguments: Sequence[str]) -> None:
         trainer.validate(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         return
     with claimed(folder) if trainer.is_global_zero else nullcontext():
-        trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+        try:
+            trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a process that draws ellipses has died, perhaps for lack of memory; lower data.num_workers "
+                f"({made.data.num_workers})"
+            ) from error

@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.callbacks.wandb import WandbMode
 from ddip_pl.cli.parser import Parser
 from ddip_pl.errors import InputError
 from ddip_pl.prior.checkpoint import read_pickle

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import psutil
 import pytest
 import wandb
 import yaml
@@ -25,6 +26,9 @@ from ddip_pl.callbacks.logging import RunLogging
 from ddip_pl.callbacks.writer import VolumeWriter
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.pictures import tri_planar
+from ddip_pl.reconstruction import ReverseDiffusion
+from ddip_pl.reconstruction.step import Step
+from ddip_pl.results.folder import read_table
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yaml"))
 CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv")
@@ -252,6 +256,26 @@ def test_log_of_a_run_that_goes_on_has_every_step_once(phantom_volume, tiny_prio
     assert [row["diffusion/residual"] for row in csv_rows(1)][:3] == [row["diffusion/residual"] for row in csv_rows()]
     log = Log(Path("out"))
     assert (log.steps("diffusion/t"), log.steps("images/estimate")) == ([1, 2, 3, 4], [3, 4])
+
+
+def test_a_run_outlives_weights_and_biases(phantom_volume, tiny_prior, monkeypatch, caplog):
+    given = ("--data.path", str(phantom_volume), "--model.prior", str(tiny_prior), "--output", "out")
+    advance, killed = ReverseDiffusion.advance, []
+
+    def kill(self: ReverseDiffusion) -> Step:
+        if self.step == 2:
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("wandb"):
+                    process.kill()
+                    killed.append(process.wait(10))
+        return advance(self)
+
+    monkeypatch.setattr(ReverseDiffusion, "advance", kill)
+    assert run("test", *DDS, *given, "--model.sampler.steps", "6", "--wandb", "offline") == 0
+    assert killed
+    assert len(read_table(Path("out/phantom/trajectory.csv"))) == 6
+    [warning] = [record.message for record in caplog.records if record.name == "ddip_pl.callbacks.wandb"]
+    assert "the run goes on without it" in warning
 
 
 def test_a_run_that_is_refused_leaves_no_log(phantom_volume, tiny_prior):

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT
 
 from ddip_pl import cli
-from ddip_pl.callbacks.logging import WandbMode
+from ddip_pl.callbacks.wandb import WandbMode
 from ddip_pl.cli import source
 from ddip_pl.cli.help import ADAPTATIONS, BASELINES, ESTIMATORS, OTHERS, pages
 from ddip_pl.cli.usage import PLAIN, WANDB

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import D3IP, FIT, TASK
@@ -135,6 +136,27 @@ def test_training_saves_at_a_signal_and_goes_on_bit_for_bit(run, monkeypatch):
     assert run(*arguments, "--model.learning_rate", "0.1")[0] == 2
     assert run(*arguments)[0] == 0
     assert sorted(path.name for path in Path("fit").iterdir()) == ["checkpoints", "prior.safetensors"]
+    assert run(*fit, "--trainer.default_root_dir", "whole")[0] == 0
+    resumed, whole = (load_file(f"{name}/prior.safetensors") for name in ("fit", "whole"))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_training_saves_when_a_data_worker_dies_and_goes_on_bit_for_bit(run, monkeypatch):
+    step = DiffusionPrior.training_step
+    fit = (*FIT, "--data.epoch_size", "40", "--trainer.max_steps", "12")
+
+    def kill(module: DiffusionPrior, x: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        for worker in psutil.Process().children(recursive=True) if module.global_step == 1 else ():
+            worker.kill()
+        return step(module, x, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionPrior, "training_step", kill)
+        code, error = run(*fit, "--data.num_workers", "1")
+    assert code == 2
+    assert "a process that draws ellipses has died" in error
+    _, *arguments = shlex.split(error.partition("to go on: ")[2].partition("\n")[0])
+    assert run(*arguments, "--data.num_workers", "0")[0] == 0
     assert run(*fit, "--trainer.default_root_dir", "whole")[0] == 0
     resumed, whole = (load_file(f"{name}/prior.safetensors") for name in ("fit", "whole"))
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
