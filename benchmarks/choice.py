@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=16, help="central slices of each volume")
     parser.add_argument("--output", type=Path, default=Path("outputs/choice.csv"), help="CSV file")
     parser.add_argument("--method", type=Path, default=SHIPPED / "method" / "auto.yaml", help="config with candidates")
+    parser.add_argument("--candidates", nargs="+", help="names of those to compare; all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args, more = parser.parse_known_args(find_configs(sys.argv[1:]))
@@ -109,7 +110,10 @@ def main() -> None:
             method, scan = prepare(task, volume, args.slices, args, more)
             measurement = scan.measurement.to(args.device)
             subject = (read_config(task).get("task", task.stem), volume_name(volume), str(args.slices))
-            for name in method.candidates:
+            candidates = args.candidates or list(method.candidates)
+            if unknown := set(candidates) - set(method.candidates):
+                parser.error(f"no candidates {sorted(unknown)}; choose from {list(method.candidates)}")
+            for name in candidates:
                 key = dict(zip(KEYS, (*subject, name), strict=True))
                 if any(all(row[k] == key[k] for k in KEYS) for row in read(args.output)):
                     continue
@@ -118,7 +122,7 @@ def main() -> None:
                     args.output, [*KEYS, *FIGURES], key | {figure: f"{value:.6g}" for figure, value in found.items()}
                 )
             rows = [row for row in read(args.output) if tuple(row[k] for k in KEYS[:3]) == subject]
-            show(console, [row for row in rows if row["candidate"] in method.candidates])
+            show(console, [row for row in rows if row["candidate"] in candidates])
 
 
 if __name__ == "__main__":
