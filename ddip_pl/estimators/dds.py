@@ -51,11 +51,12 @@ class DDS(PosteriorMean):
     ) -> tuple[Tensor, Memory]:
         A = measurement.operator
         gradient = A.adjoint(measurement.residual(x0_hat))
-        damping = self.damping(measurement.sigma_y, sigma_t)
-        return x0_hat + A.solve(-gradient, self.iterations, damping=damping), {}
+        weight = damping(self.gamma, self.spread, measurement.sigma_y, sigma_t)
+        return x0_hat + A.solve(-gradient, self.iterations, damping=weight), {}
 
-    def damping(self, sigma_y: float, sigma_t: float) -> float:
-        """`1 / gamma`."""
-        if self.gamma == "noise":
-            return (sigma_y / (self.spread * sigma_t)) ** 2
-        return 0.0 if self.gamma == "infinite" else 1 / self.gamma
+
+def damping(gamma: Gamma, spread: float, sigma_y: float, sigma_t: float) -> float:
+    """`1 / gamma`, see `DDS`."""
+    if gamma == "noise":
+        return (sigma_y / (spread * sigma_t)) ** 2
+    return 0.0 if gamma == "infinite" else 1 / gamma

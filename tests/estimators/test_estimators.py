@@ -23,8 +23,8 @@ def mbir_of(
     strength: float = 0.1, rho: float = 10.0, axes: Any = "slices", iterations: int = 5, cg_iterations: int = 5,
     discrepancy: float = 0.0,
 ) -> DiffusionMBIR:  # fmt: skip
-    """Some settings, without a stop at noise level."""
-    return DiffusionMBIR(strength, rho, axes, iterations, cg_iterations, discrepancy)
+    """Some settings, without a stop at noise level and without the prior's mean in the objective."""
+    return DiffusionMBIR(strength, rho, axes, iterations, cg_iterations, discrepancy, gamma="infinite")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -40,6 +40,7 @@ def test_defaults_are_the_good_settings() -> None:
     assert defaults(DDNM) == {"iterations": 30, "tolerance": 1e-5}
     assert defaults(DiffusionMBIR) == {
         "strength": 0.03, "rho": 1.0, "axes": "slices", "iterations": 10, "cg_iterations": 3, "discrepancy": 1.0,
+        "gamma": "noise", "spread": 2.0,
     }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_published_settings() -> None:
     assert (DDS.published().iterations, DDS.published().gamma) == (5, "infinite")
     assert (DDS.published(5.0).iterations, DDS.published(5.0).gamma) == (5, 5.0)
     mbir = DiffusionMBIR.published()
-    assert (mbir.iterations, mbir.discrepancy) == (5, 0.0)
+    assert (mbir.iterations, mbir.discrepancy, mbir.gamma) == (5, 0.0, "infinite")
     assert mbir.strength / mbir.rho == pytest.approx(0.01 / 0.5)
     assert 0.01 / 100 <= mbir.strength * 0.01 <= 0.01 / 60
 
@@ -314,6 +315,15 @@ def test_mbir_keeps_the_truth_that_fits_the_data(axes: Any) -> None:
     for _ in range(5):
         mean, memory = mbir_of(strength=1e-9, axes=axes).condition(mean, measurement, memory, 0.1)
     assert torch.allclose(mean, truth, atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", ["noise", 5.0])
+def test_mbir_without_total_variation_is_dds(gamma: Any) -> None:
+    measurement, prior = measure(dense(10), images(3), sigma_y=0.05), images(3, seed=7)
+    expected, _ = DDS(60, gamma).condition(prior, measurement, {}, 0.1)
+    mbir = DiffusionMBIR(1e-9, 1e-8, iterations=60, cg_iterations=30, discrepancy=0, gamma=gamma)
+    assert torch.allclose(mbir.condition(prior, measurement, {}, 0.1)[0], expected, atol=1e-6)
+    assert not torch.allclose(mbir_of(1e-9, 1e-8, iterations=60).condition(prior, measurement, {}, 0.1)[0], expected)
 
 
 def test_mbir_comes_nearer_to_complete_data() -> None:
