@@ -39,11 +39,14 @@ class Adaptation(ABC):
 
     Attributes:
         trajectories: number of times the reverse diffusion runs from noise to image.
-        images_at_once: images that a gradient step needs at once, as far as they cannot be split into batches.
     """
 
     trajectories: ClassVar[int] = 1
-    images_at_once: int = 0
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that a gradient step needs in memory at once, as far as they cannot be split into batches."""
+        return 0
 
     def check(self, planes: Literal["slices", "all"]) -> None:  # noqa: B027 (most support both)
         """Check the sampler's settings before anything runs.

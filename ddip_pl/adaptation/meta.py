@@ -33,7 +33,6 @@ class MetaAdaptation(Adaptation):
 
     def __init__(self, volume: VolumeAdaptation | None = None, slices: SlicewiseAdaptation | None = None):
         self.volume, self.slices = volume or VolumeAdaptation(), slices or SlicewiseAdaptation()
-        self.images_at_once = self.volume.images_at_once
         first, second = self.volume.training, self.slices.training
         if (first.rank, first.bias) != (second.rank, second.bias):
             raise InputError(
@@ -42,6 +41,10 @@ class MetaAdaptation(Adaptation):
             )
         if self.slices.initial is not None:
             raise InputError("slices.start_from: the slices start from the volume's weights; give volume.start_from")
+
+    @property
+    def images_at_once(self) -> int:
+        return self.volume.images_at_once
 
     def check(self, planes: Literal["slices", "all"]) -> None:
         self.slices.check(planes)

@@ -78,8 +78,11 @@ class SelfTraining(Adaptation):
     ):
         self.steps, self.learning_rate, self.batch, self.slices = steps, learning_rate, batch, slices
         self.share, self.together = share, together
-        self.images_at_once = slices + 1  # the crops together are about one image
         self.phantoms, self.ema, self.crop, self.latest = phantoms, ema, crop, latest
+
+    @property
+    def images_at_once(self) -> int:
+        return self.slices + 1  # the crops together are about one image
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         self.denoiser = self.adapted = denoiser

@@ -27,10 +27,12 @@ class SlicewiseAdaptation(LoraAdaptation):
         training: settings of the training.
     """
 
-    images_at_once = 1
-
     def __init__(self, training: LoraTraining = LoraTraining()):  # noqa: B008 (frozen)
         super().__init__(training)
+
+    @property
+    def images_at_once(self) -> int:
+        return 1
 
     def check(self, planes: Literal["slices", "all"]) -> None:
         if planes == "all":

@@ -42,7 +42,10 @@ class VolumeAdaptation(LoraAdaptation):
     ):
         super().__init__(training)
         self.slices, self.neighbours, self.dropout = slices, neighbours, dropout
-        self.images_at_once = slices
+
+    @property
+    def images_at_once(self) -> int:
+        return self.slices
 
     def start(self, denoiser: Denoiser, measurement: Measurement) -> None:
         if self.slices > len(measurement):

@@ -70,12 +70,12 @@ def write_page(path: Path, title: str, cases: Sequence[Case]) -> None:
         cases: the volumes to choose from; the first is shown when the page opens.
     """
     folder = files("ddip_pl.report")
-    parts = {name: (folder / name).read_text() for name in ("page.html", "style.css", "viewer.js")}
+    parts = {name: (folder / name).read_text() for name in ("page.html", "style.css", "viewer.js", "tools.js")}
     factor = 1
     while True:
         data = json.dumps(plain([as_json(case, factor) for case in cases]), allow_nan=False)
         page = Template(parts["page.html"]).substitute(
-            title=html.escape(title), style=parts["style.css"], script=parts["viewer.js"],
+            title=html.escape(title), style=parts["style.css"], script=parts["viewer.js"], tools=parts["tools.js"],
             data=data.replace("<", "\\u003c"),
         )  # fmt: skip
         if len(page) <= BUDGET or factor >= COARSEST:

@@ -25,7 +25,9 @@ const FACTS = {
   steps: "Steps", sigma_y: "Noise σ", slices: "Slices",
   seconds: "Time", peak_memory_bytes: "Memory", device: "Device", versions: "Versions", provenance: "Provenance",
 };
-const HOUNSFIELD = { Lung: [-600, 1500], "Soft tissue": [40, 400], Bone: [400, 1800] };
+const HOUNSFIELD = {
+  Lung: [-600, 1500], Mediastinum: [50, 350], "Soft tissue": [40, 400], Liver: [30, 150], Brain: [40, 80], Bone: [400, 1800],
+};
 const MAPS = { standard_deviation: "standard deviation", null_space: "null-space part" };
 const COLOURS = {
   image: ["#000000", "#ffffff"],
@@ -34,13 +36,17 @@ const COLOURS = {
 };
 Object.assign(COLOURS, { standard_deviation: COLOURS.absolute, null_space: COLOURS.signed });
 const OPAQUE = 0xff000000;
+const UNADAPTED = "0 throughout: the loss was at the noise level before the first gradient step, so the prior stayed as it was.";
 
 const cases = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 let shown; // the case
 let run; // the run of this case whose figures are shown
 let sort = { column: null, descending: true };
-const view = { left: "", right: "", divider: 0, position: [0, 0, 0], level: 0.5, width: 1, gain: 5 };
+const view = {
+  left: "", right: "", divider: 0, position: [0, 0, 0], level: 0.5, width: 1, gain: 5, // what is shown
+  zoom: 1, centre: [0, 0, 0], tool: "Crosshair", mark: null, // see tools.js
+};
 
 /** An element with attributes (functions become event listeners) and children; strings become text, never HTML. */
 function element(tag, attributes = {}, ...children) {
@@ -173,24 +179,29 @@ function draw() {
   const millimetres = inMillimetres(view.position);
   for (const plane of PLANES) {
     const { normal, across, up, stage } = plane;
-    const percent = (axis) => `${(100 * (shown.shape[axis] - view.position[axis] - 0.5)) / shown.shape[axis]}%`;
+    const percent = (axis) => `${100 * toStage(axis, view.position[axis])}%`;
     stage.style.setProperty("--x", percent(across));
     stage.style.setProperty("--y", percent(up));
     stage.style.setProperty("--divider", `${view.divider}%`);
     stage.classList.toggle("split", view.left !== view.right);
+    layZoom(plane);
     plane.slider.value = view.position[normal];
     plane.place.textContent = `${view.position[normal] + 1} / ${shown.shape[normal]}`;
     plane.slider.setAttribute("aria-valuetext", `slice ${view.position[normal] + 1} of ${shown.shape[normal]}`);
   }
   drawReadout(millimetres);
   drawScales();
+  drawMeasurement();
+  drawAll();
   for (const row of byId("slices").querySelectorAll("tr[data-place]"))
     row.classList.toggle("here", Number(row.dataset.place) === view.position[shown.axis]);
   const here = shown.shape[shown.axis] > 1 ? view.position[shown.axis] / (shown.shape[shown.axis] - 1) : 0.5;
   byId("curves").style.setProperty("--here", here);
+  clearTimeout(writing);
+  writing = setTimeout(writeAddress, 300); // browsers limit how often
 }
 
-let pending = false;
+let pending = false, writing;
 function redraw() {
   if (!pending) requestAnimationFrame(() => ((pending = false), draw()));
   pending = true;
@@ -245,34 +256,36 @@ function buildPlane(plane) {
   const { name, normal, across, up } = plane;
   plane.left = element("canvas", { class: "left" });
   plane.right = element("canvas", { class: "right" });
+  plane.canvases = [plane.left, plane.right];
+  plane.bar = element("i", { class: "bar" });
+  plane.overlay = element("svg", { class: "overlay", viewBox: "0 0 100 100", preserveAspectRatio: "none" });
   plane.place = element("output");
   plane.slider = element("input", {
     type: "range", min: 0, "aria-label": `${name} slice`, input: () => move(normal, plane.slider.valueAsNumber),
   });
   const letter = (side, text) => element("b", { class: `letter ${side}`, "aria-hidden": "true" }, text);
-  let dividing = false, turned = 0;
+  let dividing = false, turned = 0, from;
   const follow = (event) => {
     const box = plane.stage.getBoundingClientRect();
-    const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-    if (dividing) return setDivider(100 * x);
-    move(across, shown.shape[across] * (1 - x) - 0.5);
-    move(up, shown.shape[up] * (1 - y) - 0.5);
+    if (dividing) return setDivider((100 * (event.clientX - box.left)) / box.width);
+    TOOLS[view.tool](plane, { event, from, now: pointOf(plane, event) });
   };
   plane.stage = element("div", {
     class: "stage", tabindex: 0, role: "application",
-    "aria-label": `${name} plane. Arrow keys move the crosshair, Page Up and Page Down change the slice.`,
+    "aria-label": `${name} plane. Arrow keys move the crosshair, Page Up and Page Down change the slice, plus and minus zoom.`,
     pointerdown: (event) => {
       if (event.button) return;
       const box = plane.stage.getBoundingClientRect();
       const distance = Math.abs(event.clientX - box.left - (view.divider / 100) * box.width);
       dividing = view.left !== view.right && distance < (event.pointerType === "touch" ? 16 : 7);
       plane.stage.setPointerCapture(event.pointerId);
+      from = pointOf(plane, event);
       follow(event);
     },
     pointermove: (event) => plane.stage.hasPointerCapture(event.pointerId) && follow(event),
     wheel: (event) => {
-      if (event.ctrlKey) return;
       event.preventDefault();
+      if (event.ctrlKey) return setZoom(view.zoom * 2 ** clamp(-event.deltaY / 200, -0.5, 0.5), pointOf(plane, event));
       turned += clamp(-event.deltaY, -50, 50);
       if (Math.abs(turned) < 50) return;
       move(normal, view.position[normal] + Math.sign(turned));
@@ -283,13 +296,16 @@ function buildPlane(plane) {
         ArrowLeft: [across, 1], ArrowRight: [across, -1], ArrowUp: [up, 1], ArrowDown: [up, -1],
         PageUp: [normal, 1], PageDown: [normal, -1],
       };
+      const zoom = { "+": view.zoom * 1.25, "-": view.zoom / 1.25, 0: 1 }[event.key];
+      if (zoom && !event.ctrlKey && !event.metaKey) return setZoom(zoom, { ...view.position });
+      if (event.key === "Escape") return setMark(null);
       if (!steps[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
       event.preventDefault();
       const [axis, step] = steps[event.key];
       move(axis, view.position[axis] + step);
     },
   },
-    plane.left, plane.right,
+    plane.left, plane.right, plane.overlay, plane.bar,
     ...["line down", "line across", "divider"].map((name) => element("i", { class: name })),
     letter("at-left", HIGH[across]), letter("at-right", LOW[across]),
     letter("at-top", HIGH[up]), letter("at-bottom", LOW[up]));
@@ -318,7 +334,7 @@ function setWindow(level, width) {
   Object.assign(view, { level, width });
   for (const [id, value] of [["level", level], ["width", width]]) {
     byId(id).value = value;
-    byId(id).nextElementSibling.value = number(value, Math.max(digitsOf() - 1, 0));
+    byId(id).nextElementSibling.value = value.toFixed(Math.max(digitsOf() - 1, 0));
   }
   for (const button of byId("presets").children)
     button.setAttribute("aria-pressed", button.value === [level, width].join());
@@ -331,11 +347,28 @@ function setDivider(percent) {
   redraw();
 }
 
+/** Values below which these shares of the voxels are. */
+function percentiles(volume, ...shares) {
+  const counts = new Uint32Array(LEVELS);
+  for (const code of volume.values) counts[code]++;
+  const all = volume.values.length - counts[0];
+  return shares.map((share) => {
+    let code = 1;
+    for (let below = counts[1]; below < share * all && code < LEVELS - 1; below += counts[code]) code++;
+    return volume.low + volume.step * code;
+  });
+}
+
 function buildWindow() {
   const [low, high] = shown.window, range = high - low || 1;
   // Files may omit the units, but only Hounsfield units go that far below 0.
   const hounsfield = shown.units === "HU" || (!shown.units && low <= -500);
-  const presets = { Full: [(low + high) / 2, range], ...(hounsfield ? HOUNSFIELD : {}) };
+  const [dark, bright] = percentiles(shown.reference ?? shown.runs.at(-1), 0.01, 0.99);
+  const presets = {
+    Full: [(low + high) / 2, range],
+    "1–99%": [(dark + bright) / 2, bright - dark || range],
+    ...(hounsfield ? HOUNSFIELD : {}),
+  };
   byId("presets").replaceChildren(...Object.entries(presets).map(([name, [level, width]]) =>
     element("button", { type: "button", value: [level, width], click: () => setWindow(level, width) }, name)));
   Object.assign(byId("level"), { step: "any", min: low, max: high });
@@ -449,7 +482,8 @@ function buildCurves() {
       name: column.slice(name.length + 1), chosen: !column.endsWith("_before"), points: points(column),
     }));
     const title = `${heading(label, unit)} by step`;
-    if (lines[0].points.length > 1) curves.push(chart(title, unit ?? "", "step", lines, {}));
+    const note = name === "lora_norm" && lines[0].points.every(([, norm]) => norm === 0) ? UNADAPTED : undefined;
+    if (lines[0].points.length > 1) curves.push(chart(title, unit ?? "", "step", lines, { note }));
   }
   byId("curves").replaceChildren(...curves);
 }
@@ -466,7 +500,7 @@ function ticks(low, high, logarithmic) {
 }
 
 /** Lines over slices or steps; the axis is logarithmic if the values span more than a factor of 30. */
-function chart(title, unit, over, lines, { pick, extent }) {
+function chart(title, unit, over, lines, { pick, extent, note }) {
   const [width, height, left, bottom, top, right] = [320, 150, 46, 20, 8, 8];
   const values = lines.flatMap((line) => line.points.map(([, y]) => y)).filter((y) => typeof y === "number");
   const logarithmic = values.length > 0 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 30;
@@ -487,14 +521,16 @@ function chart(title, unit, over, lines, { pick, extent }) {
   const readout = element("output"), dot = element("circle", { class: "dot", r: 3.5, visibility: "hidden" });
   const moving = `--from: ${left}px; --span: ${width - left - right}px`; // the line follows the crosshair
   const label = `${title} of ${chosen.name}`;
+  const marks = ticks(low, high, logarithmic), decimals = Math.ceil(-Math.log10(marks[1] - marks[0]) - 1e-9);
+  const digits = logarithmic || !(decimals <= 4) ? undefined : Math.max(decimals, 0); // as many as tell the marks apart
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
-    ...ticks(low, high, logarithmic).flatMap((tick) => {
+    ...marks.flatMap((tick) => {
       const value = logarithmic ? 10 ** tick : tick, y = toY(value);
       return [element("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y }),
-        element("text", { x: left - 6, y: y + 3.5, "text-anchor": "end" }, number(value))];
+        element("text", { x: left - 6, y: y + 3.5, "text-anchor": "end" }, number(value, digits))];
     }),
-    element("text", { x: left, y: height - 5 }, `${over} ${first + one}`),
-    element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, String(last + one)),
+    element("text", { x: left, y: height - 5 }, `${over} ${number(first + one)}`),
+    element("text", { x: width - right, y: height - 5, "text-anchor": "end" }, number(last + one)),
     ...(extent ? [element("line", { class: "here", y1: top, y2: height - bottom, style: moving })] : []),
     ...others.map((line) => element("path", { class: "other", d: path(line.points) })),
     element("path", { class: "chosen", d: path(chosen.points) }),
@@ -507,7 +543,7 @@ function chart(title, unit, over, lines, { pick, extent }) {
   };
   svg.addEventListener("pointermove", (event) => {
     const [x, y] = nearest(event), drawable = typeof y === "number";
-    readout.value = `${over} ${x + one}: ${number(y)} ${unit}`;
+    readout.value = `${over} ${number(x + one)}: ${number(y)} ${unit}`;
     dot.setAttribute("visibility", drawable ? "visible" : "hidden");
     if (drawable) dot.setAttribute("cx", toX(x)), dot.setAttribute("cy", toY(y));
   });
@@ -520,7 +556,7 @@ function chart(title, unit, over, lines, { pick, extent }) {
   const legend = element("p", { class: "legend" }, element("i"), chosen.name, element("i", { class: "other" }), rest);
   return element("figure", { class: pick ? "chart pick" : "chart" },
     element("figcaption", {}, element("span", {}, title), readout), svg,
-    ...(rest ? [legend] : []));
+    ...(rest ? [legend] : []), ...(note ? [element("p", { class: "hint" }, note)] : []));
 }
 
 function buildFacts() {
@@ -563,9 +599,11 @@ async function showCase(chosen) {
   const cube = Array(3).fill(shown.factor).join(" × ");
   byId("coarse").textContent = `At reduced resolution: each voxel is the mean of ${cube}. The files have all voxels.`;
   view.position = shown.shape.map((length) => Math.floor(length / 2));
+  view.mark = null;
   view.left = "image 0";
   if (shown.runs.length === 1 && shown.reference) view.left = "reference";
   layOut();
+  setZoom(1);
   setDivider(40);
   buildWindow();
   showRun(shown.runs.at(-1));
@@ -601,8 +639,15 @@ function start() {
       redraw();
     });
   byId("divider").addEventListener("input", () => setDivider(byId("divider").valueAsNumber));
-  for (const id of ["level", "width"])
+  for (const id of ["level", "width"]) {
+    const typed = byId(id).nextElementSibling;
     byId(id).addEventListener("input", () => setWindow(byId("level").valueAsNumber, byId("width").valueAsNumber));
+    typed.addEventListener("change", () => {
+      const value = typed.valueAsNumber;
+      const valid = Number.isFinite(value) && (id === "level" || value > 0);
+      setWindow(...(valid ? Object.values({ level: view.level, width: view.width, [id]: value }) : [view.level, view.width]));
+    });
+  }
   const setGain = () => {
     view.gain = byId("gain").valueAsNumber;
     byId("gain").nextElementSibling.value = `${view.gain} ×`;
@@ -611,7 +656,8 @@ function start() {
   byId("gain").addEventListener("input", setGain);
   byId("gain").nextElementSibling.value = `${view.gain} ×`;
   buildTheme();
-  return showCase(cases[0]);
+  buildTools();
+  return readAddress();
 }
 
 start().then(
