@@ -13,7 +13,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.counters import ANY, Counters
 from ddip_pl.scans.files import read_scan, volumes
-from ddip_pl.settings import NoiseLevel, NonNegativeInt, Pixels, PositiveInt, checked
+from ddip_pl.settings import NoiseLevel, NonNegative, NonNegativeInt, Pixels, PositiveInt, checked
 
 BRIGHT = 99.5  # percentile of the voxels that is scaled to 1
 
@@ -85,6 +85,8 @@ class MeasuredDataModule(MeasurementDataModule):
         operator: class of your own operator, for files with its measurements.
         volume: contrast, phase, repetition or set of the volumes to reconstruct (as `--data.volume.repetition 2`), if a
             file has several; by default all, one after the other.
+        centre: bin of the detector that the axis of rotation projects onto, with fractions, for tomography at
+            synchrotrons (Data Exchange, NXtomo) and TIFF projections; by default it is estimated.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class MeasuredDataModule(MeasurementDataModule):
         calibration: Pixels = 24,
         operator: type[LinearOperator] | None = None,
         volume: Counters = ANY,
+        centre: NonNegative | None = None,
     ):
         super().__init__()
         self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
-        self.operator, self.volume = operator, volume
+        self.operator, self.volume, self.centre = operator, volume, centre
 
     def setup(self, stage: str) -> None:
         if stage == "test":
@@ -113,7 +116,7 @@ class MeasuredDataModule(MeasurementDataModule):
 
     def read(self, path: Path, volume: Counters = ANY) -> Scan:
         """Read and scale a scan, and find its noise level."""
-        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume))
+        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume, self.centre))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
         if sigma_y >= 0:

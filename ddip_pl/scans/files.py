@@ -9,12 +9,15 @@ import h5py
 from ddip_pl.errors import InputError, reason
 from ddip_pl.scans.bart import SUFFIXES, bart_volumes, read_bart
 from ddip_pl.scans.counters import ANY, Counters
+from ddip_pl.scans.dxchange import is_dxchange, read_dxchange
 from ddip_pl.scans.fastmri import read_fastmri
 from ddip_pl.scans.hdf5 import contents, read_own
 from ddip_pl.scans.ismrmrd import is_ismrmrd, ismrmrd_volumes, read_ismrmrd
 from ddip_pl.scans.numpy import read_array
+from ddip_pl.scans.nxtomo import find_nxtomo, read_nxtomo
 from ddip_pl.scans.recording import Recording
 from ddip_pl.scans.scan import Scan
+from ddip_pl.scans.tiff import read_tiff, tiff_files
 from ddip_pl.volumes.hdf5 import open_hdf5
 
 
@@ -24,17 +27,20 @@ def read_scan(
     first: int | None = None,
     calibration: int = 24,
     volume: Counters = ANY,
+    centre: float | None = None,
 ) -> Scan:
-    """Read measured data: HDF5 in our own layout, ISMRMRD's or fastMRI's, or k-space as BART's files or a NumPy array.
+    """Read measured data, in any of the formats of docs/measurements.md.
 
-    ESPIRiT estimates the coil maps if the file has several coils but no maps. See docs/measurements.md.
+    ESPIRiT estimates the coil maps if the file has several coils but no maps.
 
     Args:
-        path: the file.
+        path: the file, or a folder of TIFF projections.
         slices: number of slices, by default all.
         first: index of the first slice; by default the slices are the central ones.
         calibration: largest width of the k-space centre that coil maps are estimated from.
         volume: which one, if the file has several; see `volumes`.
+        centre: bin of the detector that the axis of rotation projects onto, for formats of tomography that do not give
+            it; by default it is estimated.
 
     Returns:
         The measurement and the frame of its image. Intensities are in the scanner's units, in no particular range;
@@ -44,7 +50,7 @@ def read_scan(
         InputError: the file is missing, damaged, of unknown format or inconsistent.
     """
     with described(path):
-        return read_recording(Path(path), slices, first, volume).scan(calibration)
+        return read_recording(Path(path), slices, first, volume, centre).scan(calibration)
 
 
 def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
@@ -76,10 +82,17 @@ def described(path: str | Path) -> Iterator[None]:
         raise InputError(f"measurement {path}: damaged or inconsistent ({reason(error)})") from error
 
 
-def read_recording(path: Path, slices: int | None, first: int | None, volume: Counters) -> Recording:
+def read_recording(
+    path: Path, slices: int | None, first: int | None, volume: Counters, centre: float | None = None
+) -> Recording:
     """Read a file, see `read_scan`. Error messages do not name the file."""
+    if path.is_dir() and tiff_files(path):
+        return read_tiff(path, slices, first, centre)
     if not path.is_file():
-        raise InputError("no such file; give HDF5 (.h5), or k-space as BART's files (.cfl) or a NumPy array (.npy)")
+        raise InputError(
+            "no such file; give HDF5 (.h5, .nxs), k-space as BART's files (.cfl) or a NumPy array (.npy), or a folder "
+            "of TIFF projections"
+        )
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
     if path.suffix == ".npy":
@@ -93,7 +106,12 @@ def read_recording(path: Path, slices: int | None, first: int | None, volume: Co
             return read_fastmri(file, slices, first)
         if is_ismrmrd(file):
             return read_ismrmrd(file, slices, first, volume)
+        if is_dxchange(file):
+            return read_dxchange(file, slices, first, centre)
+        if (entry := find_nxtomo(file)) is not None:
+            return read_nxtomo(entry, slices, first, centre)
         raise InputError(
-            "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI), no group with 'xml' "
-            f"and 'data' (ISMRMRD); the file has {contents(file)}; see docs/measurements.md"
+            "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI) or 'exchange/data' (Data "
+            "Exchange), no group with 'xml' and 'data' (ISMRMRD), no definition NXtomo; the file has "
+            f"{contents(file)}; see docs/measurements.md"
         )

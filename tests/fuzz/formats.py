@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from helpers import make_network
+from PIL import Image
 from pydicom import dcmread
 
 from ddip_pl.adaptation.lora import LoRA, LoraWeights
@@ -220,6 +221,42 @@ def edit_bart(path: Path, random: Random) -> None:
         content.tofile(values)
 
 
+PHOTONS = np.random.default_rng(2).integers(500, 1000, (6, 2, 12)).astype(np.uint16)  # views, rows, bins
+
+
+def make_dxchange(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["exchange/data"], file["exchange/theta"] = PHOTONS, np.arange(6) * 30.0
+        file["exchange/data_white"], file["exchange/data_dark"] = PHOTONS[:2] + 500, PHOTONS[:2] // 100
+        file["exchange/theta"].attrs["units"] = "degrees"
+        file.attrs["implements"] = "exchange"
+
+
+def make_nxtomo(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        entry = file.create_group("entry")
+        entry["definition"] = "NXtomo"
+        entry["instrument/detector/data"] = np.concatenate([PHOTONS // 100, PHOTONS + 500, PHOTONS])
+        entry["instrument/detector/image_key"] = np.repeat([2, 1, 0], 6)
+        entry["instrument/detector/x_pixel_size"] = 1e-3
+        entry["sample/rotation_angle"] = np.tile(np.arange(6) * 30.0, 3)
+        entry["sample/rotation_angle"].attrs["units"] = "deg"
+
+
+def make_tiff(path: Path) -> None:
+    path.mkdir()
+    for number, image in enumerate(PHOTONS):
+        Image.fromarray(image).save(path / f"view_{number}.tif")
+    Image.fromarray(PHOTONS[0] + np.uint16(500)).save(path / "flat_0.tif")
+    np.savetxt(path / "angles.txt", np.arange(6) * 30.0)
+
+
+def edit_angles(path: Path, random: Random) -> None:
+    words = (path / "angles.txt").read_text().split()
+    words[random.integers(len(words))] = str(pick(random, JUNK))
+    (path / "angles.txt").write_text("\n".join(words))
+
+
 def edit_hdf5(path: Path, random: Random) -> None:
     """An attribute, a dataset, a link, or a number in a text."""
     with h5py.File(path, "r+") as file:
@@ -256,7 +293,8 @@ def edit_hdf5(path: Path, random: Random) -> None:
         elif values.dtype.kind in "OS":
             flat = np.ravel(values)[0]
             text = flat.decode() if isinstance(flat, bytes) else str(flat)
-            number = pick(random, list(re.finditer(r"(?<=>)\d+(?=<)", text)))
+            numbers = list(re.finditer(r"(?<=>)\d+(?=<)", text)) or list(re.finditer(".*", text))
+            number = pick(random, numbers)
             text = text[: number.start()] + str(pick(random, JUNK)) + text[number.end() :]
             file[name][() if values.ndim == 0 else 0] = text if random.random() < 0.9 else text[:-30]
         else:
@@ -395,6 +433,9 @@ FORMATS = {
     "ismrmrd": Format("scan.h5", make_ismrmrd, measurement, edit_hdf5),
     "bart": Format("bart", make_bart, bart, edit_bart),
     "bart radial": Format("bart", make_bart_radial, bart, edit_bart),
+    "dxchange": Format("scan.h5", make_dxchange, measurement, edit_hdf5),
+    "nxtomo": Format("scan.h5", make_nxtomo, measurement, edit_hdf5),
+    "tiff": Format("tiff", make_tiff, measurement, edit_angles),
     "npy k-space": Format("scan.npy", lambda path: np.save(path, KSPACE), measurement, edit_array),
     "prior": Format("prior.safetensors", make_prior, prior, edit_prior, checksum=True),
     "checkpoint": Format("last.ckpt", make_checkpoint, prior, edit_checkpoint, checksum=True),

@@ -1,0 +1,155 @@
+"""From what an X-ray detector counts to line integrals of the attenuation, and to the axis of rotation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ddip_pl.errors import InputError
+from ddip_pl.physics.ct import ParallelBeamCT
+from ddip_pl.scans.recording import Recording
+
+MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "µm": 1e-3, "nm": 1e-6}
+OPPOSITE = 1.5  # largest distance of two opposite views from 180 degrees, in steps between views
+
+
+def line_integrals(counts: np.ndarray, flat: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """`-log((counts - dark) / (flat - dark))` (Beer & Lambert), float32.
+
+    Counts at or below the dark field, of which there is no logarithm, become the smallest transmission of their view
+    that is positive. Bins without signal in the flat field are interpolated from their neighbours in the row.
+
+    Args:
+        counts: `(views, rows, bins)`.
+        flat: mean of the images without the object, `(rows, bins)`.
+        dark: mean of the images without the beam, `(rows, bins)`.
+
+    Raises:
+        InputError: the shapes differ, or a view or a row has no signal.
+    """
+    if not counts.shape[1:] == flat.shape == dark.shape:
+        raise InputError(f"projections of {counts.shape[1:]}, flat field {flat.shape}, dark field {dark.shape}")
+    gain = (flat - dark).astype(np.float32)
+    if not np.isfinite(gain).all() or not (gain > 0).any(1).all():
+        raise InputError("a row of the flat field is not brighter than the dark field; leave these slices out")
+    transmission = (counts - dark.astype(np.float32)) / np.where(gain > 0, gain, 1)
+    transmission = np.where((gain > 0) & np.isfinite(transmission), transmission, np.nan)
+    positive = np.where(transmission > 0, transmission, np.inf).min((1, 2), keepdims=True)
+    if not np.isfinite(positive).all():
+        raise InputError(f"view {int(np.argmax(~np.isfinite(positive)))} has no counts above the dark field")
+    integrals = -np.log(np.fmax(transmission, positive))
+    bins = np.arange(gain.shape[1])
+    for row in np.flatnonzero((gain <= 0).any(1)):
+        alive = gain[row] > 0
+        for view in integrals[:, row]:
+            view[~alive] = np.interp(bins[~alive], bins[alive], view[alive])
+    return integrals.astype(np.float32)
+
+
+def axis_of_rotation(sinogram: np.ndarray, angles: np.ndarray) -> float:
+    """The bin that the axis of rotation projects onto, with fractions, of parallel-beam data.
+
+    From views in opposite directions, one mirrored, which match best where the mirror is the axis. This also works if
+    the object is larger than the detector. Without such views, from the centre of mass of each view, which is a
+    sinusoid around the axis (the first moment of Helgason & Ludwig's consistency conditions); it needs all of the
+    object.
+
+    Args:
+        sinogram: line integrals, `(slices, views, bins)`.
+        angles: of the views, radians.
+    """
+    turn = np.abs(np.angle(np.exp(1j * (angles[:, None] - angles + np.pi))))  # from being opposite
+    step = np.median(np.abs(np.diff(angles))) if len(angles) > 1 else 0.0
+    first, second = np.nonzero(np.triu(turn <= OPPOSITE * step + 1e-9, 1))
+    if len(first):
+        order = np.argsort(turn[first, second])[:8]
+        pairs = [mirror(sinogram[:, first[i]], sinogram[:, second[i]]) for i in order]
+        return float(np.median(pairs))
+    mass = sinogram.sum(2)
+    centre = (sinogram * np.arange(sinogram.shape[2])).sum(2) / np.where(mass == 0, 1, mass)
+    waves = np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], 1)
+    return float(np.median(np.linalg.lstsq(waves, centre.T, rcond=None)[0][0]))
+
+
+def mirror(view: np.ndarray, opposite: np.ndarray) -> float:
+    """The bin at which one of two views `(rows, bins)` has to be mirrored to match the other."""
+    bins = view.shape[1]
+    edges, others = np.diff(view), np.diff(opposite)  # a slope of the background does not matter
+    length = 2 * edges.shape[1]
+    spectrum = np.fft.rfft(edges, length) * np.fft.rfft(others, length)
+    match = -np.fft.irfft(spectrum.sum(0), length)  # of the view with the mirrored other one, for each mirror
+    best = int(match[: length - 1].argmax())
+    before, here, after = match[best - 1], match[best], match[(best + 1) % length]
+    curvature = before - 2 * here + after
+    peak = best + (0.5 * (before - after) / curvature if curvature < 0 else 0.0)
+    return float(np.clip((peak + 1) / 2, 0, bins - 1))
+
+
+def tomography(
+    name: str,
+    sinogram: np.ndarray,
+    angles: np.ndarray,
+    centre: float | None,
+    bin_width: float | None,
+    row_height: float | None,
+) -> Recording:
+    """Parallel-beam tomography with a plane detector, whose rows become slices.
+
+    Args:
+        name: of the scan.
+        sinogram: line integrals, `(slices, views, bins)`.
+        angles: of the views, radians.
+        centre: bin of the axis of rotation, with fractions; by default it is estimated.
+        bin_width: in mm; by default 1.
+        row_height: in mm; by default that of a bin.
+
+    Raises:
+        InputError: angles or axis do not fit the data.
+    """
+    _, views, bins = sinogram.shape
+    if angles.shape != (views,) or not np.isfinite(angles).all():
+        raise InputError(f"{views} projections with angles of shape {angles.shape}; expected an angle for each")
+    centre = axis_of_rotation(sinogram, angles) if centre is None else centre
+    if not 0 <= centre <= bins - 1:
+        raise InputError(f"data.centre is {centre:g}; expected a bin of the detector, 0 .. {bins - 1}")
+    width = bin_width or 1.0
+    described: Mapping[str, Any] = {
+        "angles": angles, "detector_spacing": width, "pixel_size": width, "image_size": bins,
+        "detector_offset": ((bins - 1) / 2 - centre) * width,
+    }  # fmt: skip
+    return Recording(
+        name=name, operator=ParallelBeamCT, data=sinogram * np.float32(1), description=described, units="1/mm",
+        slice_spacing=row_height or width,
+    )  # fmt: skip
+
+
+def field(dataset: h5py.Dataset | None, rows: slice, shape: tuple[int, ...], default: float) -> np.ndarray:
+    """The mean of some images `(images, rows, bins)` of a detector; a constant if there are none.
+
+    Raises:
+        InputError: the images have another shape.
+    """
+    if dataset is None:
+        return np.full((rows.stop - rows.start, shape[2]), default, np.float32)
+    if dataset.ndim != 3 or dataset.shape[1:] != shape[1:] or len(dataset) == 0:
+        raise InputError(f"{dataset.name} has shape {dataset.shape}; expected (images, {shape[1]}, {shape[2]})")
+    return np.asarray(dataset[:, rows].mean(0), np.float32)
+
+
+def in_millimetres(dataset: h5py.Dataset | None) -> float | None:
+    """A length in mm, by its `units` (metres by default, as in NeXus); None if it is missing or not positive."""
+    if dataset is None or dataset.dtype.kind not in "iuf" or dataset.size != 1:
+        return None
+    length = float(np.ravel(dataset[()])[0]) * MILLIMETRES.get(text(dataset.attrs.get("units", "m")), 1e3)
+    return length if np.isfinite(length) and length > 0 else None
+
+
+def in_radians(values: np.ndarray, units: str) -> np.ndarray:
+    """Angles in radians; they are in degrees unless their units begin with "rad"."""
+    return values.astype(np.float64) if units.startswith("rad") else np.radians(values.astype(np.float64))
+
+
+def text(value: Any) -> str:
+    """A text from an HDF5 attribute or dataset."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
