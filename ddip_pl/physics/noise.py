@@ -30,15 +30,21 @@ def kspace_noise(y: Tensor, radius: Tensor) -> float:
     return float(torch.stack(levels).square().mean().mul(2).sqrt())  # variance of both parts of a complex value
 
 
-def sinogram_noise(y: Tensor) -> float:
+def sinogram_noise(y: Tensor, weight: Tensor | None = None) -> float:
     """Standard deviation of the noise in sinograms `(slices, 1, angles, detectors)`; nan with fewer than 5 detectors.
+
+    If it differs from value to value, `weight` times it is the same everywhere, and this is returned.
 
     This is the median absolute deviation of fourth differences between neighbouring detectors, which noise determines
     and a smooth object hardly affects. It is too high if the object is rough and there is almost no noise, and too low
     if the noise of neighbouring detectors is correlated.
     """
     kernel = (SMOOTH / SMOOTH.norm()).to(y)
-    differences = (y.unfold(-1, len(kernel), 1) * kernel).sum(-1) if y.shape[-1] >= len(kernel) else y[..., :0]
+    if y.shape[-1] < len(kernel):
+        return float("nan")
+    differences = (y.unfold(-1, len(kernel), 1) * kernel).sum(-1)
+    if weight is not None:
+        differences /= (kernel / weight.expand_as(y).unfold(-1, len(kernel), 1)).square().sum(-1).sqrt()
     return float(differences[differences != 0].abs().median() / MEDIAN)  # 0: nothing was measured there
 
 

@@ -11,6 +11,7 @@ from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.scans.recording import Recording
 
 MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "µm": 1e-3, "nm": 1e-6}
+LEAST = 0.01  # certainty of a ray
 OPPOSITE = 1.5  # largest distance of two opposite views from 180 degrees, in steps between views
 
 
@@ -45,6 +46,20 @@ def line_integrals(counts: np.ndarray, flat: np.ndarray, dark: np.ndarray) -> np
         for view in integrals[:, row]:
             view[~alive] = np.interp(bins[~alive], bins[alive], view[alive])
     return integrals.astype(np.float32)
+
+
+def certainty(counts: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """The inverse of the noise's standard deviation in line integrals, in units of the most certain one, float32.
+
+    A count `N` of photons has the variance `N`, so `log N` has `1 / N`. At least a hundredth remains, so that no ray is
+    lost altogether.
+
+    Args:
+        counts: `(views, rows, bins)`.
+        dark: mean of the images without the beam, `(rows, bins)`.
+    """
+    bright = np.sqrt(np.nan_to_num(np.fmax(counts - dark.astype(np.float32), 0), posinf=0))
+    return np.fmax(bright / max(float(bright.max(initial=0)), np.finfo(np.float32).tiny), LEAST).astype(np.float32)
 
 
 def axis_of_rotation(sinogram: np.ndarray, angles: np.ndarray) -> float:
@@ -88,7 +103,9 @@ def mirror(view: np.ndarray, opposite: np.ndarray) -> float:
 
 def tomography(
     name: str,
-    sinogram: np.ndarray,
+    counts: np.ndarray,
+    flat: np.ndarray,
+    dark: np.ndarray,
     angles: np.ndarray,
     centre: float | None,
     bin_width: float | None,
@@ -98,18 +115,21 @@ def tomography(
 
     Args:
         name: of the scan.
-        sinogram: line integrals, `(slices, views, bins)`.
+        counts: `(views, rows, bins)`.
+        flat: mean of the images without the object, `(rows, bins)`.
+        dark: mean of the images without the beam, `(rows, bins)`.
         angles: of the views, radians.
         centre: bin of the axis of rotation, with fractions; by default it is estimated.
         bin_width: in mm; by default 1.
         row_height: in mm; by default that of a bin.
 
     Raises:
-        InputError: angles or axis do not fit the data.
+        InputError: angles, axis or images do not fit together.
     """
-    _, views, bins = sinogram.shape
+    views, _, bins = counts.shape
     if angles.shape != (views,) or not np.isfinite(angles).all():
         raise InputError(f"{views} projections with angles of shape {angles.shape}; expected an angle for each")
+    sinogram = line_integrals(counts, flat, dark).transpose(1, 0, 2)
     centre = axis_of_rotation(sinogram, angles) if centre is None else centre
     if not 0 <= centre <= bins - 1:
         raise InputError(f"data.centre is {centre:g}; expected a bin of the detector, 0 .. {bins - 1}")
@@ -119,8 +139,8 @@ def tomography(
         "detector_offset": ((bins - 1) / 2 - centre) * width,
     }  # fmt: skip
     return Recording(
-        name=name, operator=ParallelBeamCT, data=sinogram * np.float32(1), description=described, units="1/mm",
-        slice_spacing=row_height or width,
+        name=name, operator=ParallelBeamCT, data=sinogram, description=described, units="1/mm",
+        certainty=certainty(counts, dark).transpose(1, 0, 2), slice_spacing=row_height or width,
     )  # fmt: skip
 
 

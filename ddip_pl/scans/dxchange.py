@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from ddip_pl.errors import InputError
-from ddip_pl.scans.counts import field, in_millimetres, in_radians, line_integrals, text, tomography
+from ddip_pl.scans.counts import field, in_millimetres, in_radians, text, tomography
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.slices import span
 
@@ -45,6 +45,5 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, centre
         angles = np.linspace(0, np.pi, len(data), endpoint=False)
     else:
         angles = in_radians(np.ravel(theta[()]), text(theta.attrs.get("units", "degrees")))
-    integrals = line_integrals(data[:, rows], flat, dark).transpose(1, 0, 2)
     width, height = (in_millimetres(file.get(f"{DETECTOR}/pixel_size_{axis}")) for axis in "xy")
-    return tomography(Path(file.filename).stem, integrals, angles, centre, width, height)
+    return tomography(Path(file.filename).stem, data[:, rows], flat, dark, angles, centre, width, height)

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from ddip_pl.errors import InputError
-from ddip_pl.scans.counts import in_millimetres, in_radians, line_integrals, text, tomography
+from ddip_pl.scans.counts import in_millimetres, in_radians, text, tomography
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.slices import span
 
@@ -62,7 +62,8 @@ def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, centre
         for kind, default in ((FLAT, 1), (DARK, 0))
     )
     angles = in_radians(np.ravel(rotation[()])[key == PROJECTION], text(rotation.attrs.get("units", "degrees")))
-    integrals = line_integrals(images[key == PROJECTION], flat, dark).transpose(1, 0, 2)
     detector = entry["instrument/detector"]
     width, height = (in_millimetres(detector.get(f"{axis}_pixel_size")) for axis in "xy")
-    return tomography(Path(entry.file.filename).stem, integrals, angles, centre, width, height)
+    return tomography(
+        Path(entry.file.filename).stem, images[key == PROJECTION], flat, dark, angles, centre, width, height
+    )

@@ -13,6 +13,7 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.description import numbers
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.physics.weighted import weighted
 from ddip_pl.scans.kspace import completed
 from ddip_pl.scans.scan import Scan
 from ddip_pl.volumes.claims import check_claim
@@ -36,6 +37,8 @@ class Recording:
             `pixel_size` or `field_of_view`, in mm, gives the pixel size; without them `affine` does.
         calibration: k-space that coil maps are estimated from, like `data`, 0 where not measured; by default `data`.
         sigma_y: standard deviation of the noise in the units of `data`; nan if unknown.
+        certainty: the inverse of the noise's standard deviation at each value of `data`, in any unit; by default it is
+            the same everywhere.
         affine: `(4, 4)`, from (column, row, slice) of the reconstruction without its margin to scanner coordinates in
             mm (RAS+); by default the image is centred at the origin.
         slice_spacing: in mm, for scans without affine.
@@ -51,6 +54,7 @@ class Recording:
     description: Mapping[str, Any]
     calibration: np.ndarray | None = None
     sigma_y: float = float("nan")
+    certainty: np.ndarray | None = None
     affine: np.ndarray | None = None
     slice_spacing: float = 1.0
     margin: Margin = (0, 0, 0, 0)
@@ -75,7 +79,11 @@ class Recording:
         height, width = self.pixel(operator)
         frame = self.frame(operator, height, width)
         unit = operator.unit((height, width))
-        return Scan(Measurement(self.measured(operator, unit), operator, self.sigma_y / unit), frame)
+        y = self.measured(operator, unit)
+        if self.certainty is None:
+            return Scan(Measurement(y, operator, self.sigma_y / unit), frame)
+        operator, y = weighted(operator, y, torch.from_numpy(self.certainty).reshape(y.shape))
+        return Scan(Measurement(y, operator, float("nan")), frame)
 
     def check(self) -> None:
         """Check the axes, that all values are finite and no slice is all zero, and the settings that scale the image.

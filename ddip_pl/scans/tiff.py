@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ddip_pl.errors import InputError, reason
-from ddip_pl.scans.counts import line_integrals, tomography
+from ddip_pl.scans.counts import tomography
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.claims import check_claim
 from ddip_pl.volumes.slices import span
@@ -63,8 +63,7 @@ def read_tiff(folder: Path, slices: int | None, first: int | None, centre: float
         stack(named[kind]).mean(0) if named[kind] else np.full((kept, shape[1]), default, np.float32)
         for kind, default in ((FLAT, 1), (DARK, 0))
     )
-    integrals = line_integrals(stack(views), flat, dark).transpose(1, 0, 2)
-    return tomography(folder.name, integrals, np.radians(angles), centre, None, None)
+    return tomography(folder.name, stack(views), flat, dark, np.radians(angles), centre, None, None)
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -6,9 +6,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddip_pl.errors import InputError
+from ddip_pl.physics import LinearOperator, ParallelBeamCT
 from ddip_pl.scans.counts import axis_of_rotation, line_integrals
 from ddip_pl.scans.files import read_scan
 
@@ -117,7 +119,8 @@ def test_some_rows(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(tmp_path, angles, counts(sinogram(angles, 47.5)), 1.0)
     whole, part = read_scan(path, centre=47.5), read_scan(path, 2, 1, centre=47.5)
     unit = np.ptp(whole.frame.window) / np.ptp(part.frame.window)
-    assert np.allclose(part.measurement.y, whole.measurement.y[1:3] * unit, atol=1e-6)
+    parts, wholes = (each.measurement.y / each.measurement.operator.weight for each in (part, whole))
+    assert np.allclose(parts, wholes[1:3] * unit, atol=1e-5)
 
 
 @pytest.mark.parametrize("centre", [20.2, 47.5, 60.75])
@@ -154,6 +157,48 @@ def test_counts_that_have_no_logarithm_and_dead_bins() -> None:
     assert np.isfinite(found).all()
     assert np.allclose(found[3, 1, 40:43], found[3].max())
     assert np.allclose(found[:, 2, 50], (exact[2, :, 49] + exact[2, :, 51]) / 2, atol=1e-5)
+
+
+def test_rays_are_weighed_by_their_photons(tmp_path: Path) -> None:
+    """Few photons pass the dense disc; with weights, what passed beside it counts for more."""
+    angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
+    discs = [(0.0, 0.0, 36.0, 0.02), (0.0, -20.0, 6.0, 0.25), (0.0, 20.0, 6.0, 0.25)]
+    views, flat, dark = (images / 100 for images in counts(sinogram(angles, 47.5, discs=discs)))
+    noisy = np.random.default_rng(1).poisson(views), np.round(flat), np.round(dark)
+    measurement, frame = read_scan(dxchange(tmp_path, angles, noisy, 1.0), 2, 0, centre=47.5)
+    weights, expected = (
+        measurement.operator.weight,
+        np.stack([truth(BINS, discs) * (1 - 0.2 * row) for row in range(2)]),
+    )
+    plain = ParallelBeamCT((2, BINS, BINS), angles, detectors=BINS)
+
+    def error(operator: LinearOperator, y: torch.Tensor, damping: float) -> float:
+        x = operator.solve(operator.adjoint(y), 40, damping=damping)[:, 0].numpy() * scale
+        return float(np.sqrt(((x - expected) ** 2)[expected < 0.05].mean()))  # without the dense discs' edges
+
+    scale = np.ptp(frame.window)
+    best = min(error(measurement.operator, measurement.y, 10.0**k) for k in (-4, -3, -2))
+    unweighted = measurement.y / weights * (1 / plain.scale) * measurement.operator.operator.scale
+    assert best < 0.6 * min(error(plain, unweighted, 10.0**k) for k in (-4, -3, -2))
+
+
+def test_noise_of_whitened_counts_is_the_same_everywhere(tmp_path: Path) -> None:
+    angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
+    exact = sinogram(angles, 47.5, discs=[(0.0, 0.0, 36.0, 0.06)])
+    scans = [
+        read_scan(dxchange(tmp_path, angles, counts(exact, seed), 1.0), centre=47.5).measurement for seed in (0, 0)
+    ]
+    assert torch.equal(scans[0].y, scans[1].y)
+    noise = scans[0].y / scans[0].operator.weight
+    clean = torch.from_numpy(exact)[:, None].to(noise)
+    factor = (noise * clean).sum() / clean.square().sum()
+    residual = (noise - factor * clean) * scans[0].operator.weight
+    centre, edge = residual[0, ..., 40:56].std(), residual[0, ..., :8].std()
+    assert centre == pytest.approx(float(edge), rel=0.15)
+    assert (noise - factor * clean)[0, ..., 40:56].std() > 3 * (noise - factor * clean)[0, ..., :8].std()
+    assert scans[0].operator.noise_level(scans[0].y) == pytest.approx(float(edge), rel=0.15)
+    assert scans[0].operator.norm == pytest.approx(1, rel=1e-2)
+    assert scans[0].operator.check().adjointness < 1e-4
 
 
 def broken_theta(file: h5py.File) -> None:
