@@ -173,13 +173,13 @@ def test_rays_are_weighed_by_their_photons(tmp_path: Path) -> None:
     plain = ParallelBeamCT((2, BINS, BINS), angles, detectors=BINS)
 
     def error(operator: LinearOperator, y: torch.Tensor, damping: float) -> float:
-        x = operator.solve(operator.adjoint(y), 40, damping=damping)[:, 0].numpy() * scale
+        x = operator.solve(operator.adjoint(y), 60, damping=damping)[:, 0].numpy() * scale
         return float(np.sqrt(((x - expected) ** 2)[expected < 0.05].mean()))  # without the dense discs' edges
 
     scale = np.ptp(frame.window)
-    best = min(error(measurement.operator, measurement.y, 10.0**k) for k in (-4, -3, -2))
+    best = min(error(measurement.operator, measurement.y, 10.0**k) for k in (-4, -3))
     unweighted = measurement.y / weights * (1 / plain.scale) * measurement.operator.operator.scale
-    assert best < 0.6 * min(error(plain, unweighted, 10.0**k) for k in (-4, -3, -2))
+    assert best < 0.6 * min(error(plain, unweighted, 10.0**k) for k in (-4, -3))
 
 
 def test_noise_of_whitened_counts_is_the_same_everywhere(tmp_path: Path) -> None:
