@@ -1,5 +1,6 @@
 """From what an X-ray detector counts to line integrals of the attenuation, and to the axis of rotation."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,12 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.scans.recording import Recording
 
-MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "µm": 1e-3, "nm": 1e-6}
+log = logging.getLogger(__name__)
+
+MILLIMETRES = {
+    "m": 1e3, "meter": 1e3, "metre": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3,
+    "microns": 1e-3, "nm": 1e-6,
+}  # fmt: skip
 LEAST = 0.01  # certainty of a ray
 OPPOSITE = 1.5  # largest distance of two opposite views from 180 degrees, in steps between views
 
@@ -130,7 +136,9 @@ def tomography(
     if angles.shape != (views,) or not np.isfinite(angles).all():
         raise InputError(f"{views} projections with angles of shape {angles.shape}; expected an angle for each")
     sinogram = line_integrals(counts, flat, dark).transpose(1, 0, 2)
-    centre = axis_of_rotation(sinogram, angles) if centre is None else centre
+    if centre is None:
+        centre = axis_of_rotation(sinogram, angles)
+        log.info("%s: the axis of rotation is estimated at bin %.2f of %d (data.centre)", name, centre, bins)
     if not 0 <= centre <= bins - 1:
         raise InputError(f"data.centre is {centre:g}; expected a bin of the detector, 0 .. {bins - 1}")
     width = bin_width or 1.0
@@ -158,15 +166,32 @@ def field(dataset: h5py.Dataset | None, rows: slice, shape: tuple[int, ...], def
 
 
 def in_millimetres(dataset: h5py.Dataset | None) -> float | None:
-    """A length in mm, by its `units` (metres by default, as in NeXus); None if it is missing or not positive."""
-    if dataset is None or dataset.dtype.kind not in "iuf" or dataset.size != 1:
+    """A length in mm, by its `units` (metres by default, as in NeXus); None if there is none.
+
+    Raises:
+        InputError: it is not one positive number, or the units are unknown.
+    """
+    if dataset is None:
         return None
-    length = float(np.ravel(dataset[()])[0]) * MILLIMETRES.get(text(dataset.attrs.get("units", "m")), 1e3)
-    return length if np.isfinite(length) and length > 0 else None
+    units = text(dataset.attrs.get("units", "m"))
+    if dataset.dtype.kind not in "iuf" or dataset.size != 1 or units not in MILLIMETRES:
+        raise InputError(
+            f"{dataset.name} of {dataset.dtype} in {units!r}; expected a number in {', '.join(MILLIMETRES)}"
+        )
+    length = float(np.ravel(dataset[()])[0]) * MILLIMETRES[units]
+    if not (np.isfinite(length) and length > 0):
+        raise InputError(f"{dataset.name} is {length:g} mm; expected a positive length")
+    return length
 
 
 def in_radians(values: np.ndarray, units: str) -> np.ndarray:
-    """Angles in radians; they are in degrees unless their units begin with "rad"."""
+    """Angles in radians.
+
+    Raises:
+        InputError: the units are unknown.
+    """
+    if not units.startswith(("deg", "rad", "°")):
+        raise InputError(f"angles in units of {units!r}; expected degrees or radians")
     return values.astype(np.float64) if units.startswith("rad") else np.radians(values.astype(np.float64))
 
 

@@ -95,23 +95,31 @@ def read_recording(
         )
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
-    if path.suffix == ".npy":
-        return read_array(path, slices, first)
-    if path.suffix in SUFFIXES:
+    if path.suffix in (".npy", *SUFFIXES):
+        refuse(centre)
+        if path.suffix == ".npy":
+            return read_array(path, slices, first)
         return read_bart(path, slices, first, volume)
     with open_hdf5(path) as file:
+        if is_dxchange(file):
+            return read_dxchange(file, slices, first, centre)
+        if (entry := find_nxtomo(file)) is not None:
+            return read_nxtomo(entry, slices, first, centre)
+        refuse(centre)
         if "operator" in file.attrs:
             return read_own(file, slices, first)
         if "kspace" in file:
             return read_fastmri(file, slices, first)
         if is_ismrmrd(file):
             return read_ismrmrd(file, slices, first, volume)
-        if is_dxchange(file):
-            return read_dxchange(file, slices, first, centre)
-        if (entry := find_nxtomo(file)) is not None:
-            return read_nxtomo(entry, slices, first, centre)
         raise InputError(
             "unknown layout: no attribute 'operator' (ours), no dataset 'kspace' (fastMRI) or 'exchange/data' (Data "
             "Exchange), no group with 'xml' and 'data' (ISMRMRD), no definition NXtomo; the file has "
             f"{contents(file)}; see docs/measurements.md"
         )
+
+
+def refuse(centre: float | None) -> None:
+    """Raise `InputError` if an axis of rotation is given for a file that cannot use it."""
+    if centre is not None:
+        raise InputError(f"data.centre is {centre:g}, but only projections of X-ray tomography need it; leave it out")
