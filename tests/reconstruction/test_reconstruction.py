@@ -53,8 +53,9 @@ def test_a_warning_when_images_are_far_from_the_priors_size(
 def test_no_more_slices_than_the_batch_size_pass_through_the_network_at_once(tiny_prior: Path, planes: Any) -> None:
     seen: list[int] = []
     method = Reconstruction(str(tiny_prior), sampler=Sampler(steps=3, planes=planes), batch_size=3)
+    process = method.begin(measure(ParallelBeamCT((8, 32, 32), angles=12)))
     method.denoiser.network.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-    method.reconstruct(measure(ParallelBeamCT((8, 32, 32), angles=12)))
+    list(process.iterate())
     assert max(seen) == 3
     assert sum(seen) == (24 if planes == "slices" else 8 + 32 + 32)
 
