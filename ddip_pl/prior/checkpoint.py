@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddip_pl.errors import InputError, reason
+from ddip_pl.prior.hub import download, is_on_hub
 from ddip_pl.prior.schedule import BETA_END, BETA_START, STEPS
 from ddip_pl.prior.tensors import check_finite, read_tensors, write_tensors
 from ddip_pl.prior.unet import UNet, UNetConfig
@@ -84,9 +85,17 @@ def save_prior(path: str | Path, network: UNet, card: Mapping[str, Any], dtype: 
 
 
 def prior_file(path: str | Path) -> Path:
-    """The file of a prior that is given by its path, or by the name of a shipped one."""
+    """The file of a prior that is given by its path, the name of a shipped one, or `org/name` on the Hugging Face Hub.
+
+    Raises:
+        InputError: the hub does not have it.
+    """
+    if Path(path).exists():
+        return Path(path)
     shipped = WEIGHTS / f"{path}.safetensors"
-    return shipped if shipped.is_file() and not Path(path).exists() else Path(path)
+    if shipped.is_file():
+        return shipped
+    return download(str(path)) if is_on_hub(str(path)) else Path(path)
 
 
 def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNet:
@@ -97,15 +106,16 @@ def load_prior(path: str | Path, config: Mapping[str, Any] | None = None) -> UNe
     Args:
         path: our `.safetensors`, a Lightning `.ckpt` from `fit`, a guided-diffusion state dict, a dict with `config`
             and `state_dict`, or `{decay, num_updates, shadow_params}` with the averaged weights in registration order;
-            or the name of a shipped prior, such as `ellipses_128_published`.
+            or the name of a shipped prior, such as `ellipses_128_published`; or `org/name` of one on the Hugging Face
+            Hub, with `@revision` if it should not be the latest.
         config: network settings, for files without them.
 
     Raises:
         InputError: the file is missing, damaged, not a prior, or does not fit the settings; or a weight is NaN or
             infinite.
     """
-    path = prior_file(path)
     try:
+        path = prior_file(path)
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
             raise InputError(f"no such file; give a .safetensors, .ckpt or .pt file, or one of {names}")

@@ -37,7 +37,8 @@ class Reconstruction(Method):
     """Test-time reconstruction with a diffusion prior.
 
     Args:
-        prior: file or name of the prior, see `load_prior`; by default the shipped one for real or complex images.
+        prior: file of the prior, or its name if it is shipped or on the Hugging Face Hub, see `load_prior`; by default
+            the shipped one for real or complex images.
         estimator: `D_theta(x_t | y)`; by default DDS.
         adaptation: of the prior to the measurement; by default none.
         sampler: settings of the reverse diffusion.

@@ -403,7 +403,7 @@ BAD_FILES = {
     "truncated.h5": "truncated.h5: damaged, or not an HDF5 file",
     "text only.h5": "text only.h5: damaged, or not an HDF5 file",
     "sinogram.h5": "no numeric dataset 'data'; the file has 'angles' (90,), 'sinogram' (4, 90, 101)",
-    "unknown.h5": "no group with 'xml' and 'data' (ISMRMRD), no definition NXtomo; the file has 'images/volume' (4, 90, 101)",
+    "unknown.h5": "(ISMRMRD), no definition NXtomo; the file has 'images/volume' (4, 90, 101)",
     "no angles.h5": "no dataset 'angles' of numbers; next to the data it has no datasets",
     "no pixel.h5": "attribute 'pixel_size' is missing; expected 1 number",
     "text.h5": "attribute 'pixel_size' is wide; expected 1 number",
