@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ddip_pl.baselines.baseline import Baseline, absolute
+from ddip_pl.baselines.spinning import spinning_fista
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.step import Step
-from ddip_pl.settings import OpenUnitInterval, Positive, PositiveInt, checked
-from ddip_pl.solvers.fista import fista
+from ddip_pl.settings import Positive, PositiveInt, checked
 
 DB4 = pywt.Wavelet("db4")  # Daubechies, four vanishing moments
 
@@ -77,27 +77,18 @@ class Wavelet:
 class L1Wavelet(Baseline):
     """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Daubechies-4 wavelets `W`.
 
-    Solved by FISTA, see `fista`; its step of length 1 suits operators of unit norm.
+    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets.
 
     Args:
         strength: weight of the wavelet coefficients, in units of `sigma_y`.
-        tolerance: stop once the relative change of the images in one iteration is below this.
-        iterations: maximum number; a warning is logged if the method has not converged by then.
+        iterations: number.
     """
 
-    def __init__(self, strength: Positive = 0.1, tolerance: OpenUnitInterval = 1e-5, iterations: PositiveInt = 2000):
+    def __init__(self, strength: Positive = 0.1, iterations: PositiveInt = 200):
         super().__init__(iterations)
-        self.strength, self.tolerance = strength, tolerance
+        self.strength = strength
 
     def iterate(self, measurement: Measurement) -> Iterator[Step]:
-        A, strength = measurement.operator, absolute(self.strength, measurement)
-        start = A.pseudo_inverse(measurement.y)
-        wavelet = Wavelet(start)
-        iterates = fista(
-            gradient=lambda z: A.adjoint(measurement.residual(z)),
-            prox=lambda z: wavelet.shrink(z, strength),
-            start=start,
-            iterations=self.iterations,
-            tolerance=self.tolerance,
-        )
-        return self.until_converged(measurement, iterates, self.tolerance)
+        strength, wavelet = absolute(self.strength, measurement), Wavelet(measurement.operator.zeros())
+        period = 2 ** len(wavelet.levels)
+        return spinning_fista(measurement, lambda z: wavelet.shrink(z, strength), period, self.iterations)

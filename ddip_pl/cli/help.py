@@ -34,7 +34,7 @@ TRAINING = {
 }
 ESTIMATORS = ("DDS", "DDNM", "DPS", "DiffusionMBIR")
 ADAPTATIONS = ("VolumeAdaptation", "SlicewiseAdaptation", "MetaAdaptation", "SelfTraining")
-BASELINES = ("TotalVariation", "L1Wavelet", "DeepImagePrior", "DirectInverse")
+BASELINES = ("TotalVariation", "L1Wavelet", "LocallyLowRank", "DeepImagePrior", "DirectInverse")
 OPERATORS = ("ParallelBeamCT", "FanBeamCT", "ConeBeamCT", "SingleCoilMRI", "SENSE", "NonCartesianMRI")
 OTHERS = (
     "Reconstruction", "BestOf", "Sampler", "LoraTraining", "VolumeDataModule", "MeasuredDataModule",

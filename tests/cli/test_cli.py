@@ -138,7 +138,7 @@ def test_written_settings_reproduce_the_run(run, reconstruct):
     np.testing.assert_array_equal(volume(Path("again/phantom")), volume(first))
 
 
-BASELINES = {"fbp": 1, "admm_tv": 3, "l1_wavelet": 3, "dip": 3}  # and their iterations
+BASELINES = {"fbp": 1, "admm_tv": 3, "l1_wavelet": 3, "llr": 3, "dip": 3}  # and their iterations
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -201,7 +201,7 @@ def test_another_estimator_from_the_command_line(reconstruct):
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
     assert settings["estimator"]["init_args"]["axes"] == "all"
-    assert "gamma" not in settings["estimator"]["init_args"]
+    assert settings["estimator"]["init_args"]["iterations"] == 10  # not those of DDS
     assert (settings["sampler"]["averaging"], settings["sampler"]["spacing"]) == (0.5, 2)
     steps = list(csv.DictReader((folder / "trajectory.csv").open()))
     assert [float(step["t"]) for step in steps] == [500, 125, 0]
