@@ -23,8 +23,7 @@ tags: [diffusion, inverse-problems, computed-tomography, mri, image-reconstructi
 
 # {name}
 
-A diffusion prior for [ddip-pl](https://pypi.org/project/ddip-pl/), which reconstructs CT and MRI volumes from few
-measurements.
+A diffusion prior for ddip-pl, which reconstructs CT and MRI volumes from few measurements.
 
     ddip-pl test --config sv_ct --config dds --model.prior {repository} --data.path VOLUME.nii.gz
 
