@@ -176,12 +176,14 @@ class LoraWeights(AdaptedWeights):
         """The weights of one slice."""
         return {name: weight[i] for name, weight in self.tensors.items()} if self.slices else dict(self.tensors)
 
-    def save(self, folder: Path) -> None:
-        """Write `lora/` into a folder, in PEFT's format; if every slice has its own weights, `lora/0000` and so on."""
-        if not self.slices:
-            save_one(self.of_slice(0), self.rank, self.bias, folder / "lora")
-        for i in range(self.slices):
-            save_one(self.of_slice(i), self.rank, self.bias, folder / "lora" / f"{i:04d}")
+    def save(self, folder: Path, prior: str = "", digest: str = "") -> None:
+        """Write `lora/` into a folder, in PEFT's format; if every slice has its own weights, `lora/0000` and so on.
+
+        The prior is PEFT's `base_model_name_or_path`; the hash of its file is in the metadata of the weights.
+        """
+        parts = [f"{i:04d}" for i in range(self.slices)] or [""]
+        for i, part in enumerate(parts):
+            save_one(self.of_slice(i), self.rank, self.bias, folder / "lora" / part, prior, digest)
 
     @staticmethod
     def load(folder: Path) -> "LoraWeights":
@@ -208,14 +210,14 @@ class LoraWeights(AdaptedWeights):
         return LoraWeights(stacked, *sets[0][1:], slices=len(sets))
 
 
-def save_one(weights: Weights, rank: int, bias: bool, folder: Path) -> None:
+def save_one(weights: Weights, rank: int, bias: bool, folder: Path, prior: str, digest: str) -> None:
     """Write one set of weights in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
     targets = sorted(name.removesuffix(FACTOR) for name in weights if name.endswith(FACTOR))
     config = peft_config(rank, bias, targets)
-    config.inference_mode = True
+    config.inference_mode, config.base_model_name_or_path = True, prior or None
     config.save_pretrained(str(folder))
     stored = {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": weight for name, weight in weights.items()}
-    write_tensors(folder / "adapter_model.safetensors", stored, {"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", stored, {"format": "pt", "prior_digest": digest})
 
 
 def load_one(folder: Path) -> tuple[Weights, int, bool]:

@@ -31,7 +31,13 @@ class AdaptedWeights:
         """The same weights on another device; arguments as for `Tensor.to`."""
         return replace(self, tensors={name: weight.to(*args, **kwargs) for name, weight in self.tensors.items()})
 
-    def save(self, folder: Path) -> None:
-        """Write `weights.safetensors` into a folder, or nothing if there are none."""
+    def save(self, folder: Path, prior: str = "", digest: str = "") -> None:
+        """Write `weights.safetensors` into a folder, or nothing if there are none.
+
+        Args:
+            folder: of the result.
+            prior: name of the prior that was adapted, for the metadata.
+            digest: hash of its file.
+        """
         if self.tensors:
-            write_tensors(folder / "weights.safetensors", self.tensors, {})
+            write_tensors(folder / "weights.safetensors", self.tensors, {"prior": prior, "prior_digest": digest})

@@ -316,7 +316,7 @@ class Result:
             with separately(failed, *(place / name for name in RECORD)):
                 write_run(place, shown(), reference)
             with separately(failed, place / WEIGHTS, place / LORA):
-                self.weights.save(place)
+                self.weights.save(place, (self.prior and Path(self.prior).name) or "", provenance.get("prior", ""))
             if dicom:
                 with separately(failed, place / DICOM):
                     values, about = frame.in_units(volume), f"{task} {method}"

@@ -35,6 +35,7 @@ from ddip_pl.methods.shipped import load_method
 from ddip_pl.physics import Measurement, ParallelBeamCT
 from ddip_pl.prior import unet
 from ddip_pl.prior.denoiser import Denoiser
+from ddip_pl.prior.tensors import read_tensors
 from ddip_pl.reconstruction import Reconstruction, Sampler, Step
 from ddip_pl.reconstruction.callback import ReconstructionCallback
 from ddip_pl.results.result import Result
@@ -326,7 +327,10 @@ def test_weights_of_a_volume_are_loaded_by_peft(tmp_path: Path, bias: bool) -> N
     eps = trained(volume, denoiser)
     weights = volume.finish()
     assert any(name.endswith("bias") and value.any() for name, value in weights.tensors.items()) == bias
-    weights.save(tmp_path)
+    weights.save(tmp_path, "ellipses.safetensors", "0a1b")
+    settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "ellipses.safetensors"
+    assert read_tensors(tmp_path / "lora" / "adapter_model.safetensors")[1]["prior_digest"] == "0a1b"
     assert {path.name for path in (tmp_path / "lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     model: nn.Module = PeftModel.from_pretrained(make_network(), tmp_path / "lora")
     found = model(images(), torch.full((SLICES,), 100))
