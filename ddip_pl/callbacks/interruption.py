@@ -79,9 +79,9 @@ class Interruption(ReconstructionCallback):
             print(f"ended by {self.received.name}; {advice}", file=sys.stderr)
         elif isinstance(exception, Exception) and trainer.training and trainer.world_size == 1 and trainer.global_step:
             trainer.save_checkpoint(self.path)
-            print(
-                f"the training has failed after step {trainer.global_step}; to go on: {self.command}", file=sys.stderr
-            )
+            if self.path.exists():
+                step = trainer.global_step
+                print(f"the training has failed after step {step}; to go on: {self.command}", file=sys.stderr)
         if isinstance(exception, SIGTERMException):  # Lightning's, with exit code 0
             exception.code = 128 + signal.SIGTERM
 

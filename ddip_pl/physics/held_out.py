@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
-from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.physics.operator import Derived, LinearOperator
 
 
-class Masked(LinearOperator):
+class Masked(Derived):
     """`M A x`: some of the values of an operator, with 0 in place of the others.
 
     Args:
@@ -25,10 +25,7 @@ class Masked(LinearOperator):
     mask: Tensor
 
     def __init__(self, operator: LinearOperator, mask: Tensor):
-        super().__init__(operator.shape)
-        self.operator = operator
-        self.channels, self.coupled, self.scale = operator.channels, operator.coupled, operator.scale
-        self.iterations = operator.iterations
+        super().__init__(operator)
         self.register_buffer("mask", mask.to(operator.like.device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,14 +40,8 @@ class Masked(LinearOperator):
     def sampled(self, y: Tensor) -> Tensor:
         return self.mask * self.operator.sampled(y)
 
-    def visible(self, x: Tensor) -> Tensor:
-        return self.operator.visible(x)
-
     def readouts(self) -> Tensor:
         return torch.where(self.mask.any(0), self.operator.readouts(), -1)
-
-    def noise_level(self, y: Tensor) -> float:
-        return self.operator.noise_level(y)
 
 
 def split(

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator, Shape, Slices
+from ddip_pl.physics.outside import OutsideOperator
 
 
-class ODLOperator(LinearOperator):
+class ODLOperator(OutsideOperator):
     """A linear `odl.Operator`, applied slice by slice, or to the whole volume if its domain is a volume.
 
     It is matrix-free and differentiable. Its adjoint is ODL's without the weights of ODL's inner products, so
@@ -61,16 +62,6 @@ class ODLOperator(LinearOperator):
         self.whole = (self.coupled, *self.shape[1:])  # shape of one input of the ODL operator
         self.register_buffer("members", torch.arange(self.coupled), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Measurements `(slices, *range)` of images `x`, or `(1, *range)` of a volume."""
-        y: Tensor = _Apply.apply(x, self, False)
-        return y
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """`A^T y`, the adjoint for plain inner products."""
-        x: Tensor = _Apply.apply(y, self, True)
-        return x
-
     def select(self, slices: Slices) -> LinearOperator:
         """The operator for some slices; if slices are coupled, the others are 0."""
         _, height, width = self.shape
@@ -102,19 +93,6 @@ class ODLOperator(LinearOperator):
         found = [into * _call(self.back, values / outof) for values in y.detach().numpy(force=True)]
         images = _tensor(np.stack(found).reshape(-1, *self.whole), y)[:, self.members.to(y.device)].flatten(0, 1)
         return torch.view_as_real(images).movedim(-1, 1).contiguous() if self.channels == 2 else images[:, None]
-
-
-class _Apply(torch.autograd.Function):
-    """`A`, or `A^T` if `back`; each is the other's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, operator: ODLOperator, back: bool) -> Tensor:
-        ctx.operator, ctx.back = operator, back
-        return operator.back_project(tensor) if back else operator.measure(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Apply.apply(grads[0], ctx.operator, not ctx.back), None, None
 
 
 def _call(operator: Any, values: np.ndarray) -> np.ndarray:

@@ -494,13 +494,41 @@ class Stack(LinearOperator):
         return float((energy / sum(float(part.values(one).sum()) for part, one in parts)) ** 0.5)
 
 
-class Scaled(LinearOperator):
+class Derived(LinearOperator):
+    """An operator that changes the values of another one, each by itself.
+
+    Args:
+        operator: the other one.
+    """
+
+    def __init__(self, operator: LinearOperator):
+        super().__init__(operator.shape)
+        self.operator = operator
+        self.channels, self.coupled = operator.channels, operator.coupled
+        self.scale, self.iterations = operator.scale, operator.iterations
+
+    def values(self, y: Tensor) -> Tensor:
+        return self.operator.values(y)
+
+    def sampled(self, y: Tensor) -> Tensor:
+        return self.operator.sampled(y)
+
+    def visible(self, x: Tensor) -> Tensor:
+        return self.operator.visible(x)
+
+    def readouts(self) -> Tensor:
+        return self.operator.readouts()
+
+    def noise_level(self, y: Tensor) -> float:
+        return self.operator.noise_level(y)
+
+
+class Scaled(Derived):
     """`A x / divisor`; see `LinearOperator.normalised`."""
 
     def __init__(self, operator: LinearOperator, divisor: float):
-        super().__init__(operator.shape)
-        self.operator, self.divisor = operator, divisor
-        self.channels, self.coupled, self.scale = operator.channels, operator.coupled, divisor * operator.scale
+        super().__init__(operator)
+        self.divisor, self.scale = divisor, divisor * operator.scale
         self.kind, self.axes = operator.kind, operator.axes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -515,18 +543,6 @@ class Scaled(LinearOperator):
     @cached_property
     def norm(self) -> float:
         return self.operator.norm / self.divisor
-
-    def values(self, y: Tensor) -> Tensor:
-        return self.operator.values(y)
-
-    def sampled(self, y: Tensor) -> Tensor:
-        return self.operator.sampled(y)
-
-    def visible(self, x: Tensor) -> Tensor:
-        return self.operator.visible(x)
-
-    def readouts(self) -> Tensor:
-        return self.operator.readouts()
 
     def noise_level(self, y: Tensor) -> float:
         return self.operator.noise_level(self.divisor * y) / self.divisor

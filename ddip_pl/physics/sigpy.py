@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator, Slices, accepts_arrays
+from ddip_pl.physics.outside import OutsideOperator
 
 
-class SigPyOperator(LinearOperator):
+class SigPyOperator(OutsideOperator):
     """A `sigpy.linop.Linop` of complex images, applied slice by slice.
 
     It is matrix-free and differentiable, computes in NumPy, and has the norm of the Linop;
@@ -35,37 +36,24 @@ class SigPyOperator(LinearOperator):
         super().__init__((slices, *shape[-2:]))
         self.linop = linop
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`A x`, `(slices, *oshape)`, complex."""
-        y: Tensor = _Apply.apply(x, self, False)
-        return y
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        x: Tensor = _Apply.apply(y, self, True)
-        return x
-
     def select(self, slices: Slices) -> LinearOperator:
         return SigPyOperator(self.linop, len(torch.arange(self.shape[0])[slices]))
 
+    def measure(self, x: Tensor) -> Tensor:
+        """`A x`, `(slices, *oshape)`, complex, without a graph."""
+        return self.apply_to(self.linop, to_complex(x.detach()))
+
+    def back_project(self, y: Tensor) -> Tensor:
+        """`A^T y` without a graph."""
+        return to_channels(self.apply_to(self.linop.H, y.detach()).reshape(len(y), *self.shape[1:]))
+
+    def apply_to(self, linop: Any, values: Tensor) -> Tensor:
+        """A Linop of each slice."""
+        each = values.reshape(len(values), *linop.ishape).numpy(force=True)
+        return torch.from_numpy(np.stack([linop(one) for one in each])).to(values)
+
     def extra_repr(self) -> str:
         return f"{type(self.linop).__name__}, shape={self.shape}"
-
-
-class _Apply(torch.autograd.Function):
-    """`A`, or `A^T` if `back`; each is the other's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, operator: SigPyOperator, back: bool) -> Tensor:
-        ctx.operator, ctx.back = operator, back
-        linop = operator.linop.H if back else operator.linop
-        values = (tensor if back else to_complex(tensor)).numpy(force=True)
-        found = np.stack([linop(np.ascontiguousarray(each.reshape(linop.ishape))) for each in values])
-        result = torch.from_numpy(found).to(tensor.device, tensor.real.dtype.to_complex())
-        return to_channels(result.reshape(len(values), *operator.shape[1:])) if back else result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Apply.apply(grads[0], ctx.operator, not ctx.back), None, None
 
 
 def to_complex(x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ddip_pl.physics.noise import sinogram_noise
-from ddip_pl.physics.operator import LinearOperator
+from ddip_pl.physics.operator import Derived, LinearOperator
 
 
-class Weighted(LinearOperator):
+class Weighted(Derived):
     """`W^(1/2) A x`, for values whose noise has the covariance `sigma^2 W^-1`, with a diagonal `W`.
 
     With `W^(1/2) y` as the measurement, the noise has the standard deviation `sigma` everywhere, so that whatever
@@ -25,9 +25,7 @@ class Weighted(LinearOperator):
     weight: Tensor
 
     def __init__(self, operator: LinearOperator, weight: Tensor):
-        super().__init__(operator.shape)
-        self.operator = operator
-        self.channels, self.coupled, self.iterations = operator.channels, operator.coupled, operator.iterations
+        super().__init__(operator)
         self.register_buffer("weight", weight.to(operator.like), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,18 +36,6 @@ class Weighted(LinearOperator):
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         return self.operator.pseudo_inverse(y / self.weight)
-
-    def values(self, y: Tensor) -> Tensor:
-        return self.operator.values(y)
-
-    def sampled(self, y: Tensor) -> Tensor:
-        return self.operator.sampled(y)
-
-    def visible(self, x: Tensor) -> Tensor:
-        return self.operator.visible(x)
-
-    def readouts(self) -> Tensor:
-        return self.operator.readouts()
 
     def noise_level(self, y: Tensor) -> float:
         """See `sinogram_noise`; rays are the only values that are weighted so far."""

@@ -80,6 +80,8 @@ def save_pretrained(prior: str | Path, folder: str | Path, repository: str = "OR
     prior, folder = Path(prior), Path(folder)
     try:
         _, metadata = read_tensors(prior)
+        if not metadata.keys() >= {"config", "schedule"}:
+            raise InputError("not a ddip-pl prior")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README.md").write_text(model_card(metadata, prior.stem, repository), encoding="utf-8")
         shutil.copyfile(prior, folder / FILE)

@@ -40,7 +40,7 @@ class Footprint(NamedTuple):
 def footprint(
     measurement: Measurement, denoiser: Denoiser, adaptation: Adaptation, planes: tuple[Plane, ...], samples: int
 ) -> Footprint:
-    """Estimate the memory of a run: its settings are those of `ReverseDiffusion`."""
+    """Estimate the memory of a run; the arguments are those of `ReverseDiffusion`."""
     y, channels, (slices, height, width) = measurement.y, measurement.operator.channels, measurement.operator.shape
     sampling = bytes_per_pixel(denoiser.network, channels, y.device)
     training = bytes_per_pixel(denoiser.network, channels, y.device, training=True) if adaptation.images_at_once else 0

@@ -38,7 +38,7 @@ class Recording:
         calibration: k-space that coil maps are estimated from, like `data`, 0 where not measured; by default `data`.
         sigma_y: standard deviation of the noise in the units of `data`; nan if unknown.
         certainty: the inverse of the noise's standard deviation at each value of `data`, in any unit; by default it is
-            the same everywhere.
+            the same everywhere. With it, the noise level is estimated, whatever `sigma_y` says.
         affine: `(4, 4)`, from (column, row, slice) of the reconstruction without its margin to scanner coordinates in
             mm (RAS+); by default the image is centred at the origin.
         slice_spacing: in mm, for scans without affine.

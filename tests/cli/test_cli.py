@@ -201,7 +201,7 @@ def test_another_estimator_from_the_command_line(reconstruct):
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
     assert settings["estimator"]["class_path"].endswith("DiffusionMBIR")
     assert settings["estimator"]["init_args"]["axes"] == "all"
-    assert settings["estimator"]["init_args"]["iterations"] == 10  # not those of DDS
+    assert settings["estimator"]["init_args"]["iterations"] == 10  # its own default, not that of DDS
     assert (settings["sampler"]["averaging"], settings["sampler"]["spacing"]) == (0.5, 2)
     steps = list(csv.DictReader((folder / "trajectory.csv").open()))
     assert [float(step["t"]) for step in steps] == [500, 125, 0]

@@ -202,20 +202,17 @@ def test_rays_are_weighed_by_their_photons(tmp_path: Path) -> None:
 def test_noise_of_whitened_counts_is_the_same_everywhere(tmp_path: Path) -> None:
     angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
     exact = sinogram(angles, 47.5, discs=[(0.0, 0.0, 36.0, 0.06)])
-    scans = [
-        read_scan(dxchange(tmp_path, angles, counts(exact, seed), 1.0), centre=47.5).measurement for seed in (0, 0)
-    ]
-    assert torch.equal(scans[0].y, scans[1].y)
-    noise = scans[0].y / scans[0].operator.weight
+    scan = read_scan(dxchange(tmp_path, angles, counts(exact), 1.0), centre=47.5).measurement
+    noise = scan.y / scan.operator.weight
     clean = torch.from_numpy(exact)[:, None].to(noise)
     factor = (noise * clean).sum() / clean.square().sum()
-    residual = (noise - factor * clean) * scans[0].operator.weight
+    residual = (noise - factor * clean) * scan.operator.weight
     centre, edge = residual[0, ..., 40:56].std(), residual[0, ..., :8].std()
     assert centre == pytest.approx(float(edge), rel=0.15)
     assert (noise - factor * clean)[0, ..., 40:56].std() > 3 * (noise - factor * clean)[0, ..., :8].std()
-    assert scans[0].operator.noise_level(scans[0].y) == pytest.approx(float(edge), rel=0.15)
-    assert scans[0].operator.norm == pytest.approx(1, rel=1e-2)
-    assert scans[0].operator.check().adjointness < 1e-4
+    assert scan.operator.noise_level(scan.y) == pytest.approx(float(edge), rel=0.15)
+    assert scan.operator.norm == pytest.approx(1, rel=1e-2)
+    assert scan.operator.check().adjointness < 1e-4
 
 
 def broken_theta(file: h5py.File) -> None:
