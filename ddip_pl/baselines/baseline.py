@@ -14,6 +14,7 @@ from ddip_pl.adaptation.weights import AdaptedWeights
 from ddip_pl.errors import InputError
 from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.method import Method
+from ddip_pl.reconstruction.preflight import require, volumes_of
 from ddip_pl.reconstruction.step import Step
 from ddip_pl.settings import PositiveInt, checked
 
@@ -32,6 +33,7 @@ class Baseline(Method):
     """
 
     resumable = False
+    copies = 6  # of the volume in memory at once, see tests/reconstruction/test_preflight.py
 
     def __init__(self, iterations: PositiveInt):
         super().__init__()
@@ -46,6 +48,8 @@ class Baseline(Method):
         """
 
     def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> BaselineProcess:
+        needed = volumes_of(measurement, self.copies)
+        require(needed, needed, measurement)
         return BaselineProcess(self, measurement)
 
     def until_converged(

@@ -21,6 +21,8 @@ class TotalVariation(Baseline):
         iterations: maximum number; a warning is logged if the method has not converged by then.
     """
 
+    copies = 25  # differences along three axes
+
     def __init__(self, strength: Positive = 0.03, tolerance: OpenUnitInterval = 1e-3, iterations: PositiveInt = 500):
         super().__init__(iterations)
         self.strength, self.tolerance = strength, tolerance

@@ -46,9 +46,8 @@ def footprint(
     training = bytes_per_pixel(denoiser.network, channels, y.device, training=True) if adaptation.images_at_once else 0
     axes = {"s": slices, "c": channels, "h": height, "w": width}
     largest = max(axes[rows] * axes[columns] for *_, rows, columns in (AXES[plane].split() for plane in planes))
-    volume = 4 * slices * channels * height * width
     return Footprint(
-        IMAGES * samples * volume + DATA * y.numel() * y.element_size(),
+        volumes_of(measurement, IMAGES * samples),
         int(sampling * largest),
         int(training * adaptation.images_at_once * height * width),
     )
@@ -60,16 +59,46 @@ def fit_into_memory(needed: Footprint, measurement: Measurement, denoiser: Denoi
     Raises:
         InputError: it does not fit even with one image at a time.
     """
-    free = available_memory(measurement.y.device)
-    if needed.least > free:
-        slices = len(measurement)
-        fitting = int(slices * (free - needed.least + needed.volumes) / needed.volumes)
-        advice = f"lower data.slices to {fitting}" if 0 < fitting < slices else "lower data.size"
-        raise InputError(
-            f"the run needs about {needed.least / GB:.2g} GB of memory, {free / GB:.2g} GB are free; {advice}, or use "
-            "a machine with more"
-        )
+    free = require(needed.least, needed.volumes, measurement)
     size = max(1, (free - needed.volumes) // needed.image)
     if size < denoiser.batches.size:
         log.warning("memory is short: %d images at once instead of %d", size, denoiser.batches.size)
         denoiser.batches.size = size
+
+
+def volumes_of(measurement: Measurement, images: int) -> int:
+    """Memory for images and measured values, in bytes.
+
+    Args:
+        measurement: of the volume.
+        images: copies of the volume at once.
+    """
+    y, (slices, height, width) = measurement.y, measurement.operator.shape
+    volume = 4 * slices * measurement.operator.channels * height * width
+    return images * volume + DATA * y.numel() * y.element_size()
+
+
+def require(needed: int, volumes: int, measurement: Measurement) -> int:
+    """Refuse a run that needs more memory than is free.
+
+    Args:
+        needed: in bytes.
+        volumes: the part of it that grows with the number of slices.
+        measurement: of the volume.
+
+    Returns:
+        The memory that is free, in bytes.
+
+    Raises:
+        InputError: there is too little.
+    """
+    free = available_memory(measurement.y.device)
+    if needed > free:
+        slices = len(measurement)
+        fitting = int(slices * (free - needed + volumes) / volumes)
+        advice = f"lower data.slices to {fitting}" if 0 < fitting < slices else "lower data.size"
+        raise InputError(
+            f"the run needs about {needed / GB:.2g} GB of memory, {free / GB:.2g} GB are free; {advice}, or use a "
+            "machine with more"
+        )
+    return free

@@ -11,6 +11,7 @@ from helpers import make_network, random
 
 from ddip_pl.adaptation import LoraTraining, NoAdaptation, VolumeAdaptation
 from ddip_pl.adaptation.adaptation import Adaptation
+from ddip_pl.baselines import Baseline, DirectInverse, L1Wavelet, LocallyLowRank, TotalVariation
 from ddip_pl.errors import InputError
 from ddip_pl.physics import SENSE, Birdcage, Measurement, ParallelBeamCT, RandomLines
 from ddip_pl.prior.checkpoint import save_prior
@@ -56,6 +57,24 @@ def test_estimate_beside_what_is_allocated(
     with Allocations() as allocations:
         list(process.iterate())
     assert 0.5 < estimated(method, measurement).least / allocations.peak < 2
+
+
+@pytest.mark.parametrize("measure", [ct, coils])
+@pytest.mark.parametrize("baseline", [TotalVariation, L1Wavelet, LocallyLowRank, DirectInverse])
+def test_estimate_of_baselines(
+    measure: Callable[[int], Measurement], baseline: type[Baseline], free: Callable[[float], None]
+) -> None:
+    measurement = measure(40)
+    measurement.operator.pseudo_inverse(measurement.y)
+    method = baseline() if baseline is DirectInverse else baseline(0.1, iterations=3)  # type: ignore[call-arg]
+    process = method.begin(measurement)
+    with Allocations() as allocations:
+        list(process.iterate())
+    needed = preflight.volumes_of(measurement, method.copies)
+    assert 0.4 < allocations.peak / needed < 1.2
+    free(0.5 * needed)
+    with pytest.raises(InputError, match=r"lower data\.slices to 20, or use"):
+        method.begin(measurement)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would_fit(tiny_prior: Path, free: Callable[[float], None]) -> None:
