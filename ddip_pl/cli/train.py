@@ -1,6 +1,7 @@
 """`ddip-pl fit` and `ddip-pl validate`: train a prior on phantoms."""
 
 import shlex
+import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ddip_pl.callbacks.checkpoint_file import CheckpointFile
 from ddip_pl.callbacks.fingerprint import fingerprint
-from ddip_pl.callbacks.interruption import Interruption
+from ddip_pl.callbacks.interruption import SIGNALS, Interruption
 from ddip_pl.callbacks.wandb import wandb_logger
 from ddip_pl.cli.parser import Parser
 from ddip_pl.cli.trainer import add_trainer, check_checkpoint, make_trainer
@@ -56,6 +57,7 @@ def main(command: str, arguments: Sequence[str]) -> None:
         trainer.validate(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         return
     with claimed(folder) if trainer.is_global_zero else nullcontext():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         except RuntimeError as error:
@@ -65,3 +67,6 @@ def main(command: str, arguments: Sequence[str]) -> None:
                 f"a process that draws ellipses has died, perhaps for lack of memory; lower data.num_workers "
                 f"({made.data.num_workers})"
             ) from error
+        finally:  # a dead worker can cut Lightning's own clean-up short
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
