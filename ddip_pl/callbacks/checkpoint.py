@@ -15,6 +15,8 @@ from ddip_pl.settings import NonNegative, checked
 class DiffusionCheckpoint(ReconstructionCallback):
     """Save a checkpoint during a reconstruction, and remove it when all volumes are done.
 
+    Not on several devices: each reconstructs other volumes, and all would have to save at the same time.
+
     Args:
         path: of the checkpoint.
         every_seconds: shortest time between two saves.
@@ -28,7 +30,7 @@ class DiffusionCheckpoint(ReconstructionCallback):
         self.saved = time.monotonic()
 
     def on_diffusion_step_end(self, trainer: Trainer, done: int, steps: int, *_: Any) -> None:
-        if done < steps and time.monotonic() - self.saved >= self.every_seconds:
+        if trainer.world_size == 1 and done < steps and time.monotonic() - self.saved >= self.every_seconds:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -15,7 +16,8 @@ NOT_SHOWN = ("seconds", "peak_memory_bytes", "loss_before")
 class ReconstructionProgress(ReconstructionCallback):
     """Progress bars for volumes, for diffusion steps (or iterations) with their figures, and for gradient steps.
 
-    The first appears only for several volumes, the last only if the method adapts weights.
+    The first appears only for several volumes, the last only if the method adapts weights. On several devices, the
+    bars are of the first one.
 
     Args:
         label: shown before the volume's name.
@@ -25,7 +27,7 @@ class ReconstructionProgress(ReconstructionCallback):
         self.label = label
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("left"), TimeRemainingColumn(), disable=rank_zero_only.rank > 0,
         )  # fmt: skip
         self.volumes: TaskID | None = None
         self.gradient: TaskID | None = None

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ddip_pl.errors import InputError, reason
 from ddip_pl.results.claim import claimed
-from ddip_pl.results.folder import PartlyWritten, check_replaceable, remove_unfinished
+from ddip_pl.results.folder import DICOM, HDF5, PartlyWritten, check_replaceable, has_result, remove_unfinished
 from ddip_pl.results.result import Result
 from ddip_pl.scans.scan import Scan
 from ddip_pl.volumes.dicom import check_writable
@@ -52,6 +52,14 @@ class VolumeWriter(Callback):
         self.written: list[Path] = []
         self.failures: list[str] = []
 
+    def has(self, name: str) -> bool:
+        """Whether the result of a volume is there already, from the same settings and data."""
+        folder, wanted = self.folder / name, [DICOM] * self.dicom + [HDF5] * self.hdf5
+        done = has_result(folder, self.origin) and all((folder / file).exists() for file in wanted)
+        if done and folder not in self.written:
+            self.written.append(folder)
+        return done
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Claim the folder before the long run.
 
@@ -61,6 +69,8 @@ class VolumeWriter(Callback):
         if trainer.is_global_zero:
             self.claim.enter_context(claimed(self.folder))
             remove_unfinished(self.folder)
+            for folder in self.written:
+                print(f"{folder.name}: already done, files in {folder}")
 
     on_predict_start = on_test_start
 

@@ -46,6 +46,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
 def main() -> int:
     """Entry point; the exit code is 0, 2 for bad input, 1 for an internal error, 128 + a signal that ended the run."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Total length of `DataLoader` across ranks is zero")  # all is done
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -60,6 +60,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
         settings.identify,
         provenance(found),
     )
+    made.data.is_finished = writer.has
     logging = RunLogging(writer, make_logger(command, settings, folder), settings.images_every)
     path = folder / "last.ckpt"
     again = shlex.join(["ddip-pl", command, *arguments, "--ckpt_path", str(path), "--output", str(folder)])

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from glob import glob, has_magic
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,20 @@ def noise_level(scan: Scan) -> float:
     return sigma_y
 
 
+def matching(path: str) -> list[Path]:
+    """The files that a pattern with wildcards matches, sorted; any other path itself.
+
+    Raises:
+        InputError: the pattern matches nothing.
+    """
+    if Path(path).exists() or not has_magic(path):
+        return [Path(path)]
+    found = sorted(map(Path, glob(path, recursive=True)))
+    if not found:
+        raise InputError(f"data.path {path}: no such files")
+    return found
+
+
 class Scans(Sequence[Scan]):
     """Scans that are read when needed; only the latest is kept in memory.
 
@@ -76,7 +91,8 @@ class MeasuredDataModule(MeasurementDataModule):
     """Measured data from file; see `read_scan` and docs/measurements.md for the formats.
 
     Args:
-        path: file, or list of files.
+        path: file, list of files, or pattern with wildcards, such as `scans/*.h5`. Of several volumes, those that have
+            a result of the same settings and data in the output folder are left out.
         slices: number of slices, by default all.
         first: index of the first slice; by default the slices are the central ones.
         sigma_y: standard deviation of the noise, in the scale of the unit-norm operator and an image in [0, 1]; by
@@ -101,18 +117,23 @@ class MeasuredDataModule(MeasurementDataModule):
         centre: NonNegative | None = None,
     ):
         super().__init__()
-        self.paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
+        self.paths = [found for one in ([path] if isinstance(path, str) else path) for found in matching(one)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
         self.operator, self.volume, self.centre = operator, volume, centre
 
     def setup(self, stage: str) -> None:
         if stage == "test":
             raise InputError("measured data have no reference to compare with; use ddip-pl predict")
-        self.scans = Scans([(path, one) for path in self.paths for one in volumes(path, self.volume)], self.read)
+        sources = [(path, one) for path in self.paths for one in volumes(path, self.volume)]
+        self.scans = Scans(sources, self.read)
         # Read all files now, so that a bad one does not stop the run halfway; in reverse, so that the first is cached.
-        names = Counter(frame.name for _, frame in reversed(self.scans))
-        if not names or max(names.values()) > 1:
-            raise InputError(f"data.path has {sorted(names.elements())}; give scans with different names")
+        names = [frame.name for _, frame in reversed(self.scans)][::-1]
+        if not names or max(Counter(names).values()) > 1:
+            raise InputError(f"data.path has {sorted(names)}; give scans with different names")
+        if len(names) > 1:
+            left = [source for source, name in zip(sources, names, strict=True) if not self.is_finished(name)]
+            # All devices must divide the same list, though the first may already have finished a volume of it.
+            self.scans.sources = self.trainer.strategy.broadcast(left) if self.trainer else left
 
     def read(self, path: Path, volume: Counters = ANY) -> Scan:
         """Read and scale a scan, and find its noise level."""

@@ -1,7 +1,7 @@
 """Base class of the data modules that `test` and `predict` accept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
@@ -16,9 +16,11 @@ class MeasurementDataModule(LightningDataModule, ABC):
 
     Attributes:
         scans: one per volume; `setup` creates them.
+        is_finished: whether the volume of a name has a result already; `setup` may leave out its scan.
     """
 
     scans: Sequence[Scan]
+    is_finished: Callable[[str], bool] = staticmethod(lambda name: False)
 
     @abstractmethod
     def setup(self, stage: str) -> None:

@@ -77,17 +77,25 @@ class ReverseDiffusionLoop(_Loop):
         """Index of the volume in the run."""
         return self.parent.batch_progress.current.ready - 1
 
+    @property
+    def volumes(self) -> int:
+        """Number of volumes in the run."""
+        return sum(self.parent.max_batches)
+
     def _resume(self) -> dict[str, Any] | None:
         """The saved state, if it belongs to this volume."""
         assert self._current is not None
-        if self._saved is None or self.volume < self._saved["volume"]:
+        _, name, data = self._current
+        if self._saved is None:
+            return None
+        if self._saved["name"] != name:
+            if self.volume == self.volumes - 1:
+                raise InputError(
+                    f"the checkpoint is of {self._saved['name']}, the data are of {name}; give the data of the "
+                    "checkpoint"
+                )
             return None
         state, self._saved = self._saved, None
-        _, name, data = self._current
-        if state["name"] != name:
-            raise InputError(
-                f"the checkpoint is of {state['name']}, the data are of {name}; give the data of the checkpoint"
-            )
         if state["data"] != data:
             raise InputError(f"the checkpoint is of another measurement of {name}; give the data of the checkpoint")
         return state
@@ -96,7 +104,7 @@ class ReverseDiffusionLoop(_Loop):
         if self._current is None:
             return {}
         process, name, data = self._current
-        about = {"volume": self.volume, "name": name, "data": data, "trajectory": self.trajectory}
+        about = {"name": name, "data": data, "trajectory": self.trajectory}
         return about | {"process": process.state_dict()}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:

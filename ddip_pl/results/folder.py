@@ -88,6 +88,15 @@ def finished(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
+def has_result(folder: Path, origin: Mapping[str, str]) -> bool:
+    """Whether a folder has a result of these settings and this input, by their hashes."""
+    try:
+        provenance = json.loads((folder / METRICS).read_text())["provenance"]
+        return origin.items() <= provenance.items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
 def read_run(folder: Path) -> Run:
     """Read the folder of a volume.
 

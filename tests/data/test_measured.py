@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -336,6 +339,47 @@ def test_several_files(run, kspace):
     assert run("predict", "--data", "MeasuredDataModule", *method("fbp"), *paths, "--output", "out")[0] == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["a", "b"]
     np.testing.assert_allclose(volume("out/b"), 2 * volume("out/a"), rtol=0.01, atol=1e-3)
+
+
+def test_finished_volumes_are_left_out(run, kspace):
+    """Unless they were made with other settings, or lack a file that is now asked for."""
+    for name in "abc":
+        save_kspace(Path(f"{name}.npy"), kspace)
+    given = ("predict", "--data", "MeasuredDataModule", *method("fbp"), "--data.path", "?.npy", "--output", "out")
+
+    def done(*settings: str) -> list[str]:
+        code, output, error = run(*given, *settings)
+        assert (code, error) == (0, "")
+        return re.findall(r"^(\w): files in", output, re.MULTILINE)
+
+    assert done() == ["a", "b", "c"]
+    shutil.rmtree("out/b")
+    assert done() == ["b"]
+    assert done() == []
+    assert done("--hdf5", "true") == ["a", "b", "c"]
+    assert done("--data.sigma_y", "0.1") == ["a", "b", "c"]
+    Path("out/c/metrics.json").write_text("{}")
+    assert done("--data.sigma_y", "0.1") == ["c"]
+
+
+def test_devices_share_the_volumes(kspace):
+    """Two processes make of three volumes bit for bit what one makes of them, also if `torchrun` starts them."""
+    save_prior(Path("tiny.safetensors"), make_network(in_channels=2), card={}, dtype=torch.float32)
+    for number, name in enumerate("abc", 1):
+        save_kspace(Path(f"{name}.npy"), kspace, number)
+    prior = ("--model.prior", "tiny.safetensors", "--model.sampler.steps", "2", "--trainer.accelerator", "cpu")
+    program = ("-m", "ddip_pl.cli", "predict", *task("measured"), *method("d3ip"), *prior, "--data.path", "?.npy")
+    two = ("--trainer.devices", "2")
+    for launcher, devices, output in (  # 20 s each while other tests run
+        ((), (), "one"),
+        ((), two, "two"),
+        (("-m", "torch.distributed.run", "--nproc_per_node", "2"), two, "torchrun"),
+    ):
+        command = [sys.executable, *launcher, *program, *devices, "--output", output]
+        subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for name in "abc":
+        np.testing.assert_array_equal(volume(f"two/{name}"), volume(f"one/{name}"))
+        np.testing.assert_array_equal(volume(f"torchrun/{name}"), volume(f"one/{name}"))
 
 
 def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):

@@ -256,4 +256,4 @@ def test_a_run_of_several_volumes_goes_on_with_the_one_that_was_interrupted(
     assert all(torch.equal(a, b) for a, b in zip(whole, continued, strict=True))
     third = Scan(two_scans[1].measurement, replace(two_scans[1].frame, name="third"))
     with pytest.raises(InputError, match="the checkpoint is of other, the data are of third"):
-        predict(tiny_prior, [two_scans[1], third], None, path)
+        predict(tiny_prior, [two_scans[0], third], None, path)
