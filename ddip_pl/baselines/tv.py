@@ -23,7 +23,7 @@ class TotalVariation(Baseline):
 
     copies = 25  # differences along three axes
 
-    def __init__(self, strength: Positive = 0.03, tolerance: OpenUnitInterval = 1e-3, iterations: PositiveInt = 500):
+    def __init__(self, strength: Positive = 0.03, tolerance: OpenUnitInterval = 3e-3, iterations: PositiveInt = 500):
         super().__init__(iterations)
         self.strength, self.tolerance = strength, tolerance
 
@@ -34,7 +34,7 @@ class TotalVariation(Baseline):
 
 
 def tv_volumes(
-    measurement: Measurement, strength: float, tolerance: float = 1e-3, most: int = 500
+    measurement: Measurement, strength: float, tolerance: float = 3e-3, most: int = 500
 ) -> Iterator[tuple[Tensor, float]]:
     """`tv_iterations` for a measurement, from its pseudo-inverse; `strength` is absolute, for a unit-norm operator."""
     A = measurement.operator
@@ -42,7 +42,7 @@ def tv_volumes(
     return tv_iterations(data, A.pseudo_inverse(measurement.y), strength, tolerance, most)
 
 
-def tv_reconstruction(measurement: Measurement, strength: float, tolerance: float = 1e-3, most: int = 500) -> Tensor:
+def tv_reconstruction(measurement: Measurement, strength: float, tolerance: float = 3e-3, most: int = 500) -> Tensor:
     """The last volume of `tv_volumes`."""
     *_, (x, _) = tv_volumes(measurement, strength, tolerance, most)
     return x

@@ -77,7 +77,7 @@ def data_term(measurement: Measurement) -> LeastSquares:
 
 
 def minimise(
-    measurement: Measurement, strength: float, tolerance: float = 1e-3, most: int = 500, start: Tensor | None = None
+    measurement: Measurement, strength: float, tolerance: float = 3e-3, most: int = 500, start: Tensor | None = None
 ) -> Tensor:
     """The last volume of `tv_iterations`, by default from the pseudo-inverse."""
     start = measurement.operator.pseudo_inverse(measurement.y) if start is None else start
