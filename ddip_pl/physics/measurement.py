@@ -81,6 +81,11 @@ class Measurement:
         """The same measurement on another device; the operator is moved in place, as modules are."""
         return replace(self, **{name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")})
 
+    @property
+    def image_noise(self) -> float:
+        """Standard deviation of the noise where it appears in the image with the mean gain, `sigma_y / gain`."""
+        return self.sigma_y / max(self.operator.gain, torch.finfo().tiny)
+
     def residual(self, x: Tensor) -> Tensor:
         """`A x - y` for images `x (slices, channels, height, width)`."""
         return self.operator(x) - self.y

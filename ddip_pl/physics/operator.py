@@ -176,6 +176,14 @@ class LinearOperator(nn.Module, ABC):
         with torch.no_grad():
             return spectral_norm(lambda x: self.normal(x.to(zeros.device)), zeros.shape, zeros.dtype, tolerance=1e-6)
 
+    @cached_property
+    def gain(self) -> float:
+        """Root mean square of the singular values, `||A||_F / sqrt(voxels)`, estimated from one random volume."""
+        zeros = self.zeros()
+        with torch.no_grad():
+            x = torch.randn(zeros.shape, dtype=zeros.dtype, generator=torch.Generator().manual_seed(0))
+            return float(self(x.to(zeros.device)).norm()) / zeros.numel() ** 0.5
+
     # --- other operators ------------------------------------------------------------------------------------------
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.prior.denoiser import THINNEST, Denoiser, Plane
 from ddip_pl.prior.schedule import STEPS, Timestep, ddim_step, diffuse, slerp, timesteps, tweedie
 from ddip_pl.reconstruction.step import Step
-from ddip_pl.settings import HalfOpenUnitInterval, Power, Range, UnitInterval, checked
+from ddip_pl.settings import HalfOpenUnitInterval, NonNegative, Power, Range, UnitInterval, checked
 
 
 @checked
@@ -41,6 +42,9 @@ class Sampler:
             the mean, because the steps left are too few to remove the noise again. With few steps, 999 is best: no
             noise at all, as in plug-and-play methods (DPIR, Zhang et al. 2021). The published code has 0; -1 adds noise
             to the end, which DPS needs.
+        floor: steps are left out where the noise of `x_t` is below this many times that of the data, as it appears in
+            the image (`Measurement.image_noise`), because they make it worse (docs/results/sampling.md); none at
+            timesteps above half of `noise_above`. With few steps, 0 is best, which leaves out none.
 
     Raises:
         InputError: a setting is out of range.
@@ -54,6 +58,7 @@ class Sampler:
     planes: Literal["slices", "all"] = "all"
     averaging: HalfOpenUnitInterval = 0.3
     noise_above: Annotated[int, Range(-1, STEPS - 1)] = 10
+    floor: NonNegative = 0.12
 
     def __post_init__(self) -> None:
         if self.steps > self.start + 1:
@@ -62,7 +67,9 @@ class Sampler:
     @classmethod
     def published(cls) -> Sampler:
         """The settings of the paper."""
-        return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0)
+        return cls(
+            steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0, floor=0.0
+        )
 
     @classmethod
     def posterior(cls) -> Sampler:
@@ -71,7 +78,7 @@ class Sampler:
         The default settings lead to about the same image from any noise. These keep the noise to the end, and start
         from more of it, so that different noise gives images that differ as much as the measurement allows.
         """
-        return cls(start=300, eta=0.0, initial_noise="independent", averaging=0.0, noise_above=-1)
+        return cls(start=300, eta=0.0, initial_noise="independent", averaging=0.0, noise_above=-1, floor=0.0)
 
     @property
     def keeps_noise(self) -> bool:
@@ -82,6 +89,18 @@ class Sampler:
     def timesteps(self) -> list[int]:
         """The timesteps, from `start` down to 0."""
         return timesteps(self.start, self.steps, self.spacing)
+
+    def timesteps_for(self, measurement: Measurement, sigma: Sequence[float]) -> list[int]:
+        """The timesteps without those that are left out under noise, see `floor`.
+
+        Args:
+            measurement: says how much noise there is.
+            sigma: noise in `x_t / sqrt(abar)` at every timestep.
+        """
+        if not self.floor:
+            return self.timesteps
+        last = bisect_left(sigma, self.floor * measurement.image_noise)
+        return [t for t in self.timesteps if t >= min(last, self.noise_above // 2, self.start)]
 
     def planes_of(self, slices: int) -> tuple[Plane, ...]:
         """The planes that take turns in a volume with this number of slices."""
@@ -129,7 +148,8 @@ class ReverseDiffusion:
         self.measurement, self.denoiser = measurement, denoiser
         self.estimator, self.adaptation, self.sampler = estimator, adaptation, sampler
         self.on_gradient_step, self.samples = on_gradient_step, samples
-        self.timesteps, self.planes = sampler.timesteps, sampler.planes_of(len(measurement))
+        self.timesteps = sampler.timesteps_for(measurement, denoiser.sigma)
+        self.planes = sampler.planes_of(len(measurement))
         self.step, self.steps = 0, len(self.timesteps) * adaptation.trajectories
         self.mean: Tensor | None = None
         self.memory: tuple[Memory, ...] = ()

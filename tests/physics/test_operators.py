@@ -105,6 +105,12 @@ def test_norm(make, size):
     assert operator.normalised().scale == pytest.approx(operator.scale * operator.norm, rel=1e-2)
 
 
+@table(OPERATORS)
+def test_gain(make):
+    operator = make(volume(12)).double()
+    assert operator.gain == pytest.approx(float(dense(operator).square().sum(1).mean().sqrt()), rel=0.2)
+
+
 @SIZES
 @table(BUILT_IN | {"super-resolution": OWN["super-resolution"]})
 def test_unit_norm(make, size):

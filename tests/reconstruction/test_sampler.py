@@ -202,6 +202,22 @@ def test_no_noise_on_the_way_to_the_last_timesteps(six: Measurement, noise_above
         assert torch.allclose(x, (abar[t].sqrt() if t else 1) * mean) == (t not in noisy)
 
 
+def test_no_steps_far_below_the_noise_of_the_data(six: Measurement) -> None:
+    sigma = ((1 - noise_schedule()) / noise_schedule()).sqrt().tolist()
+
+    def left(share: float, **changes: Any) -> list[int]:
+        """Timesteps if the noise in the image is this share of that of timestep 3."""
+        noisy = replace(six, sigma_y=share * sigma[3] * six.operator.gain)
+        return Sampler(steps=7, start=6, spacing=1.0, floor=0.5, **changes).timesteps_for(noisy, sigma)
+
+    assert left(0) == left(2 * 0.4) == [6, 5, 4, 3, 2, 1, 0]
+    assert left(2 * 0.999) == [6, 5, 4, 3]
+    assert left(2 * 1.001) == [6, 5, 4]
+    assert left(1000) == [6, 5]  # half of the 10 timesteps without fresh noise stay
+    assert left(1000, noise_above=0) == left(1000, noise_above=-1) == left(0)
+    assert left(1000, noise_above=999) == [6]
+
+
 def test_published_without_averaging_and_with_even_spacing(six: Measurement) -> None:
     plain = images(six, steps=3)
     assert torch.equal(images(six, steps=3, averaging=0.0, spacing=1.0), plain)
@@ -209,7 +225,7 @@ def test_published_without_averaging_and_with_even_spacing(six: Measurement) -> 
 
 
 def test_published_settings() -> None:
-    assert Sampler.published() == Sampler(50, 980, 1.0, 0.85, "interpolated", "slices", 0.0, 0)
+    assert Sampler.published() == Sampler(50, 980, 1.0, 0.85, "interpolated", "slices", 0.0, 0, 0.0)
 
 
 def test_planes_take_turns_in_sampling_and_slices_are_adapted(eight: Measurement) -> None:
