@@ -3,7 +3,6 @@
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ddip_pl.reconstruction.callback import ReconstructionCallback
@@ -27,7 +26,7 @@ class ReconstructionProgress(ReconstructionCallback):
         self.label = label
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TextColumn("left"), TimeRemainingColumn(), disable=rank_zero_only.rank > 0,
+            TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         self.volumes: TaskID | None = None
         self.gradient: TaskID | None = None
@@ -38,6 +37,7 @@ class ReconstructionProgress(ReconstructionCallback):
         volumes = (trainer.num_test_batches if trainer.testing else trainer.num_predict_batches)[dataloader_idx]
         if volumes > 1 and self.volumes is None:
             self.volumes = self.bars.add_task("volumes", total=volumes, figures="")
+        self.bars.disable = not trainer.is_global_zero
         measurement, frame = batch
         slices = len(measurement)
         name = f"{self.label} {frame.name}, {slices} slice{'s'[: slices > 1]}".strip()

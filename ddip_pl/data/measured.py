@@ -13,6 +13,7 @@ from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.counters import ANY, Counters
+from ddip_pl.scans.counts import Detector
 from ddip_pl.scans.files import read_scan, volumes
 from ddip_pl.settings import NoiseLevel, NonNegative, NonNegativeInt, Pixels, PositiveInt, checked
 
@@ -101,8 +102,10 @@ class MeasuredDataModule(MeasurementDataModule):
         operator: class of your own operator, for files with its measurements.
         volume: contrast, phase, repetition or set of the volumes to reconstruct (as `--data.volume.repetition 2`), if a
             file has several; by default all, one after the other.
-        centre: bin of the detector that the axis of rotation projects onto, with fractions, for tomography at
-            synchrotrons (Data Exchange, NXtomo) and TIFF projections; by default it is estimated.
+        centre: bin of the detector that the axis of rotation projects onto, with fractions; by default it is estimated.
+            This and the next two are for tomography at synchrotrons (Data Exchange, NXtomo) and TIFF projections.
+        binning: bins of the detector are averaged in squares of this width.
+        every: only one in so many views is read.
     """
 
     def __init__(
@@ -115,11 +118,13 @@ class MeasuredDataModule(MeasurementDataModule):
         operator: type[LinearOperator] | None = None,
         volume: Counters = ANY,
         centre: NonNegative | None = None,
+        binning: PositiveInt = 1,
+        every: PositiveInt = 1,
     ):
         super().__init__()
         self.paths = [found for one in ([path] if isinstance(path, str) else path) for found in matching(one)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
-        self.operator, self.volume, self.centre = operator, volume, centre
+        self.operator, self.volume, self.detector = operator, volume, Detector(centre, binning, every)
 
     def setup(self, stage: str) -> None:
         if stage == "test":
@@ -137,7 +142,7 @@ class MeasuredDataModule(MeasurementDataModule):
 
     def read(self, path: Path, volume: Counters = ANY) -> Scan:
         """Read and scale a scan, and find its noise level."""
-        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume, self.centre))
+        scan = scale_to_prior(read_scan(path, self.slices, self.first, self.calibration, volume, self.detector))
         measurement, frame = scan
         sigma_y = measurement.sigma_y if self.sigma_y is None else self.sigma_y
         if sigma_y >= 0:

@@ -67,9 +67,7 @@ class Sampler:
     @classmethod
     def published(cls) -> Sampler:
         """The settings of the paper."""
-        return cls(
-            steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0, floor=0.0
-        )
+        return cls(steps=50, start=980, spacing=1.0, eta=0.85, planes="slices", averaging=0.0, noise_above=0, floor=0.0)
 
     @classmethod
     def posterior(cls) -> Sampler:

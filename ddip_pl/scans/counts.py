@@ -1,7 +1,8 @@
 """From what an X-ray detector counts to line integrals of the attenuation, and to the axis of rotation."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -10,6 +11,8 @@ import numpy as np
 from ddip_pl.errors import InputError
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.scans.recording import Recording
+from ddip_pl.settings import NonNegative, PositiveInt, checked
+from ddip_pl.volumes.slices import span
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,62 @@ MILLIMETRES = {
 }  # fmt: skip
 LEAST = 0.01  # certainty of a ray
 OPPOSITE = 1.5  # largest distance of two opposite views from 180 degrees, in steps between views
+
+
+@checked
+@dataclass(frozen=True)
+class Detector:
+    """How the projections of a tomographic scan are read.
+
+    Args:
+        centre: bin that the axis of rotation projects onto, with fractions; by default it is estimated.
+        binning: bins are averaged in squares of this width.
+        every: only one in so many views is read.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    centre: NonNegative | None = None
+    binning: PositiveInt = 1
+    every: PositiveInt = 1
+
+    def rows(self, available: int, first: int | None, slices: int | None) -> slice:
+        """The rows of the detector that become the selected slices.
+
+        Args:
+            available: number of rows.
+            first: index of the first slice; by default the slices are the central ones.
+            slices: their number, by default all.
+
+        Raises:
+            InputError: there are not that many.
+        """
+        binned = "" if self.binning == 1 else f" of {self.binning}"
+        chosen = span(available // self.binning, first, slices, "the detector", f"rows{binned}")
+        return slice(chosen.start * self.binning, chosen.stop * self.binning)
+
+    def binned(self, image: np.ndarray) -> np.ndarray:
+        """An image `(rows, bins)` with its bins averaged, float32; bins left over at the end are dropped.
+
+        Raises:
+            InputError: the image is too small.
+        """
+        n = self.binning
+        rows, bins = (length // n for length in image.shape)
+        if not (rows and bins):
+            raise InputError(f"data.binning is {n}, but the detector has {image.shape[0]} x {image.shape[1]} bins")
+        squares = image[: rows * n, : bins * n].reshape(rows, n, bins, n)
+        return squares.mean((1, 3), dtype=np.float32)
+
+    def projections(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """All views of a scan with their bins averaged, `(views, rows, bins)`."""
+        return np.stack([self.binned(image) for image in images])
+
+    @property
+    def axis(self) -> float | None:
+        """`centre`, in bins after averaging."""
+        return None if self.centre is None else (self.centre - (self.binning - 1) / 2) / self.binning
 
 
 def line_integrals(counts: np.ndarray, flat: np.ndarray, dark: np.ndarray) -> np.ndarray:
@@ -113,7 +172,7 @@ def tomography(
     flat: np.ndarray,
     dark: np.ndarray,
     angles: np.ndarray,
-    centre: float | None,
+    detector: Detector,
     bin_width: float | None,
     row_height: float | None,
 ) -> Recording:
@@ -121,12 +180,12 @@ def tomography(
 
     Args:
         name: of the scan.
-        counts: `(views, rows, bins)`.
+        counts: `(views, rows, bins)`, averaged by the detector.
         flat: mean of the images without the object, `(rows, bins)`.
         dark: mean of the images without the beam, `(rows, bins)`.
         angles: of the views, radians.
-        centre: bin of the axis of rotation, with fractions; by default it is estimated.
-        bin_width: in mm; by default 1.
+        detector: how they were read.
+        bin_width: of the detector before averaging, in mm; by default 1.
         row_height: in mm; by default that of a bin.
 
     Raises:
@@ -136,19 +195,21 @@ def tomography(
     if angles.shape != (views,) or not np.isfinite(angles).all():
         raise InputError(f"{views} projections with angles of shape {angles.shape}; expected an angle for each")
     sinogram = line_integrals(counts, flat, dark).transpose(1, 0, 2)
-    if centre is None:
-        centre = axis_of_rotation(sinogram, angles)
-        log.info("%s: the axis of rotation is estimated at bin %.2f of %d (data.centre)", name, centre, bins)
-    if not 0 <= centre <= bins - 1:
-        raise InputError(f"data.centre is {centre:g}; expected a bin of the detector, 0 .. {bins - 1}")
-    width = bin_width or 1.0
+    axis, step = detector.axis, detector.binning
+    if axis is None:
+        axis = axis_of_rotation(sinogram, angles)
+        found = axis * step + (step - 1) / 2
+        log.info("%s: the axis of rotation is estimated at bin %.2f of %d (data.centre)", name, found, bins * step)
+    if not 0 <= axis <= bins - 1:
+        raise InputError(f"data.centre is {detector.centre:g}; expected a bin of the detector, 0 .. {bins * step - 1}")
+    width = step * (bin_width or 1.0)
     described: Mapping[str, Any] = {
         "angles": angles, "detector_spacing": width, "pixel_size": width, "image_size": bins,
-        "detector_offset": ((bins - 1) / 2 - centre) * width,
+        "detector_offset": ((bins - 1) / 2 - axis) * width,
     }  # fmt: skip
     return Recording(
         name=name, operator=ParallelBeamCT, data=sinogram, description=described, units="1/mm",
-        certainty=certainty(counts, dark).transpose(1, 0, 2), slice_spacing=row_height or width,
+        certainty=certainty(counts, dark).transpose(1, 0, 2), slice_spacing=step * (row_height or bin_width or 1.0),
     )  # fmt: skip
 
 

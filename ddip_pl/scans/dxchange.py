@@ -6,9 +6,8 @@ import h5py
 import numpy as np
 
 from ddip_pl.errors import InputError
-from ddip_pl.scans.counts import field, in_millimetres, in_radians, text, tomography
+from ddip_pl.scans.counts import Detector, field, in_millimetres, in_radians, text, tomography
 from ddip_pl.scans.recording import Recording
-from ddip_pl.volumes.slices import span
 
 DETECTOR = "measurement/instrument/detector"
 
@@ -18,7 +17,7 @@ def is_dxchange(file: h5py.File) -> bool:
     return isinstance(file.get("exchange/data"), h5py.Dataset)
 
 
-def read_dxchange(file: h5py.File, slices: int | None, first: int | None, centre: float | None) -> Recording:
+def read_dxchange(file: h5py.File, slices: int | None, first: int | None, detector: Detector) -> Recording:
     """Read `exchange/data (views, rows, bins)`, `data_white`, `data_dark` and `theta` in degrees.
 
     Without `theta`, the views are evenly spaced over 180 degrees. Without `data_white`, the data are transmissions.
@@ -27,7 +26,7 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, centre
         file: open for reading.
         slices: number of detector rows, by default all.
         first: index of the first row; by default the rows are the central ones.
-        centre: see `tomography`.
+        detector: how they are read.
 
     Raises:
         InputError: a dataset is missing or inconsistent.
@@ -35,10 +34,10 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, centre
     exchange, data = file["exchange"], file["exchange/data"]
     if data.ndim != 3 or data.dtype.kind not in "iuf":
         raise InputError(f"exchange/data is {data.shape} of {data.dtype}; expected (views, rows, bins), real")
-    rows = span(data.shape[1], first, slices, "the file", "rows")
+    rows = detector.rows(data.shape[1], first, slices)
     flat, dark = (
-        field(exchange.get("data_white"), rows, data.shape, 1),
-        field(exchange.get("data_dark"), rows, data.shape, 0),
+        detector.binned(field(exchange.get("data_white"), rows, data.shape, 1)),
+        detector.binned(field(exchange.get("data_dark"), rows, data.shape, 0)),
     )
     theta = exchange.get("theta")
     if theta is None:
@@ -46,4 +45,6 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, centre
     else:
         angles = in_radians(np.ravel(theta[()]), text(theta.attrs.get("units", "degrees")))
     width, height = (in_millimetres(file.get(f"{DETECTOR}/pixel_size_{axis}")) for axis in "xy")
-    return tomography(Path(file.filename).stem, data[:, rows], flat, dark, angles, centre, width, height)
+    views = range(0, len(data), detector.every)
+    counts = detector.projections(data[view, rows] for view in views)
+    return tomography(Path(file.filename).stem, counts, flat, dark, angles[:: detector.every], detector, width, height)

@@ -9,6 +9,7 @@ import h5py
 from ddip_pl.errors import InputError, reason
 from ddip_pl.scans.bart import SUFFIXES, bart_volumes, read_bart
 from ddip_pl.scans.counters import ANY, Counters
+from ddip_pl.scans.counts import Detector
 from ddip_pl.scans.dxchange import is_dxchange, read_dxchange
 from ddip_pl.scans.fastmri import read_fastmri
 from ddip_pl.scans.hdf5 import contents, read_own
@@ -20,6 +21,8 @@ from ddip_pl.scans.scan import Scan
 from ddip_pl.scans.tiff import read_tiff, tiff_files
 from ddip_pl.volumes.hdf5 import open_hdf5
 
+ALL_BINS = Detector()
+
 
 def read_scan(
     path: str | Path,
@@ -27,7 +30,7 @@ def read_scan(
     first: int | None = None,
     calibration: int = 24,
     volume: Counters = ANY,
-    centre: float | None = None,
+    detector: Detector = ALL_BINS,
 ) -> Scan:
     """Read measured data, in any of the formats of docs/measurements.md.
 
@@ -39,8 +42,7 @@ def read_scan(
         first: index of the first slice; by default the slices are the central ones.
         calibration: largest width of the k-space centre that coil maps are estimated from.
         volume: which one, if the file has several; see `volumes`.
-        centre: bin of the detector that the axis of rotation projects onto, for formats of tomography that do not give
-            it; by default it is estimated.
+        detector: how the projections of a scan at a synchrotron or in a laboratory are read.
 
     Returns:
         The measurement and the frame of its image. Intensities are in the scanner's units, in no particular range;
@@ -50,7 +52,7 @@ def read_scan(
         InputError: the file is missing, damaged, of unknown format or inconsistent.
     """
     with described(path):
-        return read_recording(Path(path), slices, first, volume, centre).scan(calibration)
+        return read_recording(Path(path), slices, first, volume, detector).scan(calibration)
 
 
 def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
@@ -83,11 +85,11 @@ def described(path: str | Path) -> Iterator[None]:
 
 
 def read_recording(
-    path: Path, slices: int | None, first: int | None, volume: Counters, centre: float | None = None
+    path: Path, slices: int | None, first: int | None, volume: Counters, detector: Detector = ALL_BINS
 ) -> Recording:
     """Read a file, see `read_scan`. Error messages do not name the file."""
     if path.is_dir() and tiff_files(path):
-        return read_tiff(path, slices, first, centre)
+        return read_tiff(path, slices, first, detector)
     if not path.is_file():
         raise InputError(
             "no such file; give HDF5 (.h5, .nxs), k-space as BART's files (.cfl) or a NumPy array (.npy), or a folder "
@@ -96,16 +98,16 @@ def read_recording(
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
     if path.suffix in (".npy", *SUFFIXES):
-        refuse(centre)
+        refuse(detector)
         if path.suffix == ".npy":
             return read_array(path, slices, first)
         return read_bart(path, slices, first, volume)
     with open_hdf5(path) as file:
         if is_dxchange(file):
-            return read_dxchange(file, slices, first, centre)
+            return read_dxchange(file, slices, first, detector)
         if (entry := find_nxtomo(file)) is not None:
-            return read_nxtomo(entry, slices, first, centre)
-        refuse(centre)
+            return read_nxtomo(entry, slices, first, detector)
+        refuse(detector)
         if "operator" in file.attrs:
             return read_own(file, slices, first)
         if "kspace" in file:
@@ -119,7 +121,10 @@ def read_recording(
         )
 
 
-def refuse(centre: float | None) -> None:
-    """Raise `InputError` if an axis of rotation is given for a file that cannot use it."""
-    if centre is not None:
-        raise InputError(f"data.centre is {centre:g}, but only projections of X-ray tomography need it; leave it out")
+def refuse(detector: Detector) -> None:
+    """Raise `InputError` if settings are given that only projections of X-ray tomography have."""
+    for name, usual in vars(ALL_BINS).items():
+        if (value := getattr(detector, name)) != usual:
+            raise InputError(
+                f"data.{name} is {value:g}, but only projections of X-ray tomography need it; leave it out"
+            )

@@ -6,9 +6,8 @@ import h5py
 import numpy as np
 
 from ddip_pl.errors import InputError
-from ddip_pl.scans.counts import in_millimetres, in_radians, text, tomography
+from ddip_pl.scans.counts import Detector, in_millimetres, in_radians, text, tomography
 from ddip_pl.scans.recording import Recording
-from ddip_pl.volumes.slices import span
 
 PROJECTION, FLAT, DARK = 0, 1, 2  # values of image_key; 3 is invalid
 
@@ -26,14 +25,14 @@ def definition(group: h5py.Group) -> str:
     return text(np.ravel(given[()])[0]) if isinstance(given, h5py.Dataset) and given.size == 1 else ""
 
 
-def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, centre: float | None) -> Recording:
+def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, detector: Detector) -> Recording:
     """Read `instrument/detector/data (images, rows, bins)`, its `image_key`, and `sample/rotation_angle`.
 
     Args:
         entry: the group of the definition.
         slices: number of detector rows, by default all.
         first: index of the first row; by default the rows are the central ones.
-        centre: see `tomography`.
+        detector: how they are read.
 
     Raises:
         InputError: a dataset is missing or inconsistent.
@@ -55,15 +54,15 @@ def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, centre
     key = np.ravel(keys[()])
     if not (key == PROJECTION).any():
         raise InputError("no projection: image_key is nowhere 0")
-    rows = span(data.shape[1], first, slices, "the file", "rows")
-    images = data[:, rows]
-    flat, dark = (
-        images[key == kind].mean(0) if (key == kind).any() else np.full(images.shape[1:], default, np.float32)
-        for kind, default in ((FLAT, 1), (DARK, 0))
-    )
-    angles = in_radians(np.ravel(rotation[()])[key == PROJECTION], text(rotation.attrs.get("units", "degrees")))
-    detector = entry["instrument/detector"]
-    width, height = (in_millimetres(detector.get(f"{axis}_pixel_size")) for axis in "xy")
-    return tomography(
-        Path(entry.file.filename).stem, images[key == PROJECTION], flat, dark, angles, centre, width, height
-    )
+    rows = detector.rows(data.shape[1], first, slices)
+
+    def mean(kind: int, default: float) -> np.ndarray:
+        images = [data[image, rows] for image in np.flatnonzero(key == kind)]
+        return np.mean(images, 0) if images else np.full((rows.stop - rows.start, data.shape[2]), default, np.float32)
+
+    views = np.flatnonzero(key == PROJECTION)[:: detector.every]
+    counts = detector.projections(data[view, rows] for view in views)
+    flat, dark = detector.binned(mean(FLAT, 1)), detector.binned(mean(DARK, 0))
+    angles = in_radians(np.ravel(rotation[()])[views], text(rotation.attrs.get("units", "degrees")))
+    sizes = (in_millimetres(entry.get(f"instrument/detector/{axis}_pixel_size")) for axis in "xy")
+    return tomography(Path(entry.file.filename).stem, counts, flat, dark, angles, detector, *sizes)

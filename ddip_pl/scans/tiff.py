@@ -1,15 +1,15 @@
 """Folders of TIFF projections, as most laboratory scanners export them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ddip_pl.errors import InputError, reason
-from ddip_pl.scans.counts import tomography
+from ddip_pl.scans.counts import Detector, tomography
 from ddip_pl.scans.recording import Recording
 from ddip_pl.volumes.claims import check_claim
-from ddip_pl.volumes.slices import span
 
 SUFFIXES = (".tif", ".tiff")
 ANGLES = "angles.txt"
@@ -21,7 +21,7 @@ def tiff_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def read_tiff(folder: Path, slices: int | None, first: int | None, centre: float | None) -> Recording:
+def read_tiff(folder: Path, slices: int | None, first: int | None, detector: Detector) -> Recording:
     """Read one TIFF file per view, in the order of their names, and `angles.txt` with their angles in degrees.
 
     Files whose names begin with `flat` or `dark` are the flat and the dark field. Without a flat field, the images are
@@ -31,7 +31,7 @@ def read_tiff(folder: Path, slices: int | None, first: int | None, centre: float
         folder: of the files.
         slices: number of detector rows, by default all.
         first: index of the first row; by default the rows are the central ones.
-        centre: see `tomography`.
+        detector: how they are read.
 
     Raises:
         InputError: a file is missing, damaged or of another size.
@@ -49,21 +49,22 @@ def read_tiff(folder: Path, slices: int | None, first: int | None, centre: float
     if angles.shape != (len(views),):
         raise InputError(f"{len(views)} projections, but {ANGLES} has {angles.size} angles; give one per view")
     shape = read_image(views[0]).shape
-    rows = span(shape[0], first, slices, "the images", "rows")
+    rows = detector.rows(shape[0], first, slices)
 
-    def stack(paths: list[Path]) -> np.ndarray:
-        images = [read_image(path) for path in paths]
-        for path, image in zip(paths, images, strict=True):
+    def images(paths: list[Path]) -> Iterator[np.ndarray]:
+        for path in paths:
+            image = read_image(path)
             if image.shape != shape:
                 raise InputError(f"{path.name} has {image.shape} pixels, {views[0].name} has {shape}")
-        return np.stack([image[rows] for image in images])
+            yield image[rows]
 
     kept = rows.stop - rows.start
     flat, dark = (
-        stack(named[kind]).mean(0) if named[kind] else np.full((kept, shape[1]), default, np.float32)
-        for kind, default in ((FLAT, 1), (DARK, 0))
+        detector.binned(np.mean([*images(named[kind])], 0) if named[kind] else np.full((kept, shape[1]), default))
+        for kind, default in ((FLAT, 1.0), (DARK, 0.0))
     )
-    return tomography(folder.name, stack(views), flat, dark, np.radians(angles), centre, None, None)
+    counts, angles = detector.projections(images(views[:: detector.every])), np.radians(angles[:: detector.every])
+    return tomography(folder.name, counts, flat, dark, angles, detector, None, None)
 
 
 def read_image(path: Path) -> np.ndarray:

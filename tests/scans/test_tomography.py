@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics import LinearOperator, ParallelBeamCT
-from ddip_pl.scans.counts import axis_of_rotation, line_integrals
+from ddip_pl.scans.counts import Detector, axis_of_rotation, line_integrals
 from ddip_pl.scans.files import read_scan
 
 BINS, ROWS, VIEWS = 96, 4, 120
@@ -99,7 +99,7 @@ def test_discs_come_back_in_their_place_and_size(
     angles, centre, width = np.linspace(0, np.pi, VIEWS, endpoint=False), 51.3, 0.5
     width = 1.0 if make is tiff else width
     path = make(tmp_path, angles, counts(sinogram(angles, centre, width)), width)
-    measurement, frame = read_scan(path, centre=given)
+    measurement, frame = read_scan(path, detector=Detector(given))
     assert measurement.operator.shape == (ROWS, BINS, BINS)
     assert np.allclose(frame.spacing, width)
     assert frame.units == "1/mm"
@@ -117,10 +117,40 @@ def test_discs_come_back_in_their_place_and_size(
 def test_some_rows(make: Callable[..., Path], tmp_path: Path) -> None:
     angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
     path = make(tmp_path, angles, counts(sinogram(angles, 47.5)), 1.0)
-    whole, part = read_scan(path, centre=47.5), read_scan(path, 2, 1, centre=47.5)
+    whole, part = read_scan(path, detector=Detector(47.5)), read_scan(path, 2, 1, detector=Detector(47.5))
     unit = np.ptp(whole.frame.window) / np.ptp(part.frame.window)
     parts, wholes = (each.measurement.y / each.measurement.operator.weight for each in (part, whole))
     assert np.allclose(parts, wholes[1:3] * unit, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("given", [None, 51.3], ids=["estimated", "given"])
+def test_averaged_bins_and_every_third_view(make: Callable[..., Path], given: float | None, tmp_path: Path) -> None:
+    """Still the discs, on a coarser grid; a row that is left over is dropped."""
+    angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
+    path = make(tmp_path, angles, counts(sinogram(angles, 51.3)), 1.0)
+    measurement, frame = read_scan(path, detector=Detector(given, binning=3, every=3))
+    assert measurement.operator.shape == (1, BINS // 3, BINS // 3)
+    assert np.allclose(measurement.operator.operator.angles, angles[::3])
+    assert np.allclose(frame.spacing, 3)
+    found = measurement.operator.pseudo_inverse(measurement.y)[0, 0].numpy() * np.ptp(frame.window)
+    squares = truth(BINS).reshape(BINS // 3, 3, BINS // 3, 3).mean((1, 3)) * 0.8  # of the mean of three rows
+    inside = np.hypot(*np.indices(squares.shape) - (BINS // 3 - 1) / 2) < 13
+    assert np.sqrt(((found - squares)[inside] ** 2).mean()) < 0.08 * squares.max()
+
+
+def test_slices_are_counted_after_averaging(tmp_path: Path) -> None:
+    angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
+    path = dxchange(tmp_path, angles, counts(sinogram(angles, 47.5)), 1.0)
+    whole, second = (read_scan(path, *which, detector=Detector(47.5, 2)) for which in ((), (1, 1)))
+    assert (len(whole.measurement), len(second.measurement)) == (2, 1)
+    unit = np.ptp(whole.frame.window) / np.ptp(second.frame.window)
+    y, expected = (each.measurement.y / each.measurement.operator.weight for each in (second, whole))
+    assert np.allclose(y, expected[1:] * unit, atol=1e-5)
+    with pytest.raises(InputError, match="data.slices is 3; the detector has 2 rows of 2"):
+        read_scan(path, 3, detector=Detector(binning=2))
+    with pytest.raises(InputError, match="the detector has 0 rows of 97"):
+        read_scan(path, detector=Detector(binning=97))
 
 
 def test_a_file_of_the_nxtomo_package(tmp_path: Path) -> None:
@@ -182,7 +212,7 @@ def test_rays_are_weighed_by_their_photons(tmp_path: Path) -> None:
     discs = [(0.0, 0.0, 36.0, 0.02), (0.0, -20.0, 6.0, 0.25), (0.0, 20.0, 6.0, 0.25)]
     views, flat, dark = (images / 100 for images in counts(sinogram(angles, 47.5, discs=discs)))
     noisy = np.random.default_rng(1).poisson(views), np.round(flat), np.round(dark)
-    measurement, frame = read_scan(dxchange(tmp_path, angles, noisy, 1.0), 2, 0, centre=47.5)
+    measurement, frame = read_scan(dxchange(tmp_path, angles, noisy, 1.0), 2, 0, detector=Detector(47.5))
     weights, expected = (
         measurement.operator.weight,
         np.stack([truth(BINS, discs) * (1 - 0.2 * row) for row in range(2)]),
@@ -202,7 +232,7 @@ def test_rays_are_weighed_by_their_photons(tmp_path: Path) -> None:
 def test_noise_of_whitened_counts_is_the_same_everywhere(tmp_path: Path) -> None:
     angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
     exact = sinogram(angles, 47.5, discs=[(0.0, 0.0, 36.0, 0.06)])
-    scan = read_scan(dxchange(tmp_path, angles, counts(exact), 1.0), centre=47.5).measurement
+    scan = read_scan(dxchange(tmp_path, angles, counts(exact), 1.0), detector=Detector(47.5)).measurement
     noise = scan.y / scan.operator.weight
     clean = torch.from_numpy(exact)[:, None].to(noise)
     factor = (noise * clean).sum() / clean.square().sum()
@@ -250,13 +280,15 @@ def test_axis_beside_the_detector(tmp_path: Path) -> None:
     angles = np.linspace(0, np.pi, VIEWS, endpoint=False)
     path = dxchange(tmp_path, angles, counts(sinogram(angles, 47.5)), 1.0)
     with pytest.raises(InputError, match=r"data.centre is 96; expected a bin of the detector, 0 .. 95"):
-        read_scan(path, centre=96)
+        read_scan(path, detector=Detector(96))
 
 
 def test_axis_of_a_file_that_has_none(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", np.ones((1, 8, 8), np.complex64))
     with pytest.raises(InputError, match=r"data.centre is 3, but only projections of X-ray tomography need it"):
-        read_scan(tmp_path / "scan.npy", centre=3)
+        read_scan(tmp_path / "scan.npy", detector=Detector(3))
+    with pytest.raises(InputError, match=r"data.every is 4, but only projections of X-ray tomography need it"):
+        read_scan(tmp_path / "scan.npy", detector=Detector(every=4))
 
 
 def test_bad_folders(tmp_path: Path) -> None:
