@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-random test-faults fuzz docs lock benchmark yardstick paper clean
+.PHONY: demo test test-slow test-random test-faults fuzz gallery docs lock benchmark yardstick paper clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/ddip-pl demo
@@ -37,6 +37,11 @@ test-faults: $(VENV)/installed-dev
 CASES ?= 2000
 fuzz: $(VENV)/installed-dev
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.many --cases $(CASES)
+
+# The pictures of docs/gallery.md
+gallery: $(VENV)/installed-dev
+	cd docs/gallery && for program in ../../examples/gallery/[!h]*.py; do ../../$(BIN)/python $$program || exit 1; done
+	rm -rf docs/gallery/sweep docs/gallery/kspace.npy
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

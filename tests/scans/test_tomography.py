@@ -147,7 +147,7 @@ def test_slices_are_counted_after_averaging(tmp_path: Path) -> None:
     unit = np.ptp(whole.frame.window) / np.ptp(second.frame.window)
     y, expected = (each.measurement.y / each.measurement.operator.weight for each in (second, whole))
     assert np.allclose(y, expected[1:] * unit, atol=1e-5)
-    with pytest.raises(InputError, match="data.slices is 3; the detector has 2 rows of 2"):
+    with pytest.raises(InputError, match=r"data.slices is 3; the detector has 2 rows of 2"):
         read_scan(path, 3, detector=Detector(binning=2))
     with pytest.raises(InputError, match="the detector has 0 rows of 97"):
         read_scan(path, detector=Detector(binning=97))
