@@ -13,10 +13,13 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.espirit import espirit_maps
+from ddip_pl.physics.fft import ifft
 from ddip_pl.physics.operator import ImageSize, height_width
 from ddip_pl.settings import Range, checked
 
-CACHE_VERSION = 2  # raise when the calibration changes
+CACHE_VERSION = 3  # raise when the calibration changes
+LOWER = (1.0, 0.95, 0.9, 0.8, 0.6, 0.0)  # times `crop`
+COVERED = 0.9  # share of the energy of the image that the maps cover
 
 
 class CoilMaps(ABC):
@@ -57,7 +60,8 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
     Args:
         kspace: `(slices, coils, ky, kx)` complex, centred, with a fully sampled centre.
         calibration: width of that centre.
-        crop: maps are set to 0 (no object) where the eigenvalue of the calibration is below this.
+        crop: maps are set to 0 (no object) where the eigenvalue of the calibration is below this. In a slice where that
+            would remove a tenth of the energy, as in a narrow centre, the bound is lowered until it does not.
 
     Returns:
         Maps with the shape of `kspace`, complex64; `sum |S|^2` over the coils is 1, or 0 outside the object.
@@ -75,7 +79,19 @@ def espirit(kspace: Tensor, calibration: int = 24, crop: float = 0.95) -> Tensor
         raise InputError("k-space of a slice is all zero; coil maps cannot be calibrated from it")
     height, width = kspace.shape[-2:]
     centre = kspace[..., middle(height, calibration), middle(width, calibration)].to(torch.complex64)
-    return normalise_maps(torch.stack([espirit_maps(one, height, width, crop) for one in centre]))
+    return normalise_maps(torch.stack([object_maps(one, height, width, crop) for one in centre]))
+
+
+def object_maps(centre: Tensor, height: int, width: int, crop: float) -> Tensor:
+    """`espirit_maps`, with `crop` lowered until the maps cover the object, see `espirit`."""
+    padded = centre.new_zeros(len(centre), height, width)
+    padded[:, middle(height, centre.shape[1]), middle(width, centre.shape[2])] = centre
+    energy = ifft(padded).abs().square().sum(0)
+    for share in LOWER:
+        maps = espirit_maps(centre, height, width, share * crop)
+        if energy[maps.abs().sum(0) > 0].sum() >= COVERED * energy.sum():
+            break
+    return maps
 
 
 def middle(length: int, size: int) -> slice:
