@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ddip_pl.errors import InputError
 from ddip_pl.scans.scan import Scan
 
 __all__ = ["MeasurementDataModule", "Scan"]
@@ -31,6 +32,17 @@ class MeasurementDataModule(LightningDataModule, ABC):
         """
 
     def test_dataloader(self) -> DataLoader[Scan]:
+        """All scans; Lightning divides them among the devices.
+
+        Raises:
+            InputError: there are fewer scans than devices.
+        """
+        count, devices = len(self.scans), self.trainer.world_size if self.trainer else 1
+        if 0 < count < devices:
+            raise InputError(
+                f"{devices} devices for {count} volume{'s'[: count > 1]}; each device reconstructs volumes of its own, "
+                f"so give --trainer.devices {count}"
+            )
         return DataLoader(self.scans, batch_size=None)  # type: ignore[arg-type]
 
     predict_dataloader = test_dataloader

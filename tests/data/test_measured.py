@@ -11,6 +11,7 @@ import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import nibabel as nib
@@ -380,6 +381,18 @@ def test_devices_share_the_volumes(kspace):
     for name in "abc":
         np.testing.assert_array_equal(volume(f"two/{name}"), volume(f"one/{name}"))
         np.testing.assert_array_equal(volume(f"torchrun/{name}"), volume(f"one/{name}"))
+
+
+def test_fewer_volumes_than_devices(kspace):
+    for name in "ab":
+        save_kspace(Path(f"{name}.npy"), kspace)
+    data = MeasuredDataModule("?.npy")
+    data.setup("predict")
+    data.trainer = SimpleNamespace(world_size=2)
+    assert len(data.predict_dataloader()) == 2
+    data.trainer = SimpleNamespace(world_size=3)
+    with pytest.raises(InputError, match=r"3 devices for 2 volumes; .* give --trainer\.devices 2"):
+        data.predict_dataloader()
 
 
 def test_one_scan_is_in_memory_at_a_time(kspace, monkeypatch):

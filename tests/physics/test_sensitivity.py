@@ -95,7 +95,7 @@ def test_espirit_agrees_with_sigpy(coils, size):
 
 
 def test_maps_from_a_narrow_centre_cover_the_object():
-    """A ring around a darker disc. With 10 lines, few eigenvalues are near 1: the usual bound leaves only some pixels."""
+    """A ring around a darker disc. With 10 lines, few eigenvalues are near 1, so the usual bound leaves few pixels."""
     pytest.importorskip("sigpy")
     size = 64
     maps = Birdcage(6)(size)
