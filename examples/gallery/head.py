@@ -34,7 +34,7 @@ def head(slices: int = 8, size: int = 128) -> np.ndarray:
 
 def show(images: Mapping[str, np.ndarray], path: str, brightest: float = 0.7) -> None:
     """Save the central slices of volumes `(slices, channels, height, width)` side by side."""
-    figure, axes = plt.subplots(1, len(images), figsize=(2.6 * len(images), 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, len(images), figsize=(2.6 * len(images), 3.2), layout="constrained")
     for axis, (name, volume) in zip(axes, images.items(), strict=True):
         axis.imshow(np.linalg.norm(volume[len(volume) // 2], axis=0), cmap="gray", vmin=0, vmax=brightest)
         axis.set_title(name, fontsize=9)

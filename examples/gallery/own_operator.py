@@ -31,6 +31,6 @@ y = A(truth) + 0.01 * np.random.default_rng(0).normal(size=truth.shape).astype(n
 shown = {"measured": y}
 for method, settings in {"fbp": {}, "dds": {"sampler.steps": 20, "estimator.iterations": 10}}.items():
     result = ddip_pl.reconstruct(y, A, sigma_y=0.01, method=method, progress=False, **settings)
-    name = {"fbp": "conjugate gradients"}.get(method, method)
+    name = "conjugate gradients" if method == "fbp" else method
     shown[f"{name}\n{result.metrics(truth)['psnr']:.1f} dB"] = result.images
 show({**shown, "truth": truth}, "own_operator.png")

@@ -15,6 +15,7 @@ sinogram += 0.005 * sinogram.max() * np.random.default_rng(0).normal(size=sinogr
 
 shown = {}
 for method, settings in {"fbp": {}, "admm_tv": {"strength": 0.1}, "dds": {"sampler.steps": 20}}.items():
-    result = ddip_pl.reconstruct(sinogram / unit, A, method=method, progress=False, **settings)  # estimates the noise
+    # The noise level is estimated, as sigma_y is not given.
+    result = ddip_pl.reconstruct(sinogram / unit, A, method=method, progress=False, **settings)
     shown[f"{method}\n{result.metrics(truth)['psnr']:.1f} dB"] = result.images
 show({**shown, "truth": truth}, "own_sinogram.png")
