@@ -33,7 +33,7 @@ from ddip_pl.results.folder import read_run
 from ddip_pl.results.result import Result
 from ddip_pl.volumes.frame import Frame
 
-FEW = Sampler(steps=2, start=150)
+FEW = Sampler(steps=2, start=150, floor=0.0)
 
 
 def measure(operator: LinearOperator, sigma_y: float = 0.02) -> Measurement:

@@ -52,7 +52,7 @@ def test_a_warning_when_images_are_far_from_the_priors_size(
 @pytest.mark.parametrize("planes", ["slices", "all"])
 def test_no_more_slices_than_the_batch_size_pass_through_the_network_at_once(tiny_prior: Path, planes: Any) -> None:
     seen: list[int] = []
-    method = Reconstruction(str(tiny_prior), sampler=Sampler(steps=3, planes=planes), batch_size=3)
+    method = Reconstruction(str(tiny_prior), sampler=Sampler(steps=3, planes=planes, floor=0.0), batch_size=3)
     process = method.begin(measure(ParallelBeamCT((8, 32, 32), angles=12)))
     method.denoiser.network.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     list(process.iterate())
