@@ -16,10 +16,10 @@ PROGRAMS = [path.stem for path in sorted(FOLDER.glob("*.py")) if path.stem != "h
 QUICK = {"own_sinogram", "read_a_sweep"}
 
 
-def grey(path: Path) -> np.ndarray:
-    """A picture at a tenth of its size, 0 .. 1: fonts and antialiasing do not count."""
+def ink(path: Path) -> np.ndarray:
+    """The ink of a picture at a tenth of its size, 0 (white) .. 1: fonts and antialiasing hardly count."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("L").resize((image.width // 10, image.height // 10)), float) / 255
+        return 1 - np.asarray(image.convert("L").resize((image.width // 10, image.height // 10)), float) / 255
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def grey(path: Path) -> np.ndarray:
 def test_program_makes_its_picture(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, FOLDER / f"{name}.py"], check=True, timeout=600, cwd=tmp_path, env=environment)
-    made, shown = grey(tmp_path / f"{name}.png"), grey(ROOT / "docs" / "gallery" / f"{name}.png")
+    made, shown = ink(tmp_path / f"{name}.png"), ink(ROOT / "docs" / "gallery" / f"{name}.png")
     assert made.shape == shown.shape
-    assert np.abs(made - shown).mean() < 0.02
+    assert np.abs(made - shown).mean() < 0.1 * shown.mean()  # the sweep's picture is white but for 3 %
 
 
 def test_page_has_all_programs() -> None:

@@ -28,7 +28,7 @@ class Sampler:
     """Settings of the reverse diffusion.
 
     Args:
-        steps: number of diffusion steps.
+        steps: number of diffusion steps; under noise, the last of them are left out, see `floor`.
         start: T', the first timestep, 0 .. 999.
         spacing: of the timesteps, see `timesteps`; 1 spaces them evenly, as in the paper.
         eta: share of fresh noise in a DDIM step, 0 .. 1.

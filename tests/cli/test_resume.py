@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import D3IP, FIT, TASK
+from helpers import CONFIGS, D3IP, FIT, TASK
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
@@ -102,6 +103,44 @@ def test_a_signal_saves_and_the_printed_command_goes_on_bit_for_bit(run, given, 
     if number == signal.SIGTERM:
         assert run(*given, "--output", "whole") == (0, "")
         assert np.array_equal(volume("out"), volume("whole"))
+
+
+def test_of_several_volumes_the_interrupted_one_goes_on(run, phantom_volume, tiny_prior, monkeypatch):
+    """The finished one is left out, and the others are bit for bit those of an uninterrupted run."""
+    for name in "abc":
+        shutil.copy(phantom_volume, f"{name}.nii.gz")
+        size = ("--data.slices", "4", "--data.size", "32", "--seed_everything", str(ord(name)))
+        assert run("simulate", *TASK, "--data.path", f"{name}.nii.gz", *size, "--output", f"{name}.h5") == (0, "")
+    measured = ("--data", "MeasuredDataModule", "--data.path", "?.h5", "--model.prior", str(tiny_prior))
+    given = (
+        "predict",
+        "--config",
+        f"{CONFIGS}/method/dds.yaml",
+        *measured,
+        "--model.sampler.steps",
+        "3",
+        "--output",
+        "out",
+    )
+    tell, seen = ReverseDiffusionLoop._tell, []
+
+    def interrupt_b(loop: ReverseDiffusionLoop, *arguments: object) -> None:
+        seen.append((loop._current[1], loop.step))  # type: ignore[index]
+        if seen[-1] == ("b", 2) and len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tell(loop, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReverseDiffusionLoop, "_tell", interrupt_b)
+    code, error = run(*given)
+    assert code == 128 + signal.SIGTERM
+    seen.clear()
+    _, *arguments = shlex.split(error.splitlines()[-1].split("to go on: ")[1])
+    assert run(*arguments) == (0, "")
+    assert seen == [("b", 3), ("c", 1), ("c", 2), ("c", 3)]
+    assert run(*given, "--output", "whole") == (0, "")
+    for name in "abc":
+        images = [nib.load(Path(folder, name, "reconstruction.nii.gz")).get_fdata() for folder in ("out", "whole")]  # type: ignore[attr-defined]
+        assert np.array_equal(*images)
 
 
 def test_a_method_that_cannot_resume_stops_too(run, phantom_volume, monkeypatch):
