@@ -2,6 +2,7 @@
 
 from ddip_pl.physics.cone_beam import ConeBeamCT
 from ddip_pl.physics.ct import FanBeamCT, ParallelBeamCT
+from ddip_pl.physics.foreign_geometry import from_astra, from_tigre
 from ddip_pl.physics.geometry import describe_geometry, geometry_from, same_geometry
 from ddip_pl.physics.measurement import Measurement, simulate
 from ddip_pl.physics.mri import SENSE, SingleCoilMRI
@@ -31,6 +32,8 @@ __all__ = [
     "Spiral",
     "describe_geometry",
     "espirit",
+    "from_astra",
+    "from_tigre",
     "geometry_from",
     "same_geometry",
     "simulate",

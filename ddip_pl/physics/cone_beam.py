@@ -15,7 +15,7 @@ from torch import Tensor
 from ddip_pl.errors import InputError
 from ddip_pl.physics.cache import cached, user_cache
 from ddip_pl.physics.cone_rays import CircularRays, ConeRays, FreeRays
-from ddip_pl.physics.description import array, numbers, square_pixel
+from ddip_pl.physics.description import numbers, square_pixel
 from ddip_pl.physics.geometry import (
     STANDARD,
     Angles,
@@ -36,6 +36,7 @@ from ddip_pl.physics.geometry import (
 )
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, Slices, spectral_norm
+from ddip_pl.physics.vectors import as_vectors, read_vectors
 from ddip_pl.settings import PositiveInt, checked
 
 CACHE_VERSION = 1  # raise when the norm of a geometry changes
@@ -122,7 +123,7 @@ class ConeBeamCT(LinearOperator):
             self._geometry = as_description(geometry, self.kind, pixel)
         else:
             self._geometry = {
-                "vectors": as_vectors(vectors) / pixel, "rows": as_bins("rows", rows),
+                "vectors": as_vectors(vectors, 12) / pixel, "rows": as_bins("rows", rows),
                 "detectors": as_bins("detectors", detectors),
             }  # fmt: skip
         self.rows, self.detectors = self._geometry["rows"], self._geometry["detectors"]
@@ -216,8 +217,6 @@ class ConeBeamCT(LinearOperator):
         Raises:
             InputError: the geometry was given by vectors; ODL has none for them.
         """
-        if "vectors" in self._geometry:
-            raise InputError("ODL has no geometry for view-by-view vectors; use the attribute vectors")
         return geometry_from(scaled(self._geometry, self.pixel))
 
     @property
@@ -251,16 +250,8 @@ class ConeBeamCT(LinearOperator):
         if "vectors" not in description:
             size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
             return cls((int(slices), size, size), thickness=thickness / pixel, geometry=geometry, pixel=pixel)
-        [pixel], [side] = numbers(description, "pixel_size", 1), numbers(description, "image_size", 1)
-        vectors = array(description, "vectors")
-        if len(data) != len(cls.axes) or data[1] != len(vectors):
-            raise InputError(
-                f"projections of shape {data} with vectors of shape {vectors.shape}; expected ({', '.join(cls.axes)}) "
-                "and 12 numbers for each angle"
-            )
-        if pixel <= 0 or side < 1:
-            raise InputError(f"pixel size is {pixel:g} mm, image_size {side:g}; expected them positive")
-        shape = int(slices), int(side), int(side)
+        side, pixel, vectors = read_vectors(description, data, cls.axes, 12)
+        shape = int(slices), side, side
         return cls(shape, thickness=thickness / pixel, vectors=vectors, rows=data[2], detectors=data[3], pixel=pixel)
 
     def unit(self, pixel: tuple[float, float]) -> float:
@@ -275,14 +266,3 @@ class ConeBeamCT(LinearOperator):
             f"shape={self.shape}, angles={len(self._views)}, rows={self.rows}, detectors={self.detectors}, "
             f"thickness={self.thickness:g}{lengths}{unusual}"
         )
-
-
-def as_vectors(vectors: Any) -> np.ndarray:
-    """Source, detector and axes of each view as an array; raises `InputError` unless `(views, 12)` finite numbers."""
-    try:
-        found = np.array(vectors, dtype=np.float64)
-    except (TypeError, ValueError):
-        found = np.empty(0)
-    if found.ndim != 2 or found.shape[1] != 12 or not len(found) or not np.isfinite(found).all():
-        raise InputError(f"vectors of shape {found.shape}; expected (views, 12) finite numbers")
-    return found

@@ -26,6 +26,7 @@ from ddip_pl.physics.geometry import (
 )
 from ddip_pl.physics.operator import Shape
 from ddip_pl.physics.projector import Projector
+from ddip_pl.physics.vectors import plane_geometry
 from ddip_pl.settings import PositiveInt, checked
 
 
@@ -38,7 +39,7 @@ class ParallelBeamCT(Projector):
     with `Parallel2dGeometry`, so both take the same arrays: `p_0` grows from row to row of the image, `p_1` from column
     to column, `s` from bin to bin of a detector centred at 0.
 
-    The geometry is given by `angles` and the settings after it, or by an ODL `geometry`.
+    The geometry is given by `angles` and the settings after it, by an ODL `geometry`, or by `vectors` for each view.
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -49,7 +50,10 @@ class ParallelBeamCT(Projector):
         filter: window of the filtered back-projection: `ram-lak` (none) or `hann` (smoother).
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
         geometry: ODL's `Parallel2dGeometry`, or its description by `describe_geometry`.
-        pixel: size of a pixel in the unit of the lengths of `geometry`.
+        vectors: `(views, 6)` like ASTRA's `parallel_vec`: for each view the direction of its rays, the position of the
+            middle of the detector, and the step from bin to bin, as `(x, y)`. x runs along the columns and y against
+            the rows, with 0 in the middle of the image. Needs `detectors`.
+        pixel: size of a pixel in the unit of the lengths of `geometry` or `vectors`.
 
     Raises:
         InputError: a setting is out of range, or slices are not square.
@@ -69,10 +73,11 @@ class ParallelBeamCT(Projector):
         filter: Literal["ram-lak", "hann"] = "ram-lak",
         cache_dir: str | Path | None = None,
         geometry: Any = None,
+        vectors: Any = None,
         pixel: PixelSize = 1.0,
     ) -> None:
         size = square(shape, "parallel-beam CT")
-        only_one_of(angles=angles, geometry=geometry)
+        only_one_of(angles=angles, geometry=geometry, vectors=vectors)
         if angles is not None:
             spacing, directions = float(spacing), as_angles(angles, angular_range)
             if detectors is None:
@@ -81,8 +86,10 @@ class ParallelBeamCT(Projector):
                 "kind": self.kind, "angles": directions, "detectors": as_bins("detectors", detectors),
                 "detector_spacing": spacing,
             }  # fmt: skip
-        else:
+        elif geometry is not None:
             geometry = as_description(geometry, self.kind, pixel)
+        else:
+            geometry = plane_geometry(vectors, as_bins("detectors", detectors), self.kind, pixel)
         super().__init__(shape, geometry, pixel, cache_dir)
         self.filter = filter
 
@@ -118,7 +125,7 @@ class FanBeamCT(Projector):
     Rays are integrated exactly through unit pixels (Siddon, Med. Phys. 12, 1985). Geometry and orientation are the same
     as in ODL's `RayTransform` with `FanBeamGeometry`. Distances are in image widths, so they suit any image size.
 
-    The geometry is given by `angles` and the settings after it, or by an ODL `geometry`.
+    The geometry is given by `angles` and the settings after it, by an ODL `geometry`, or by `vectors` for each view.
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -131,7 +138,10 @@ class FanBeamCT(Projector):
         iterations: conjugate-gradient steps of the pseudo-inverse; more of them amplify noise.
         cache_dir: folder that keeps the system matrix between runs, by default `ddip-pl` in the user's cache.
         geometry: ODL's `FanBeamGeometry`, or its description by `describe_geometry`.
-        pixel: size of a pixel in the unit of the lengths of `geometry`.
+        vectors: `(views, 6)` like ASTRA's `fanflat_vec`: for each view the position of the source, the position of the
+            middle of the detector, and the step from bin to bin, as `(x, y)`. x runs along the columns and y against
+            the rows, with 0 in the middle of the image. Needs `detectors`.
+        pixel: size of a pixel in the unit of the lengths of `geometry` or `vectors`.
 
     Raises:
         InputError: a setting is out of range, or slices are not square.
@@ -152,10 +162,11 @@ class FanBeamCT(Projector):
         iterations: PositiveInt = 20,
         cache_dir: str | Path | None = None,
         geometry: Any = None,
+        vectors: Any = None,
         pixel: PixelSize = 1.0,
     ) -> None:
         size = square(shape, "fan-beam CT")
-        only_one_of(angles=angles, geometry=geometry)
+        only_one_of(angles=angles, geometry=geometry, vectors=vectors)
         if angles is not None:
             directions = as_angles(angles, angular_range)
             source, detector = float(source_distance) * size, float(detector_distance) * size
@@ -171,14 +182,17 @@ class FanBeamCT(Projector):
                 "kind": self.kind, "angles": directions, "detectors": as_bins("detectors", detectors),
                 "detector_spacing": spacing, "source_distance": source, "detector_distance": detector,
             }  # fmt: skip
-        else:
+        elif geometry is not None:
             geometry = as_description(geometry, self.kind, pixel)
+        else:
+            geometry = plane_geometry(vectors, as_bins("detectors", detectors), self.kind, pixel)
         super().__init__(shape, geometry, pixel, cache_dir)
         self.iterations = iterations
 
     def extra_repr(self) -> str:
-        source, detector = (self._geometry[name] for name in ("source_distance", "detector_distance"))
-        return f"{super().extra_repr()}, source={source:g}, detector={detector:g}"
+        names = {"source_distance": "source", "detector_distance": "detector"}
+        lengths = "".join(f", {names[n]}={self._geometry[n]:g}" for n in names if n in self._geometry)
+        return super().extra_repr() + lengths
 
 
 # --- filtered back-projection -----------------------------------------------------------------------------

@@ -104,7 +104,12 @@ def geometry_from(description: Mapping[str, Any]) -> Any:
     """The ODL geometry of a description; the inverse of `describe_geometry`.
 
     ODL needs increasing angles, so full turns are added to angles that do not increase.
+
+    Raises:
+        InputError: the geometry is given by vectors; ODL has none for them.
     """
+    if "vectors" in description:
+        raise InputError("ODL has no geometry for view-by-view vectors; use the attribute vectors")
     from odl.applications.tomo import ConeBeamGeometry, FanBeamGeometry, Parallel2dGeometry
     from odl.core.discr.partition import nonuniform_partition, uniform_partition
 
@@ -234,6 +239,9 @@ def plane_vectors(description: Mapping[str, Any]) -> np.ndarray:
     ASTRA's x runs along the columns and its y against the rows. (ODL's own conversion is the same for fan beams, but
     drops the position of the detector for parallel beams.)
     """
+    if "vectors" in description:
+        given: np.ndarray = description["vectors"]
+        return given
     geometry, rotation = geometry_from(description), np.array([[0.0, 1.0], [-1.0, 0.0]])
     angles, middle = geometry.angles, geometry.det_params.mid_pt.item()
     parallel = description["kind"] == "parallel_beam"

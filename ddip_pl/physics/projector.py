@@ -30,6 +30,7 @@ from ddip_pl.physics.geometry import (
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, spectral_norm
 from ddip_pl.physics.rays import system_matrix
+from ddip_pl.physics.vectors import read_vectors
 from ddip_pl.settings import checked
 
 try:
@@ -126,8 +127,17 @@ class Projector(LinearOperator):
 
     @property
     def geometry(self) -> Any:
-        """The scan geometry, an object of `odl.applications.tomo`."""
+        """The scan geometry, an object of `odl.applications.tomo`.
+
+        Raises:
+            InputError: the geometry was given by vectors; ODL has none for them.
+        """
         return geometry_from(scaled(self._geometry, self.pixel))
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The scan geometry view by view, `(views, 6)` in the unit of `pixel`; see the argument `vectors`."""
+        return np.array(plane_vectors(self._geometry) * self.pixel)
 
     def describe(self, pixel: tuple[float, float]) -> Description:
         """The geometry, with lengths in mm; see `ddip_pl.physics.geometry`."""
@@ -137,8 +147,11 @@ class Projector(LinearOperator):
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], data: tuple[int, ...]) -> LinearOperator:
-        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
         made: Any = cls  # of the subclasses, which make a geometry of their settings or take one
+        if "vectors" in description:
+            size, pixel, vectors = read_vectors(description, data, cls.axes, 6)
+            return made((data[0], size, size), vectors=vectors, detectors=data[2], pixel=pixel)
+        size, pixel, geometry = read_geometry(description, cls.kind, data, cls.axes)
         return made((data[0], size, size), geometry=geometry, pixel=pixel)
 
     def unit(self, pixel: tuple[float, float]) -> float:
@@ -146,7 +159,8 @@ class Projector(LinearOperator):
 
     def extra_repr(self) -> str:
         first, last = self.angles[[0, -1]]
-        unusual = "".join(f", {name}={value}" for name, value in self._geometry.items() if name not in STANDARD)
+        usual = STANDARD | {"vectors"}
+        unusual = "".join(f", {name}={value}" for name, value in self._geometry.items() if name not in usual)
         return (
             f"shape={self.shape}, angles={len(self.angles)} ({first:.3f} to {last:.3f} rad), "
             f"detectors={self.detectors}, spacing={self.spacing:g}, scale={self.scale:.4g}{unusual}"

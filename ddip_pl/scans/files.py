@@ -19,6 +19,10 @@ from ddip_pl.scans.nxtomo import find_nxtomo, read_nxtomo
 from ddip_pl.scans.recording import Recording
 from ddip_pl.scans.scan import Scan
 from ddip_pl.scans.tiff import read_tiff, tiff_files
+from ddip_pl.scans.tigre import SUFFIX as MATLAB
+from ddip_pl.scans.tigre import read_tigre
+from ddip_pl.scans.twix import SUFFIX as TWIX
+from ddip_pl.scans.twix import read_twix, twix_volumes
 from ddip_pl.volumes.hdf5 import open_hdf5
 
 ALL_BINS = Detector()
@@ -56,7 +60,9 @@ def read_scan(
 
 
 def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
-    """The volumes in a file that have the wanted counters; a single one without counters, unless it is ISMRMRD or BART.
+    """The volumes in a file that have the wanted counters.
+
+    It is a single one without counters, unless the file is ISMRMRD, twix or BART.
 
     Raises:
         InputError: there are none; or the file is missing or damaged.
@@ -64,6 +70,8 @@ def volumes(path: str | Path, wanted: Counters = ANY) -> list[Counters]:
     with described(path):
         if Path(path).suffix in SUFFIXES:
             return bart_volumes(Path(path), wanted)
+        if Path(path).suffix == TWIX:
+            return twix_volumes(Path(path), wanted)
         if Path(path).suffix != ".npy" and Path(path).is_file() and h5py.is_hdf5(path):
             with open_hdf5(Path(path)) as file:
                 if is_ismrmrd(file):
@@ -92,13 +100,17 @@ def read_recording(
         return read_tiff(path, slices, first, detector)
     if not path.is_file():
         raise InputError(
-            "no such file; give HDF5 (.h5, .nxs), k-space as BART's files (.cfl) or a NumPy array (.npy), or a folder "
-            "of TIFF projections"
+            "no such file; give HDF5 (.h5, .nxs), k-space as Siemens's or BART's files (.dat, .cfl) or a NumPy array "
+            "(.npy), TIGRE's projections (.mat), or a folder of TIFF projections"
         )
     if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
         raise InputError("an image, not a measurement; use ddip-pl test or ddip-pl simulate")
-    if path.suffix in (".npy", *SUFFIXES):
+    if path.suffix in (".npy", TWIX, MATLAB, *SUFFIXES):
         refuse(detector)
+        if path.suffix == MATLAB:
+            return read_tigre(path, slices, first)
+        if path.suffix == TWIX:
+            return read_twix(path, slices, first, volume)
         if path.suffix == ".npy":
             return read_array(path, slices, first)
         return read_bart(path, slices, first, volume)
@@ -122,9 +134,7 @@ def read_recording(
 
 
 def refuse(detector: Detector) -> None:
-    """Raise `InputError` if settings are given that only projections of X-ray tomography have."""
+    """Raise `InputError` if settings are given that only counts of an X-ray detector need."""
     for name, usual in vars(ALL_BINS).items():
         if (value := getattr(detector, name)) != usual:
-            raise InputError(
-                f"data.{name} is {value:g}, but only projections of X-ray tomography need it; leave it out"
-            )
+            raise InputError(f"data.{name} is {value:g}, but only counts of an X-ray detector need it; leave it out")

@@ -16,6 +16,8 @@ import torch
 from helpers import make_network
 from PIL import Image
 from pydicom import dcmread
+from scipy.io import savemat
+from twix import block, header, write
 
 from ddip_pl.adaptation.lora import LoRA, LoraWeights
 from ddip_pl.cli.reconstruct import make_parser
@@ -219,6 +221,20 @@ def edit_bart(path: Path, random: Random) -> None:
         content = np.fromfile(values, np.complex64)
         content[random.integers(len(content))] = pick(random, [np.nan, np.inf, 1e30, 0])
         content.tofile(values)
+
+
+def make_twix(path: Path) -> None:
+    lines = np.random.default_rng(3).normal(size=(20, 2, 32, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    write(path, ([block(samples, Lin=line) for line, samples in enumerate(lines)], header()))
+
+
+def make_tigre(path: Path) -> None:
+    geometry = {
+        "DSD": 30.0, "DSO": 20.0, "nDetector": [12.0, 4.0], "dDetector": [1.0, 1.0], "nVoxel": [8.0, 8.0, 3.0],
+        "dVoxel": [0.5, 0.5, 0.5], "mode": "cone", "offDetector": [0.1, 0.0],
+    }  # fmt: skip
+    values = np.random.default_rng(4).random((4, 12, 5))
+    savemat(path, {"geo": geometry, "angles": np.arange(5.0), "projections": values})
 
 
 PHOTONS = np.random.default_rng(2).integers(500, 1000, (6, 2, 12)).astype(np.uint16)  # views, rows, bins
@@ -433,6 +449,8 @@ FORMATS = {
     "ismrmrd": Format("scan.h5", make_ismrmrd, measurement, edit_hdf5),
     "bart": Format("bart", make_bart, bart, edit_bart),
     "bart radial": Format("bart", make_bart_radial, bart, edit_bart),
+    "twix": Format("scan.dat", make_twix, measurement),
+    "tigre": Format("scan.mat", make_tigre, measurement),
     "dxchange": Format("scan.h5", make_dxchange, measurement, edit_hdf5),
     "nxtomo": Format("scan.h5", make_nxtomo, measurement, edit_hdf5),
     "tiff": Format("tiff", make_tiff, measurement, edit_angles),

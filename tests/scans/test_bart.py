@@ -62,7 +62,8 @@ def test_slices_and_partial_fourier(tmp_path):
     expected = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (0, 1)), axes=(0, 1), norm="ortho"), (0, 1))
     np.testing.assert_allclose(image_of(scan), np.moveaxis(expected, 2, 0), atol=1e-5)
     assert torch.equal(scan.measurement.operator.mask[0, 0], torch.arange(Y).expand(X, Y) >= 6)
-    np.testing.assert_allclose(image_of(read_scan(tmp_path / "a.hdr", slices=1, first=2)), image_of(scan)[2:])
+    part = image_of(read_scan(tmp_path / "a.hdr", slices=1, first=2))
+    np.testing.assert_allclose(part, image_of(scan)[2:], atol=1e-6)
 
 
 def test_partitions_become_slices(tmp_path):

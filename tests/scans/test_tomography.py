@@ -285,9 +285,9 @@ def test_axis_beside_the_detector(tmp_path: Path) -> None:
 
 def test_axis_of_a_file_that_has_none(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", np.ones((1, 8, 8), np.complex64))
-    with pytest.raises(InputError, match=r"data.centre is 3, but only projections of X-ray tomography need it"):
+    with pytest.raises(InputError, match=r"data.centre is 3, but only counts of an X-ray detector need it"):
         read_scan(tmp_path / "scan.npy", detector=Detector(3))
-    with pytest.raises(InputError, match=r"data.every is 4, but only projections of X-ray tomography need it"):
+    with pytest.raises(InputError, match=r"data.every is 4, but only counts of an X-ray detector need it"):
         read_scan(tmp_path / "scan.npy", detector=Detector(every=4))
 
 
