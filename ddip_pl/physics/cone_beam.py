@@ -36,10 +36,10 @@ from ddip_pl.physics.geometry import (
 )
 from ddip_pl.physics.noise import sinogram_noise
 from ddip_pl.physics.operator import Description, LinearOperator, Shape, Slices, spectral_norm
-from ddip_pl.physics.vectors import as_vectors, read_vectors
+from ddip_pl.physics.vectors import as_vectors, circular_orbit, read_vectors
 from ddip_pl.settings import PositiveInt, checked
 
-CACHE_VERSION = 1  # raise when the norm of a geometry changes
+CACHE_VERSION = 2  # raise when the norm of a geometry changes
 
 
 @checked
@@ -49,8 +49,8 @@ class ConeBeamCT(LinearOperator):
     Volumes are `(slices, 1, size, size)`, projections `(1, views, rows, detectors)`. In the plane of the orbit,
     orientation and angles are as in `FanBeamCT`; detector rows run in the direction of the slices.
 
-    The geometry is given by `angles` and the distances (a circular orbit, the fast case, see `CircularRays`), by an ODL
-    `geometry`, or by `vectors` for each view (see `FreeRays`).
+    The geometry is given by `angles` and the distances, by an ODL `geometry`, or by `vectors` for each view. Circular
+    orbits with an upright detector (`CircularRays`) are ten times as fast as other paths (`FreeRays`).
 
     Args:
         shape: of the volume: `(slices, size, size)`.
@@ -131,18 +131,14 @@ class ConeBeamCT(LinearOperator):
         self.rays = self._rays()
 
     def _rays(self) -> ConeRays:
-        geometry = self._geometry
-        if is_standard(geometry):
-            source = geometry["source_distance"]
-            return CircularRays(
-                self.shape, geometry["angles"], self.rows, self.detectors, geometry["detector_spacing"], source,
-                source + geometry["detector_distance"], self.thickness,
-            )  # fmt: skip
-        vectors = geometry["vectors"] if "vectors" in geometry else cone_vectors(geometry)
+        vectors = self._geometry["vectors"] if "vectors" in self._geometry else cone_vectors(self._geometry)
         box = np.array([self.shape[2], self.shape[1], self.shape[0] * self.thickness]) / 2
         inside = np.flatnonzero((np.abs(vectors[:, :3]) < box).all(1))
         if inside.size:
             raise InputError(f"the source is inside the volume in view {inside[0]}; expected it outside")
+        orbit = circular_orbit(vectors, self.rows, self.detectors)
+        if orbit is not None and orbit.source > self.shape[1] / math.sqrt(2):
+            return CircularRays(self.shape, orbit, self.thickness)
         return FreeRays(self.shape, vectors, self.rows, self.detectors, self.thickness)
 
     @cached_property

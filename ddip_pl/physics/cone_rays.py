@@ -15,6 +15,7 @@ from torch.func import vjp
 from torch.nn.functional import grid_sample
 
 from ddip_pl.physics.operator import Shape, Slices
+from ddip_pl.physics.vectors import Orbit
 
 SAMPLES_AT_ONCE = 2**21  # along free rays; 24 MiB of positions
 
@@ -67,12 +68,7 @@ class CircularRays(ConeRays):
 
     Args:
         shape: of the volume.
-        angles: in radians.
-        rows: of the detector.
-        detectors: number of bins in a row.
-        spacing: width and height of a bin.
-        source: distance from the source to the axis.
-        focus: distance from the source to the detector.
+        orbit: of the source and the detector.
         thickness: distance between slices.
     """
 
@@ -83,26 +79,16 @@ class CircularRays(ConeRays):
     forwards: Tensor
     sidewards: Tensor
 
-    def __init__(
-        self,
-        shape: Shape,
-        angles: np.ndarray,
-        rows: int,
-        detectors: int,
-        spacing: float,
-        source: float,
-        focus: float,
-        thickness: float,
-    ) -> None:
+    def __init__(self, shape: Shape, orbit: Orbit, thickness: float) -> None:
         super().__init__()
         slices, self.size = shape[0], shape[1]
-        self.source = source
-        u, v = (_centred(count).double() * spacing for count in (detectors, rows))
-        depths = source + _centred(math.ceil(2 * self.size / math.sqrt(2)) + 1)  # of the planes, from the source
-        heights = v[:, None, None] * depths / focus / thickness  # at which rays cross the planes, in slices
+        self.source, self.aside = orbit.source, orbit.aside
+        focus, u, v = orbit.focus, torch.from_numpy(orbit.u - orbit.aside), torch.from_numpy(orbit.v - orbit.height)
+        depths = orbit.source + _centred(math.ceil(2 * self.size / math.sqrt(2)) + 1)  # of the planes, from the source
+        heights = (orbit.height + v[:, None, None] * depths / focus) / thickness  # at which rays cross them, in slices
         across = (1 - (heights - _centred(slices)[:, None]).abs()).clamp(min=0)
         lengths = (focus**2 + u**2 + v[:, None] ** 2).sqrt() / focus  # of a ray between planes
-        sines, cosines = (torch.from_numpy(f(angles)) for f in (np.sin, np.cos))
+        sines, cosines = (torch.from_numpy(f(orbit.angles)) for f in (np.sin, np.cos))
         buffers = {
             "slopes": u / focus, "depths": depths, "across": across, "lengths": lengths,
             "forwards": torch.stack([cosines, -sines], dim=1),  # columns, rows of the image
@@ -133,7 +119,8 @@ class CircularRays(ConeRays):
         """For each view, where rays cross the planes: `(1, planes, detectors, 2)`, in `grid_sample` coordinates."""
         for forward, sideways in zip(self.forwards, self.sidewards, strict=True):
             rays = forward + self.slopes[:, None] * sideways
-            yield (2 / self.size * (self.depths[:, None, None] * rays - self.source * forward))[None]
+            start = self.aside * sideways - self.source * forward
+            yield (2 / self.size * (start + self.depths[:, None, None] * rays))[None]
 
 
 class FreeRays(ConeRays):

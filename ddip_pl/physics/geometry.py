@@ -256,10 +256,15 @@ def cone_vectors(description: Mapping[str, Any]) -> np.ndarray:
 
     x runs along the columns, y along the rows and z along the slices of the volume, with 0 in its middle.
     """
+    width = description["detector_spacing"]
+    if is_standard(description):
+        sines, cosines, zeros = np.sin(description["angles"]), np.cos(description["angles"]), 0 * description["angles"]
+        forward, sideways = np.stack([cosines, -sines, zeros], axis=1), np.stack([sines, cosines, zeros], axis=1)
+        source, middle = -description["source_distance"] * forward, description["detector_distance"] * forward
+        return np.concatenate([source, middle, width * sideways, np.tile([0, 0, width], (len(zeros), 1))], axis=1)
     geometry = geometry_from(description)
     angles, middle = geometry.angles, geometry.det_params.mid_pt
     along, across = np.moveaxis(geometry.det_axes(angles), -2, 0)
-    width = description["detector_spacing"]
     parts = (
         geometry.src_position(angles), geometry.det_point_position(angles, middle), along * width,
         across * description.get("row_spacing", width),

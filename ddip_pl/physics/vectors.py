@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,54 @@ from ddip_pl.errors import InputError
 from ddip_pl.physics.description import array, numbers
 from ddip_pl.physics.operator import Description
 
+ROUNDING = 1e-6  # largest relative difference of views of the same orbit
 SLANTED = 1e-6  # largest slope of a ray that stays in its slice
+
+
+class Orbit(NamedTuple):
+    """A circular orbit around the middle of the volume, with a flat detector whose columns are parallel to the axis.
+
+    The source and the detector need not face the axis. Lengths are in pixels.
+
+    Attributes:
+        angles: in radians; at 0 the source is at negative x and the detector's bins follow y.
+        source: distance from the source to the axis, along the normal of the detector.
+        focus: distance from the source to the detector.
+        aside: position of the source along the bins, where 0 faces the axis.
+        height: of the source, along the slices.
+        u: positions of the bins, `(detectors,)`, like `aside`.
+        v: positions of the rows, `(rows,)`, like `height`.
+    """
+
+    angles: np.ndarray
+    source: float
+    focus: float
+    aside: float
+    height: float
+    u: np.ndarray
+    v: np.ndarray
+
+
+def circular_orbit(vectors: np.ndarray, rows: int, detectors: int) -> Orbit | None:
+    """The circular orbit of a cone beam with these vectors, see `ConeBeamCT`; None if they describe another path."""
+    source, middle, right, up = vectors.reshape(-1, 4, 3).swapaxes(0, 1)
+    width = float(np.linalg.norm(right[0]))
+    if not width > 0:
+        return None
+    sideways = right[:, :2] / width
+    forward = sideways[:, ::-1] * [1, -1]
+    along = [(part[:, :2] * direction).sum(1) for part in (source, middle) for direction in (forward, sideways)]
+    each = np.stack([*along, source[:, 2], middle[:, 2], up[:, 2]], axis=1)
+    distance, aside, depth, across, height, level, step = each[0].tolist()
+    straight = np.stack([right[:, 2], *up[:, :2].T, np.linalg.norm(sideways, axis=1) - 1], axis=1)
+    tolerance = ROUNDING * np.abs(vectors).max()
+    if max(np.abs(each - each[0]).max(), np.abs(straight).max()) > tolerance or not (distance < 0 and depth > distance):
+        return None
+    bins, lines = (np.arange(count) - (count - 1) / 2 for count in (detectors, rows))
+    return Orbit(
+        np.arctan2(sideways[:, 0], sideways[:, 1]), -distance, depth - distance, aside, height,
+        u=across + width * bins, v=level + step * lines,
+    )  # fmt: skip
 
 
 def as_vectors(vectors: Any, length: int) -> np.ndarray:
