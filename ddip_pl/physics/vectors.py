@@ -45,6 +45,8 @@ def circular_orbit(vectors: np.ndarray, rows: int, detectors: int) -> Orbit | No
     width = float(np.linalg.norm(right[0]))
     if not width > 0:
         return None
+    if (source - middle)[0, :2] @ (right[0, 1::-1] * [1, -1]) > 0:
+        width = -width  # the bins run the other way
     sideways = right[:, :2] / width
     forward = sideways[:, ::-1] * [1, -1]
     along = [(part[:, :2] * direction).sum(1) for part in (source, middle) for direction in (forward, sideways)]
@@ -52,7 +54,7 @@ def circular_orbit(vectors: np.ndarray, rows: int, detectors: int) -> Orbit | No
     distance, aside, depth, across, height, level, step = each[0].tolist()
     straight = np.stack([right[:, 2], *up[:, :2].T, np.linalg.norm(sideways, axis=1) - 1], axis=1)
     tolerance = ROUNDING * np.abs(vectors).max()
-    if max(np.abs(each - each[0]).max(), np.abs(straight).max()) > tolerance or not (distance < 0 and depth > distance):
+    if max(np.abs(each - each[0]).max(), np.abs(straight).max()) > tolerance or not depth > distance:
         return None
     bins, lines = (np.arange(count) - (count - 1) / 2 for count in (detectors, rows))
     return Orbit(

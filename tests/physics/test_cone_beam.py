@@ -270,8 +270,9 @@ def test_vectors_of_a_circle(thickness):
     assert relative(free(x), plain.scale * plain(x)) < 0.01
 
 
-def test_circular_orbits_with_offsets_are_fast_and_project_alike():
-    """Source and detector beside the axis and above the middle, bins higher than wide."""
+@pytest.mark.parametrize("side", [1, -1])
+def test_circular_orbits_with_offsets_are_fast_and_project_alike(side):
+    """Source and detector beside the axis and above the middle, bins higher than wide, from left or from right."""
     size, slices = 32, 8
     angles = np.arange(7) * 2 * math.pi / 7 + 0.2
     vectors = circle(size, angles, 14, 40, 1.5, 40.0, 25.0)
@@ -279,6 +280,7 @@ def test_circular_orbits_with_offsets_are_fast_and_project_alike():
     vectors[:, :3] += 2 * sideways + [0, 0, 1.2]
     vectors[:, 3:6] += -3 * sideways + [0, 0, -0.7]
     vectors[:, 9:] *= 1.3
+    vectors[:, 6:9] *= side
     operator = ConeBeamCT(volume(size, slices), vectors=vectors, rows=14, detectors=40)
     assert isinstance(operator.rays, cone_rays.CircularRays)
     x = smooth_volume(slices, size)

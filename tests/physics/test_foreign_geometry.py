@@ -10,6 +10,7 @@ import torch
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics import ConeBeamCT, FanBeamCT, ParallelBeamCT, from_astra, from_tigre
+from ddip_pl.physics.cone_rays import CircularRays, FreeRays
 
 TURNS = np.linspace(0, 2 * np.pi, 13, endpoint=False) + 0.1
 TILT = np.array([[1, 0, 0], [0, 1, 1], [0, -1, 1]]) * [[1], [0.5**0.5], [0.5**0.5]]  # turns (0, -1, 1) / sqrt(2) to z
@@ -164,6 +165,7 @@ def test_tigre_cone_beam(name: str) -> None:
     assert isinstance(operator, ConeBeamCT)
     assert (operator.shape, operator.range, operator.thickness) == ((4, 6, 6), (1, 13, 7, 9), 1)
     np.testing.assert_allclose(operator.vectors, orbit(*system), atol=1e-9)
+    assert isinstance(operator.rays, CircularRays if name != "inclined axis" else FreeRays)
 
 
 def test_tigre_settings_of_each_view() -> None:
