@@ -13,7 +13,7 @@ from ddip_pl.data.module import MeasurementDataModule, Scan
 from ddip_pl.errors import InputError
 from ddip_pl.physics.operator import LinearOperator
 from ddip_pl.scans.counters import ANY, Counters
-from ddip_pl.scans.counts import Detector
+from ddip_pl.scans.counts import Detector, Tilt
 from ddip_pl.scans.files import read_scan, volumes
 from ddip_pl.settings import NoiseLevel, NonNegative, NonNegativeInt, Pixels, PositiveInt, checked
 
@@ -103,9 +103,11 @@ class MeasuredDataModule(MeasurementDataModule):
         volume: contrast, phase, repetition or set of the volumes to reconstruct (as `--data.volume.repetition 2`), if a
             file has several; by default all, one after the other.
         centre: bin of the detector that the axis of rotation projects onto, with fractions; by default it is estimated.
-            This and the next two are for tomography at synchrotrons (Data Exchange, NXtomo) and TIFF projections.
+            This and the next three are for tomography at synchrotrons (Data Exchange, NXtomo) and TIFF projections.
         binning: bins of the detector are averaged in squares of this width.
         every: only one in so many views is read.
+        tilt: of the axis of rotation against the detector's columns, in degrees; positive if the axis moves to higher
+            bins in higher rows.
     """
 
     def __init__(
@@ -120,11 +122,12 @@ class MeasuredDataModule(MeasurementDataModule):
         centre: NonNegative | None = None,
         binning: PositiveInt = 1,
         every: PositiveInt = 1,
+        tilt: Tilt = 0.0,
     ):
         super().__init__()
         self.paths = [found for one in ([path] if isinstance(path, str) else path) for found in matching(one)]
         self.slices, self.first, self.sigma_y, self.calibration = slices, first, sigma_y, calibration
-        self.operator, self.volume, self.detector = operator, volume, Detector(centre, binning, every)
+        self.operator, self.volume, self.detector = operator, volume, Detector(centre, binning, every, tilt)
 
     def setup(self, stage: str) -> None:
         if stage == "test":

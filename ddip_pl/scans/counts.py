@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
+from scipy.ndimage import rotate
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics.ct import ParallelBeamCT
 from ddip_pl.scans.recording import Recording
-from ddip_pl.settings import NonNegative, PositiveInt, checked
+from ddip_pl.settings import NonNegative, PositiveInt, Range, checked
 from ddip_pl.volumes.slices import span
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ MILLIMETRES = {
     "m": 1e3, "meter": 1e3, "metre": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3,
     "microns": 1e-3, "nm": 1e-6,
 }  # fmt: skip
+Tilt = Annotated[float, Range(-10, 10)]
+
 LEAST = 0.01  # certainty of a ray
 OPPOSITE = 1.5  # largest distance of two opposite views from 180 degrees, in steps between views
 
@@ -33,6 +36,8 @@ class Detector:
         centre: bin that the axis of rotation projects onto, with fractions; by default it is estimated.
         binning: bins are averaged in squares of this width.
         every: only one in so many views is read.
+        tilt: of the axis of rotation against the detector's columns, in degrees; positive if the axis moves to higher
+            bins in higher rows.
 
     Raises:
         InputError: a setting is out of range.
@@ -41,9 +46,10 @@ class Detector:
     centre: NonNegative | None = None
     binning: PositiveInt = 1
     every: PositiveInt = 1
+    tilt: Tilt = 0.0
 
-    def rows(self, available: int, first: int | None, slices: int | None) -> slice:
-        """The rows of the detector that become the selected slices.
+    def rows(self, available: int, first: int | None, slices: int | None) -> tuple[slice, slice]:
+        """The rows of the detector to read, and which of them, after averaging, become the selected slices.
 
         Args:
             available: number of rows.
@@ -53,9 +59,18 @@ class Detector:
         Raises:
             InputError: there are not that many.
         """
-        binned = "" if self.binning == 1 else f" of {self.binning}"
-        chosen = span(available // self.binning, first, slices, "the detector", f"rows{binned}")
-        return slice(chosen.start * self.binning, chosen.stop * self.binning)
+        n, binned = self.binning, "" if self.binning == 1 else f" of {self.binning}"
+        chosen = span(available // n, first, slices, "the detector", f"rows{binned}")
+        if self.tilt:  # every slice lies across many rows
+            return slice(0, available // n * n), chosen
+        return slice(chosen.start * n, chosen.stop * n), slice(0, chosen.stop - chosen.start)
+
+    def upright(self, views: np.ndarray) -> np.ndarray:
+        """Views `(views, rows, bins)` turned about the detector's middle so that the axis is along the columns."""
+        if not self.tilt:
+            return views
+        turned = [rotate(view, -self.tilt, reshape=False, order=1, mode="nearest") for view in views]
+        return np.stack(turned)
 
     def binned(self, image: np.ndarray) -> np.ndarray:
         """An image `(rows, bins)` with its bins averaged, float32; bins left over at the end are dropped.
@@ -173,6 +188,7 @@ def tomography(
     dark: np.ndarray,
     angles: np.ndarray,
     detector: Detector,
+    kept: slice,
     bin_width: float | None,
     row_height: float | None,
 ) -> Recording:
@@ -185,6 +201,7 @@ def tomography(
         dark: mean of the images without the beam, `(rows, bins)`.
         angles: of the views, radians.
         detector: how they were read.
+        kept: rows that become slices.
         bin_width: of the detector before averaging, in mm; by default 1.
         row_height: in mm; by default that of a bin.
 
@@ -194,7 +211,8 @@ def tomography(
     views, _, bins = counts.shape
     if angles.shape != (views,) or not np.isfinite(angles).all():
         raise InputError(f"{views} projections with angles of shape {angles.shape}; expected an angle for each")
-    sinogram = line_integrals(counts, flat, dark).transpose(1, 0, 2)
+    sinogram = detector.upright(line_integrals(counts, flat, dark))[:, kept].transpose(1, 0, 2)
+    weights = detector.upright(certainty(counts, dark))[:, kept].transpose(1, 0, 2)
     axis, step = detector.axis, detector.binning
     if axis is None:
         axis = axis_of_rotation(sinogram, angles)
@@ -209,7 +227,7 @@ def tomography(
     }  # fmt: skip
     return Recording(
         name=name, operator=ParallelBeamCT, data=sinogram, description=described, units="1/mm",
-        certainty=certainty(counts, dark).transpose(1, 0, 2), slice_spacing=step * (row_height or bin_width or 1.0),
+        certainty=weights, slice_spacing=step * (row_height or bin_width or 1.0),
     )  # fmt: skip
 
 

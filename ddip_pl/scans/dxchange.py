@@ -34,7 +34,7 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, detect
     exchange, data = file["exchange"], file["exchange/data"]
     if data.ndim != 3 or data.dtype.kind not in "iuf":
         raise InputError(f"exchange/data is {data.shape} of {data.dtype}; expected (views, rows, bins), real")
-    rows = detector.rows(data.shape[1], first, slices)
+    rows, kept = detector.rows(data.shape[1], first, slices)
     flat, dark = (
         detector.binned(field(exchange.get("data_white"), rows, data.shape, 1)),
         detector.binned(field(exchange.get("data_dark"), rows, data.shape, 0)),
@@ -47,4 +47,6 @@ def read_dxchange(file: h5py.File, slices: int | None, first: int | None, detect
     width, height = (in_millimetres(file.get(f"{DETECTOR}/pixel_size_{axis}")) for axis in "xy")
     views = range(0, len(data), detector.every)
     counts = detector.projections(data[view, rows] for view in views)
-    return tomography(Path(file.filename).stem, counts, flat, dark, angles[:: detector.every], detector, width, height)
+    return tomography(
+        Path(file.filename).stem, counts, flat, dark, angles[:: detector.every], detector, kept, width, height
+    )

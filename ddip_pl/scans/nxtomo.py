@@ -54,7 +54,7 @@ def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, detect
     key = np.ravel(keys[()])
     if not (key == PROJECTION).any():
         raise InputError("no projection: image_key is nowhere 0")
-    rows = detector.rows(data.shape[1], first, slices)
+    rows, kept = detector.rows(data.shape[1], first, slices)
 
     def mean(kind: int, default: float) -> np.ndarray:
         images = [data[image, rows] for image in np.flatnonzero(key == kind)]
@@ -65,4 +65,4 @@ def read_nxtomo(entry: h5py.Group, slices: int | None, first: int | None, detect
     flat, dark = detector.binned(mean(FLAT, 1)), detector.binned(mean(DARK, 0))
     angles = in_radians(np.ravel(rotation[()])[views], text(rotation.attrs.get("units", "degrees")))
     sizes = (in_millimetres(entry.get(f"instrument/detector/{axis}_pixel_size")) for axis in "xy")
-    return tomography(Path(entry.file.filename).stem, counts, flat, dark, angles, detector, *sizes)
+    return tomography(Path(entry.file.filename).stem, counts, flat, dark, angles, detector, kept, *sizes)

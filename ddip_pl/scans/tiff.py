@@ -49,7 +49,7 @@ def read_tiff(folder: Path, slices: int | None, first: int | None, detector: Det
     if angles.shape != (len(views),):
         raise InputError(f"{len(views)} projections, but {ANGLES} has {angles.size} angles; give one per view")
     shape = read_image(views[0]).shape
-    rows = detector.rows(shape[0], first, slices)
+    rows, kept = detector.rows(shape[0], first, slices)
 
     def images(paths: list[Path]) -> Iterator[np.ndarray]:
         for path in paths:
@@ -58,13 +58,13 @@ def read_tiff(folder: Path, slices: int | None, first: int | None, detector: Det
                 raise InputError(f"{path.name} has {image.shape} pixels, {views[0].name} has {shape}")
             yield image[rows]
 
-    kept = rows.stop - rows.start
+    height = rows.stop - rows.start
     flat, dark = (
-        detector.binned(np.mean([*images(named[kind])], 0) if named[kind] else np.full((kept, shape[1]), default))
+        detector.binned(np.mean([*images(named[kind])], 0) if named[kind] else np.full((height, shape[1]), default))
         for kind, default in ((FLAT, 1.0), (DARK, 0.0))
     )
     counts, angles = detector.projections(images(views[:: detector.every])), np.radians(angles[:: detector.every])
-    return tomography(folder.name, counts, flat, dark, angles, detector, None, None)
+    return tomography(folder.name, counts, flat, dark, angles, detector, kept, None, None)
 
 
 def read_image(path: Path) -> np.ndarray:
