@@ -12,12 +12,13 @@ from ddip_pl.physics.measurement import Measurement
 from ddip_pl.reconstruction.step import Step
 from ddip_pl.settings import Positive, PositiveInt, checked
 
-DB4 = pywt.Wavelet("db4")  # Daubechies, four vanishing moments
+HAAR = pywt.Wavelet("haar")  # as the wavelets move, smoother ones are no better (docs/results/methods.md)
+COARSEST = 8  # pixels
 
 
 def one_level(length: int) -> Tensor:
     """One level of the periodic transform as an orthonormal matrix: `length / 2` rows of averages, then of details."""
-    low, high = (torch.tensor(taps, dtype=torch.float64) for taps in (DB4.rec_lo, DB4.rec_hi))
+    low, high = (torch.tensor(taps, dtype=torch.float64) for taps in (HAAR.rec_lo, HAAR.rec_hi))
     matrix = torch.zeros(length, length, dtype=torch.float64)
     for row in range(length // 2):
         columns = (2 * row + torch.arange(len(low))) % length
@@ -29,7 +30,7 @@ def one_level(length: int) -> Tensor:
 class Wavelet:
     """Orthonormal 2D wavelet transform of images, with periodic boundaries.
 
-    Rows and columns are halved as long as both are even and their halves are no shorter than the filter, 8 pixels.
+    Rows and columns are halved as long as both are even and their halves are no shorter than 8 pixels.
     The levels are matrix products, which run on a GPU too.
 
     Args:
@@ -39,7 +40,7 @@ class Wavelet:
     def __init__(self, like: Tensor):
         height, width = like.shape[-2:]
         self.levels = []
-        while height % 2 == width % 2 == 0 and min(height, width) >= 2 * DB4.rec_len:
+        while height % 2 == width % 2 == 0 and min(height, width) >= 2 * COARSEST:
             self.levels.append((one_level(height).to(like), one_level(width).to(like)))
             height, width = height // 2, width // 2
         self.coarsest = height, width
@@ -75,7 +76,7 @@ class Wavelet:
 
 @checked
 class L1Wavelet(Baseline):
-    """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Daubechies-4 wavelets `W`.
+    """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Haar wavelets `W`.
 
     Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets.
 
