@@ -53,8 +53,8 @@ def circular_orbit(vectors: np.ndarray, rows: int, detectors: int) -> Orbit | No
     each = np.stack([*along, source[:, 2], middle[:, 2], up[:, 2]], axis=1)
     distance, aside, depth, across, height, level, step = each[0].tolist()
     straight = np.stack([right[:, 2], *up[:, :2].T, np.linalg.norm(sideways, axis=1) - 1], axis=1)
-    tolerance = ROUNDING * np.abs(vectors).max()
-    if max(np.abs(each - each[0]).max(), np.abs(straight).max()) > tolerance or not depth > distance:
+    moves, bends = np.abs(each - each[0]).max(), np.abs(straight).max()
+    if moves > ROUNDING * np.abs(vectors).max() or bends > ROUNDING * np.abs(vectors[:, 6:]).max() or depth == distance:
         return None
     bins, lines = (np.arange(count) - (count - 1) / 2 for count in (detectors, rows))
     return Orbit(
