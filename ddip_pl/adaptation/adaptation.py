@@ -39,9 +39,11 @@ class Adaptation(ABC):
 
     Attributes:
         trajectories: number of times the reverse diffusion runs from noise to image.
+        trained_on: hash of the prior whose adapted weights it starts from; empty if there are none, or it is unknown.
     """
 
     trajectories: ClassVar[int] = 1
+    trained_on: str = ""
 
     @property
     def images_at_once(self) -> int:

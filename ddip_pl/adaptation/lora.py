@@ -166,11 +166,13 @@ class LoraWeights(AdaptedWeights):
         rank: of each weight's update.
         bias: whether biases were trained too.
         slices: number of slices with their own weights; 0 if there is one set for the volume.
+        trained_on: hash of the prior's file; empty if unknown.
     """
 
     rank: int = 4
     bias: bool = True
     slices: int = 0
+    trained_on: str = ""
 
     def of_slice(self, i: int) -> Weights:
         """The weights of one slice."""
@@ -193,21 +195,22 @@ class LoraWeights(AdaptedWeights):
             InputError: the folder has no such weights, they cannot be read, or their shapes differ between slices.
         """
         if (folder / "adapter_config.json").exists():
-            weights, rank, bias = load_one(folder)
-            return LoraWeights(weights, rank, bias)
+            weights, rank, bias, trained_on = load_one(folder)
+            return LoraWeights(weights, rank, bias, trained_on=trained_on)
         parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
         if not parts:
             raise InputError(f"LoRA weights {folder}: no adapter_config.json in it; give the folder `lora` of a result")
         sets = [load_one(path) for path in parts]
         if any(
             {name: weight.shape for name, weight in one.items()} != {name: w.shape for name, w in sets[0][0].items()}
-            for one, _, _ in sets
+            for one, *_ in sets
         ):
             raise InputError(
                 f"LoRA weights {folder}: the slices have weights of different shapes; give the weights of one run"
             )
-        stacked = {name: torch.stack([one[name] for one, _, _ in sets]) for name in sets[0][0]}
-        return LoraWeights(stacked, *sets[0][1:], slices=len(sets))
+        stacked = {name: torch.stack([one[name] for one, *_ in sets]) for name in sets[0][0]}
+        _, rank, bias, trained_on = sets[0]
+        return LoraWeights(stacked, rank, bias, len(sets), trained_on)
 
 
 def save_one(weights: Weights, rank: int, bias: bool, folder: Path, prior: str, digest: str) -> None:
@@ -220,15 +223,15 @@ def save_one(weights: Weights, rank: int, bias: bool, folder: Path, prior: str, 
     write_tensors(folder / "adapter_model.safetensors", stored, {"format": "pt", "prior_digest": digest})
 
 
-def load_one(folder: Path) -> tuple[Weights, int, bool]:
-    """Read a folder in PEFT's format: the weights, their rank, and whether biases were trained.
+def load_one(folder: Path) -> tuple[Weights, int, bool, str]:
+    """Read a folder in PEFT's format: the weights, their rank, whether biases were trained, and the prior's hash.
 
     Raises:
         InputError: the files cannot be read, are damaged, were not written by ddip-pl, or a weight is NaN or infinite.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        stored, _ = read_tensors(folder / "adapter_model.safetensors")
+        stored, metadata = read_tensors(folder / "adapter_model.safetensors")
         check_finite(stored)
     except InputError as error:
         raise InputError(f"LoRA weights {folder}: {error}") from error
@@ -242,4 +245,4 @@ def load_one(folder: Path) -> tuple[Weights, int, bool]:
     for name, weight in stored.items():
         layer, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".")
         weights[f"{layer}.default.{kind}"] = weight
-    return weights, rank, bool(config.get("lora_bias"))
+    return weights, rank, bool(config.get("lora_bias")), metadata.get("prior_digest", "")

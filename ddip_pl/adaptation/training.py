@@ -81,6 +81,7 @@ class LoraAdaptation(Adaptation):
     def __init__(self, training: LoraTraining):
         self.training = training
         self.initial = training.initial()
+        self.trained_on = self.initial.trained_on if self.initial is not None else ""
 
     def begin(self, denoiser: Denoiser, measurement: Measurement, lora: LoRA) -> None:
         """Keep the arguments for `adapt`."""

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ddip_pl.reconstruction.method import Method
 from ddip_pl.reconstruction.preflight import fit_into_memory, footprint
 from ddip_pl.reconstruction.sampler import ReverseDiffusion, Sampler
 from ddip_pl.reconstruction.step import Process
+from ddip_pl.results.provenance import digest
 from ddip_pl.results.result import Result
 from ddip_pl.settings import PositiveInt, checked
 from ddip_pl.volumes.frame import Frame
@@ -79,6 +81,8 @@ class Reconstruction(Method):
         network = load_prior(path)
         self.prior, self.image_size = path, network.config.image_size
         self.denoiser = Denoiser(network, self.batch_size).requires_grad_(False).to(self.device)
+        if self.adaptation.trained_on and Path(path).is_file() and self.adaptation.trained_on != digest(Path(path)):
+            log.warning("the weights to start from were trained on another prior than %s", Path(path).name)
 
     def begin(self, measurement: Measurement, on_gradient_step: OnGradientStep = ignore) -> ReverseDiffusion:
         channels = measurement.operator.channels

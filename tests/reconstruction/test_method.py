@@ -6,18 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import quiet_trainer
+from helpers import make_network, quiet_trainer
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from ddip_pl.adaptation import LoraTraining, VolumeAdaptation
+from ddip_pl.adaptation.lora import LoRA, LoraWeights
 from ddip_pl.baselines import DeepImagePrior, DirectInverse, L1Wavelet, TotalVariation
 from ddip_pl.data.module import Scan
 from ddip_pl.errors import InputError
 from ddip_pl.estimators import DDS
 from ddip_pl.physics import LinearOperator, Measurement, ParallelBeamCT, RandomLines, SingleCoilMRI, simulate
+from ddip_pl.prior.checkpoint import load_prior, save_prior
 from ddip_pl.reconstruction import Method, Reconstruction, Sampler, Step
 from ddip_pl.reconstruction.callback import ReconstructionCallback
+from ddip_pl.results.provenance import digest
 from ddip_pl.results.result import Result
 from ddip_pl.volumes.frame import Frame
 
@@ -194,3 +197,17 @@ def test_a_reconstruction_that_diverges_ends_at_once_without_a_result(tiny_prior
         quiet_trainer(keep).test(method, loader(scan), verbose=False)
     assert not seen
     assert not hasattr(keep, "result")
+
+
+def test_weights_of_another_prior_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    priors = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, path in enumerate(priors):
+        torch.manual_seed(seed)
+        save_prior(path, make_network(), card={})
+    network = load_prior(priors[0])
+    LoraWeights(LoRA(network, rank=2).state_dict(), rank=2).save(tmp_path, priors[0].name, digest(priors[0]))
+    training = LoraTraining(start_from=str(tmp_path / "lora"))
+    Reconstruction(str(priors[0]), adaptation=VolumeAdaptation(1, training=training))
+    assert not caplog.messages
+    Reconstruction(str(priors[1]), adaptation=VolumeAdaptation(1, training=training))
+    assert caplog.messages == ["the weights to start from were trained on another prior than 2.safetensors"]
