@@ -73,8 +73,8 @@ class Readouts:
         Raises:
             InputError: there are none.
         """
-        names = sorted(COUNTERS)
-        found = np.unique(np.stack([self.counters[name][self.image] for name in names], axis=1), axis=0)
+        names, image = sorted(COUNTERS), self.counters[self.image]
+        found = np.unique(np.stack([image[name] for name in names], axis=1), axis=0)
         return wanted.of([Counters(**dict(zip(names, values, strict=True))) for values in found.tolist()])
 
     def positions(self, chosen: np.ndarray) -> set[tuple[int, ...]]:
