@@ -1,7 +1,7 @@
 """BART's reconstructions and ours from the same simulated k-space, by the same metrics. Debian has a package `bart`.
 
-Each strength that is given is used; choose it on one volume and look at it on another. The times are those of whole
-BART processes, and of reconstructions alone for ddip-pl, on as many threads as OMP_NUM_THREADS says.
+Every given strength is run: choose one on one volume and judge it on another. Times are those of whole processes for
+BART and of the reconstruction alone for ddip-pl, with as many threads as OMP_NUM_THREADS says.
 
     python benchmarks/bart.py --task csmri --volumes head.nii.gz other.nii.gz --slices 8
 """

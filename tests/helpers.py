@@ -117,3 +117,8 @@ def quiet_trainer(*callbacks: Callback) -> Trainer:
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks),
     )  # fmt: skip
+
+
+def transform(image: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
+    """Centred orthonormal Fourier transform, by NumPy."""
+    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image, axes), axes=axes, norm="ortho"), axes)

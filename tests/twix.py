@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import twixtools
+from scipy.spatial.transform import Rotation
 
 COILS, X, Y, Z = 2, 32, 20, 6  # samples of a readout (oversampled twice), lines, partitions
 NORMAL = np.array([-0.8, 0.0, 0.6])
 PHASE, READ = np.array([0.6, 0.0, 0.8]), np.array([0.0, 1.0, 0.0])
+TURN = Rotation.from_matrix(np.stack([PHASE, READ, NORMAL], axis=1))
 POSITION = (7.0, -3.0, 11.0)
 PROTOCOL = """### ASCCONV BEGIN ###
 sRXSPEC.alDwellTime[0]\t = \t5000
@@ -19,13 +21,6 @@ sSliceArray.asSlice[0].dThickness\t = \t{thickness}
 sPat.ucRefScanMode\t = \t{mode}
 ### ASCCONV END ###
 """
-
-
-def quaternion(matrix: np.ndarray) -> np.ndarray:
-    """The unit quaternion `(w, x, y, z)` of a rotation matrix (Shepperd's method, trace above -1)."""
-    w = np.sqrt(1 + np.trace(matrix)) / 2
-    skew = matrix - matrix.T
-    return np.array([w, skew[2, 1] / (4 * w), skew[0, 2] / (4 * w), skew[1, 0] / (4 * w)])
 
 
 def header(z: int = 1, **protocol: Any) -> np.ndarray:
@@ -49,7 +44,8 @@ def block(samples: np.ndarray, flags: tuple[str, ...] = (), centre: int = X // 2
         setattr(made.mdh.Counter, name, value)
     position = made.mdh.SliceData.SlicePos
     position.Sag, position.Cor, position.Tra = np.array(POSITION) + counters.get("Sli", 0) * 6 * NORMAL
-    made.mdh.SliceData.Quaternion[:] = quaternion(np.stack([PHASE, READ, NORMAL], axis=1))
+    if "NOISEADJSCAN" not in flags:  # noise has no place
+        made.mdh.SliceData.Quaternion[:] = np.roll(TURN.as_quat(), 1)  # scalar first
     for flag in flags:
         made.add_flag(flag)
     return made

@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2022) of the network's blocks, with PEFT's layers, weights and files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,22 +195,18 @@ class LoraWeights(AdaptedWeights):
             InputError: the folder has no such weights, they cannot be read, or their shapes differ between slices.
         """
         if (folder / "adapter_config.json").exists():
-            weights, rank, bias, trained_on = load_one(folder)
-            return LoraWeights(weights, rank, bias, trained_on=trained_on)
+            return load_one(folder)
         parts = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
         if not parts:
             raise InputError(f"LoRA weights {folder}: no adapter_config.json in it; give the folder `lora` of a result")
         sets = [load_one(path) for path in parts]
-        if any(
-            {name: weight.shape for name, weight in one.items()} != {name: w.shape for name, w in sets[0][0].items()}
-            for one, *_ in sets
-        ):
+        shapes = [{name: weight.shape for name, weight in one.tensors.items()} for one in sets]
+        if any(each != shapes[0] for each in shapes):
             raise InputError(
                 f"LoRA weights {folder}: the slices have weights of different shapes; give the weights of one run"
             )
-        stacked = {name: torch.stack([one[name] for one, *_ in sets]) for name in sets[0][0]}
-        _, rank, bias, trained_on = sets[0]
-        return LoraWeights(stacked, rank, bias, len(sets), trained_on)
+        stacked = {name: torch.stack([one.tensors[name] for one in sets]) for name in shapes[0]}
+        return replace(sets[0], tensors=stacked, slices=len(sets))
 
 
 def save_one(weights: Weights, rank: int, bias: bool, folder: Path, prior: str, digest: str) -> None:
@@ -223,8 +219,8 @@ def save_one(weights: Weights, rank: int, bias: bool, folder: Path, prior: str, 
     write_tensors(folder / "adapter_model.safetensors", stored, {"format": "pt", "prior_digest": digest})
 
 
-def load_one(folder: Path) -> tuple[Weights, int, bool, str]:
-    """Read a folder in PEFT's format: the weights, their rank, whether biases were trained, and the prior's hash.
+def load_one(folder: Path) -> LoraWeights:
+    """Read one set of weights in PEFT's format.
 
     Raises:
         InputError: the files cannot be read, are damaged, were not written by ddip-pl, or a weight is NaN or infinite.
@@ -245,4 +241,4 @@ def load_one(folder: Path) -> tuple[Weights, int, bool, str]:
     for name, weight in stored.items():
         layer, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".")
         weights[f"{layer}.default.{kind}"] = weight
-    return weights, rank, bool(config.get("lora_bias")), metadata.get("prior_digest", "")
+    return LoraWeights(weights, rank, bool(config.get("lora_bias")), trained_on=metadata.get("prior_digest", ""))

@@ -70,6 +70,8 @@ def from_tigre(geometry: Any, angles: Any) -> LinearOperator:
     Raises:
         InputError: an attribute is missing, or the slices are not square.
     """
+    from scipy.spatial.transform import Rotation
+
     turns = np.array(angles, np.float64)
     turns = np.column_stack([turns, np.zeros((len(turns), 2))]) if turns.ndim == 1 else turns
     if turns.ndim != 2 or turns.shape[1] != 3 or not len(turns) or not np.isfinite(turns).all():
@@ -84,19 +86,13 @@ def from_tigre(geometry: Any, angles: Any) -> LinearOperator:
         )
     parallel = str(getattr(geometry, "mode", "cone")) == "parallel"
     across, along = _each(geometry, "offDetector", 2, views, 0.0).T
-    orbit = _about(2, turns[:, 0]) @ _about(1, turns[:, 1]) @ _about(2, turns[:, 2])
-    yaw, pitch, roll = _each(geometry, "rotDetector", 3, views, 0.0).T
-    tilt = _about(2, roll) @ _about(1, pitch) @ _about(0, yaw)
+    orbit = Rotation.from_euler("ZYZ", turns)
+    tilt = Rotation.from_euler("ZYX", _each(geometry, "rotDetector", 3, views, 0.0)[:, ::-1])
     shift = _each(geometry, "COR", 1, views, 0.0) * np.stack([-np.sin(turns[:, 0]), np.cos(turns[:, 0]), none], axis=1)
     shift = shift - _each(geometry, "offOrigin", 3, views, 0.0)[:, ::-1]
-
-    def turned(points: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.einsum("vij,vj->vi", orbit, points)
-        return found
-
-    first = turned(np.stack([source, none, none], axis=1))
-    middle = turned(np.stack([source - distance, along, across], axis=1)) + shift
-    steps = [turned(tilt[:, :, axis] * width) for axis, width in ((1, bin_size[1]), (2, bin_size[0]))]
+    first = orbit.apply(np.stack([source, none, none], axis=1))
+    middle = orbit.apply(np.stack([source - distance, along, across], axis=1)) + shift
+    steps = [orbit.apply(tilt.apply(step)) for step in ([0, bin_size[1], 0], [0, 0, bin_size[0]])]
     vectors = np.concatenate([-first if parallel else first + shift, middle, *steps], axis=1)
     return _operator(vectors, (voxels[0], voxels[1]), (bins[0], bins[1]), voxel[1], voxel[0], parallel)
 
@@ -114,17 +110,6 @@ def _each(geometry: Any, name: str, length: int, views: int = 1, default: float 
     except (TypeError, ValueError):
         pass
     raise InputError(f"{name} of TIGRE's geometry is {value!r}; expected {length} finite numbers, or as many per view")
-
-
-def _about(axis: int, angles: np.ndarray) -> np.ndarray:
-    """Rotation matrices `(views, 3, 3)` about an axis."""
-    found = np.zeros((len(angles), 3, 3))
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    found[:, axis, axis] = 1
-    found[:, i, i] = found[:, j, j] = np.cos(angles)
-    found[:, j, i] = np.sin(angles)
-    found[:, i, j] = -found[:, j, i]
-    return found
 
 
 def _grid(volume: Mapping[str, Any], axes: str) -> tuple[int, float, np.ndarray]:

@@ -124,7 +124,7 @@ def plane_geometry(vectors: Any, detectors: int, kind: str, pixel: float) -> Des
 
 
 def in_slices(vectors: np.ndarray, rows: int, slices: int, thickness: float) -> np.ndarray:
-    """ASTRA's vectors `(views, 6)` of each slice, from those of a parallel beam in space, `(views, 12)`.
+    """Vectors `(views, 6)` that all slices share, from those of a parallel beam in space, `(views, 12)`.
 
     In space y runs along the rows of the image, in a plane against them.
 

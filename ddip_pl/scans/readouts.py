@@ -177,7 +177,7 @@ def _by_slice(lines: list[Line], numbers: Sequence[int]) -> list[list[Line]]:
 
 
 def _whiten(lines: list[Line], calibration: list[Line], noise: list[Line], header: Encoding) -> float:
-    """Whiten readouts with those of a noise scan; returns the standard deviation of the noise, nan if unknown.
+    """Whiten readouts in place with a noise scan. Returns the standard deviation of their noise, nan if it is unknown.
 
     The variance of the noise is proportional to the bandwidth, and the bandwidth to one over the dwell time.
     """

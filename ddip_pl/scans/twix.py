@@ -167,6 +167,7 @@ def _dwell(block: Block, header: Mapping[str, Any]) -> float:
 def _head(block: Block, dwell: float) -> Any:
     """The header of a readout, `ismrmrd.AcquisitionHeader`."""
     import ismrmrd
+    from scipy.spatial.transform import Rotation
 
     mdh, head = block.mdh, ismrmrd.AcquisitionHeader()
     head.version, head.sample_time_us = 1, dwell
@@ -175,7 +176,9 @@ def _head(block: Block, dwell: float) -> Any:
     head.discard_pre, head.discard_post = mdh.CutOff.Pre, mdh.CutOff.Post
     position = mdh.SliceData.SlicePos
     head.position[:] = position.Sag, position.Cor, position.Tra
-    phase, read, normal = _rotation(*mdh.SliceData.Quaternion).T.tolist()
+    w, x, y, z = mdh.SliceData.Quaternion  # 0 in readouts that have no place, such as noise
+    turn = Rotation.from_quat([x, y, z, w]) if any((w, x, y, z)) else Rotation.identity()
+    phase, read, normal = turn.as_matrix().T.tolist()
     head.phase_dir[:], head.read_dir[:], head.slice_dir[:] = phase, read, normal
     for name, counter in COUNTERS.items():
         setattr(head.idx, name, getattr(mdh.Counter, counter))
@@ -185,15 +188,6 @@ def _head(block: Block, dwell: float) -> Any:
     for flag in flags:
         head.setFlag(getattr(ismrmrd, f"ACQ_IS_{flag}"))
     return head
-
-
-def _rotation(w: float, x: float, y: float, z: float) -> np.ndarray:
-    """The rotation matrix of a unit quaternion; its columns are the directions of phase, readout and slice."""
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip
 
 
 def _encoding(header: Mapping[str, Any], first: Any) -> Encoding:

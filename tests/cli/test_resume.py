@@ -106,7 +106,7 @@ def test_a_signal_saves_and_the_printed_command_goes_on_bit_for_bit(run, given, 
 
 
 def test_of_several_volumes_the_interrupted_one_goes_on(run, phantom_volume, tiny_prior, monkeypatch):
-    """The finished one is left out, and the others are bit for bit those of an uninterrupted run."""
+    """The finished volume is skipped; the others equal those of an uninterrupted run, bit for bit."""
     for name in "abc":
         shutil.copy(phantom_volume, f"{name}.nii.gz")
         size = ("--data.slices", "4", "--data.size", "32", "--seed_everything", str(ord(name)))

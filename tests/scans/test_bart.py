@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import transform
 
 from ddip_pl.errors import InputError
 from ddip_pl.physics import SENSE, Birdcage, Measurement, NonCartesianMRI, ParallelBeamCT, Radial, RandomLines
@@ -29,11 +30,6 @@ def image_of(scan: Scan) -> np.ndarray:
     measurement, frame = scan
     x = frame.unpad(measurement.operator.pseudo_inverse(measurement.y)) * np.ptp(frame.window)
     return torch.complex(x[:, 0], x[:, 1]).numpy()
-
-
-def transform(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Orthonormal, origins in the middle, by NumPy."""
-    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image, axes), axes=axes, norm="ortho"), axes)
 
 
 def place(values: np.ndarray, *axes: int) -> np.ndarray:

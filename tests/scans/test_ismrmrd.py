@@ -12,7 +12,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from helpers import CONFIGS
+from helpers import CONFIGS, transform
 
 from ddip_pl import cli
 from ddip_pl.data.measured import MeasuredDataModule
@@ -56,11 +56,6 @@ def images(slices: int, height: int = X, width: int = Y) -> np.ndarray:
     image = rng.standard_normal((slices, height, width)) + 1j * rng.standard_normal((slices, height, width))
     image[:, : height // 4] = image[:, 3 * height // 4 :] = 0
     return image
-
-
-def transform(image: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
-    """Orthonormal, origins in the middle, by NumPy."""
-    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image, axes), axes=axes, norm="ortho"), axes)
 
 
 def line(samples: np.ndarray, step: int, plane: int = 0, partition: int = 0, **head: object) -> ismrmrd.Acquisition:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import transform
 from twix import COILS, NORMAL, PHASE, POSITION, READ, X, Y, Z, block, header, write
 
 from ddip_pl.errors import InputError
@@ -26,11 +27,6 @@ def images(slices: int) -> np.ndarray:
     image = rng.standard_normal((slices, COILS, X, Y)) + 1j * rng.standard_normal((slices, COILS, X, Y))
     image[:, :, : X // 4] = image[:, :, 3 * X // 4 :] = 0
     return image
-
-
-def transform(image: np.ndarray, axes: tuple[int, ...] = (-2, -1)) -> np.ndarray:
-    """Orthonormal, origins in the middle, by NumPy."""
-    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image, axes), axes=axes, norm="ortho"), axes)
 
 
 def test_slices_lie_where_they_were_measured(tmp_path: Path) -> None:
