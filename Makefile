@@ -40,8 +40,9 @@ fuzz: $(VENV)/installed-dev
 
 # The pictures of docs/gallery.md
 gallery: $(VENV)/installed-dev
-	cd docs/gallery && for program in ../../examples/gallery/[!h]*.py; do ../../$(BIN)/python $$program || exit 1; done
-	rm -rf docs/gallery/sweep docs/gallery/kspace.npy
+	cd docs/gallery && export PATH=$(CURDIR)/$(BIN):$$PATH && \
+	for program in ../../examples/gallery/[!h]*.py; do python $$program || exit 1; done
+	cd docs/gallery && rm -rf head.nii.gz kspace.npy many runs scans sweep
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict

@@ -26,7 +26,8 @@ def ink(path: Path) -> np.ndarray:
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PROGRAMS]
 )
 def test_program_makes_its_picture(name: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # programs call ddip-pl
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
     subprocess.run([sys.executable, FOLDER / f"{name}.py"], check=True, timeout=600, cwd=tmp_path, env=environment)
     made, shown = ink(tmp_path / f"{name}.png"), ink(ROOT / "docs" / "gallery" / f"{name}.png")
     assert made.shape == shown.shape

@@ -27,6 +27,25 @@ def one_level(length: int) -> Tensor:
     return matrix
 
 
+def across_slices(x: Tensor, first: int) -> tuple[Tensor, slice]:
+    """One level of the Haar transform across slices: pairs of neighbours become sum and difference over `sqrt(2)`.
+
+    The transform is orthonormal and its own inverse.
+
+    Args:
+        x: images `(slices, channels, height, width)`.
+        first: slice with which the first pair begins; slices without a partner stay as they are.
+
+    Returns:
+        The transformed images, and which of them are differences.
+    """
+    x = x.clone()
+    end = first + (len(x) - first) // 2 * 2
+    even, odd = x[first:end:2].clone(), x[first + 1 : end : 2].clone()
+    x[first:end:2], x[first + 1 : end : 2] = (even + odd) / 2**0.5, (even - odd) / 2**0.5
+    return x, slice(first + 1, end, 2)
+
+
 class Wavelet:
     """Orthonormal 2D wavelet transform of images, with periodic boundaries.
 
@@ -61,24 +80,29 @@ class Wavelet:
             block.copy_(rows.T @ block @ columns)
         return x
 
-    def shrink(self, x: Tensor, threshold: float) -> Tensor:
+    def shrink(self, x: Tensor, threshold: float, first: int = 0) -> Tensor:
         """Proximal operator of `threshold sum |details|` for images `(slices, channels, height, width)`.
 
+        Details are those of the images and of the differences of slices, of which only pairs are compared (`across_slices`).
         The modulus is over channels: in complex images, magnitudes shrink and phases stay.
         """
+        x, differences = across_slices(x, first)
         coefficients = self.analyse(x)
         modulus = torch.linalg.vector_norm(coefficients, dim=1, keepdim=True)
-        shrunk = coefficients * (1 - threshold / modulus.clamp(min=1e-12)).clamp(min=0)
+        factor = (1 - threshold / modulus.clamp(min=1e-12)).clamp(min=0)
         height, width = self.coarsest
-        shrunk[..., :height, :width] = coefficients[..., :height, :width]
-        return self.synthesise(shrunk)
+        of_differences = factor[differences].clone()
+        factor[..., :height, :width] = 1
+        factor[differences] = of_differences
+        return across_slices(self.synthesise(coefficients * factor), first)[0]
 
 
 @checked
 class L1Wavelet(Baseline):
-    """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, slice by slice, with Haar wavelets `W`.
+    """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, with 3D Haar wavelets `W`: one level across slices.
 
-    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets.
+    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets. Which slices make a pair
+    is random too; taking turns was 0.6 dB worse in CT.
 
     Args:
         strength: weight of the wavelet coefficients, in units of `sigma_y`.
@@ -91,5 +115,9 @@ class L1Wavelet(Baseline):
 
     def iterate(self, measurement: Measurement) -> Iterator[Step]:
         strength, wavelet = absolute(self.strength, measurement), Wavelet(measurement.operator.zeros())
-        period = 2 ** len(wavelet.levels)
-        return spinning_fista(measurement, lambda z: wavelet.shrink(z, strength), period, self.iterations)
+        pairs = torch.Generator().manual_seed(1)
+
+        def shrunk(z: Tensor) -> Tensor:
+            return wavelet.shrink(z, strength, first=int(torch.randint(2, (), generator=pairs)))
+
+        return spinning_fista(measurement, shrunk, 2 ** len(wavelet.levels), self.iterations)

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parents[1]
 INSTALLED, CHECKOUT = PACKAGE / "configs", PACKAGE.parent / "configs"
 SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 CONFIG_OPTIONS = ("--config", "--tasks", "--methods")
-KINDS = ("task", "method", "prior")  # whose configs are found by name
+KINDS = ("task", "method", "prior", "sampler")  # whose configs are found by name
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments with `configs/...` replaced by the shipped file, unless it exists locally.
 
-    After an option that takes configs, the name of a task, method or prior is enough: `--config sv_ct`.
+    After an option that takes configs, the name of a task, method, prior or sampler is enough: `--config sv_ct`.
     """
     found, last = [], ""
     for argument in arguments:

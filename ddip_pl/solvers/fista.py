@@ -14,9 +14,7 @@ def fista(
     iterations: int,
     tolerance: float = 0.0,
 ) -> Iterator[tuple[Tensor, float]]:
-    """Minimise `f(x) + g(x)` with steps of length 1; the momentum is reset whenever it points uphill.
-
-    This adaptive restart is the gradient scheme of O'Donoghue & Candes (2015).
+    """Minimise `f(x) + g(x)` with steps of length 1.
 
     Args:
         gradient: of `f`, with a Lipschitz constant of at most 1.
@@ -36,7 +34,5 @@ def fista(
         yield x, change
         if change < tolerance:
             break
-        if ((z - x) * (x - before)).sum() > 0:
-            momentum = 1.0
         earlier, momentum = momentum, (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         z = x + (earlier - 1) / momentum * (x - before)

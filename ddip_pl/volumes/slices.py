@@ -64,7 +64,7 @@ def to_unit_interval(data: np.ndarray, window: tuple[float, float]) -> np.ndarra
     """Map the intensities of `window` to [0, 1] and clip the rest.
 
     Raises:
-        InputError: the window is empty, or the image is constant inside it.
+        InputError: the window is empty, or the image is constant inside it or fills less than 1 % of it.
     """
     low, high = window
     if not low < high:
@@ -73,6 +73,11 @@ def to_unit_interval(data: np.ndarray, window: tuple[float, float]) -> np.ndarra
     if image.min() == image.max():
         raise InputError(
             f"the slices are constant inside data.window {window}; their values are {data.min()} .. {data.max()}"
+        )
+    if image.max() - image.min() < 0.01:  # for instance attenuation in 1/cm under a window in Hounsfield units
+        raise InputError(
+            f"the slices have values {data.min()} .. {data.max()}, less than 1 % of data.window {window}; "
+            "give the intensities to show as --data.window [LOW,HIGH]"
         )
     return image
 

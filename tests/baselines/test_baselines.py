@@ -19,7 +19,7 @@ from ddip_pl.baselines import Baseline, DeepImagePrior, DirectInverse, L1Wavelet
 from ddip_pl.baselines.llr import shrink_singular_values
 from ddip_pl.baselines.spinning import spinning_fista
 from ddip_pl.baselines.tv import tv_reconstruction
-from ddip_pl.baselines.wavelet import HAAR, Wavelet
+from ddip_pl.baselines.wavelet import HAAR, Wavelet, across_slices
 from ddip_pl.data.simulated import VolumeDataModule
 from ddip_pl.errors import InputError
 from ddip_pl.evaluation.metrics import summary
@@ -141,6 +141,28 @@ def test_wavelets_do_not_see_constants() -> None:
     assert torch.cat([coefficients[8:].flatten(), coefficients[:8, 8:].flatten()]).abs().max() < 1e-5
 
 
+@settings(max_examples=30)
+@given(slices=st.integers(1, 7), first=st.integers(0, 1), seed=st.integers(0, 99))
+def test_pairs_of_slices(slices: int, first: int, seed: int) -> None:
+    x, other = randn(slices, 2, 4, 4, seed=seed), randn(slices, 2, 4, 4, seed=seed + 1)
+    kept, first = x.clone(), min(first, slices - 1)
+    found, differences = across_slices(x, first)
+    torch.testing.assert_close(across_slices(found, first)[0], x)
+    torch.testing.assert_close((found * other).sum(), (x * across_slices(other, first)[0]).sum())
+    same = across_slices(x[:1].expand_as(x), first)[0]
+    assert not same[differences].any()
+    assert len(same[differences]) == (slices - first) // 2
+    assert torch.equal(x, kept)
+
+
+def test_3d_wavelets_shrink_all_of_a_difference_but_not_the_average() -> None:
+    wavelet, both = Wavelet(torch.ones(2, 1, 16, 16)), torch.full((2, 1, 16, 16), 0.5)
+    torch.testing.assert_close(wavelet.shrink(both, 0.1), both)
+    apart = both + torch.tensor([0.05, -0.05])[:, None, None, None]
+    torch.testing.assert_close(wavelet.shrink(apart, 10.0), both)
+    torch.testing.assert_close(wavelet.shrink(apart, 10.0, first=1), apart)  # slice 1 has no partner there
+
+
 def test_noise_free_wavelet_loses_the_strength() -> None:
     """The one coefficient of an image of one wavelet shrinks by the strength; of a complex image, its modulus does."""
     one = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
@@ -179,9 +201,9 @@ def test_solution_fulfils_the_optimality_conditions(ct: Measurement, strength: f
     wavelet, threshold = Wavelet(x), strength * exact.sigma_y
     height, width = wavelet.coarsest
     assert (height, width) == (8, 8)
-    coefficients, dual = wavelet.analyse(x), wavelet.analyse(gradient) / threshold
-    assert dual[..., :height, :width].abs().max() < 1e-3
-    coefficients[..., :height, :width] = dual[..., :height, :width] = 0
+    coefficients, dual = (wavelet.analyse(across_slices(image, 0)[0]) for image in (x, gradient / threshold))
+    assert dual[::2, :, :height, :width].abs().max() < 1e-3  # averages of two slices
+    coefficients[::2, :, :height, :width] = dual[::2, :, :height, :width] = 0
     used = coefficients.abs() > 1e-6
     assert 0.02 < used.double().mean() < 0.9
     torch.testing.assert_close(dual[used], coefficients[used].sign(), atol=1e-3, rtol=0)

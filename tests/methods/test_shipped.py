@@ -166,7 +166,7 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: 
     assert find_configs(given) == given
 
 
-def test_shipped_tasks_and_methods_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_configs_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["--config", "sv_ct", "--config=d3ip", "--methods", "dds", "fbp", "--output", "dds", "--task=sv_ct"]
     task, method = f"{SHIPPED}/task", f"{SHIPPED}/method"
@@ -174,6 +174,8 @@ def test_shipped_tasks_and_methods_are_found_by_name(tmp_path: Path, monkeypatch
         "--config", f"{task}/sv_ct.yaml", f"--config={method}/d3ip.yaml", "--methods", f"{method}/dds.yaml",
         f"{method}/fbp.yaml", *given[6:],
     ]  # fmt: skip
+    assert find_configs(["--config", "fast"]) == ["--config", f"{SHIPPED}/sampler/fast.yaml"]
+    assert find_configs(["--config", "dps"]) == ["--config", f"{method}/dps.yaml"]  # not the sampler
     assert find_configs(["--config", "none"]) == ["--config", "none"]
     (tmp_path / "sv_ct").touch()
     assert find_configs(given[:2]) == given[:2]

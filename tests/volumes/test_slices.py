@@ -163,6 +163,7 @@ def test_the_window_becomes_zero_to_one():
         ((float("nan"), 1), "below"),
         ((50, 60), "constant inside"),
         ((-9, -8), "constant inside"),
+        ((-1000, 1000), r"values 0\.0 \.\. 9\.0, less than 1 % of data.window \(-1000, 1000\)"),
     ],
 )
 def test_windows_in_which_nothing_is_to_be_seen(window, message):
