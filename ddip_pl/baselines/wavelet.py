@@ -109,7 +109,7 @@ class L1Wavelet(Baseline):
         iterations: number.
     """
 
-    def __init__(self, strength: Positive = 0.1, iterations: PositiveInt = 200):
+    def __init__(self, strength: Positive = 0.05, iterations: PositiveInt = 400):
         super().__init__(iterations)
         self.strength = strength
 
