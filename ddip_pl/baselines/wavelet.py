@@ -83,8 +83,13 @@ class Wavelet:
     def shrink(self, x: Tensor, threshold: float, first: int = 0) -> Tensor:
         """Proximal operator of `threshold sum |details|` for images `(slices, channels, height, width)`.
 
-        Details are those of the images and of the differences of slices, of which only pairs are compared (`across_slices`).
-        The modulus is over channels: in complex images, magnitudes shrink and phases stay.
+        Details are those of the average of two slices, and the whole of their difference (`across_slices`). The modulus
+        is over channels: in complex images, magnitudes shrink and phases stay.
+
+        Args:
+            x: the images.
+            threshold: by which the modulus of each detail shrinks.
+            first: slice with which the first pair begins.
         """
         x, differences = across_slices(x, first)
         coefficients = self.analyse(x)
@@ -101,8 +106,8 @@ class Wavelet:
 class L1Wavelet(Baseline):
     """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, with 3D Haar wavelets `W`: one level across slices.
 
-    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets. Which slices make a pair
-    is random too; taking turns was 0.6 dB worse in CT.
+    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets. In each iteration, slices
+    are paired at random with the one before or after them.
 
     Args:
         strength: weight of the wavelet coefficients, in units of `sigma_y`.
