@@ -106,8 +106,8 @@ class Wavelet:
 class L1Wavelet(Baseline):
     """`min_x 1/2 ||A x - y||^2 + strength sum |details of W x|`, with 3D Haar wavelets `W`: one level across slices.
 
-    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets. In each iteration, slices
-    are paired at random with the one before or after them.
+    Solved by `spinning_fista`, with shifts that reach every position of the coarsest wavelets. In each iteration,
+    slices are paired at random with the one before or after.
 
     Args:
         strength: weight of the wavelet coefficients, in units of `sigma_y`.
