@@ -19,7 +19,7 @@ def spinning_fista(
     Before each proximal step the images are shifted at random, cyclically, and afterwards shifted back. So no pixel is
     always at the border of the same block or wavelet, whose artefacts would otherwise stay (as in Figueiredo & Nowak
     2003). The images never settle completely, as the problem changes with the shift. For the same reason the momentum
-    is never reset (as in O'Donoghue & Candes 2015), which would cost 1 dB in CT. The shifts are always the same.
+    is never reset, as O'Donoghue & Candes (2015) do: that costs 1 dB in CT. The shifts are always the same.
 
     Args:
         measurement: what is reconstructed.

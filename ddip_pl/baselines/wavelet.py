@@ -83,8 +83,8 @@ class Wavelet:
     def shrink(self, x: Tensor, threshold: float, first: int = 0) -> Tensor:
         """Proximal operator of `threshold sum |details|` for images `(slices, channels, height, width)`.
 
-        Details are those of the average of two slices, and the whole of their difference (`across_slices`). The modulus
-        is over channels: in complex images, magnitudes shrink and phases stay.
+        All coefficients of a difference of slices (`across_slices`) are details; of the other images, all but the
+        coarsest averages. The modulus is over channels: in complex images, magnitudes shrink and phases stay.
 
         Args:
             x: the images.
@@ -96,9 +96,9 @@ class Wavelet:
         modulus = torch.linalg.vector_norm(coefficients, dim=1, keepdim=True)
         factor = (1 - threshold / modulus.clamp(min=1e-12)).clamp(min=0)
         height, width = self.coarsest
-        of_differences = factor[differences].clone()
-        factor[..., :height, :width] = 1
-        factor[differences] = of_differences
+        others = torch.ones(len(x), dtype=torch.bool)
+        others[differences] = False
+        factor[others, :, :height, :width] = 1
         return across_slices(self.synthesise(coefficients * factor), first)[0]
 
 
